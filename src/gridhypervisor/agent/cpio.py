@@ -1,0 +1,34 @@
+"""A newc cpio archive in memory: what the kernel unpacks as its first root. Nothing of it depends on the machine."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+
+def guest_archive(folder: Path) -> bytes:
+    """Every file of `folder` as `/ghv/NAME` without its suffix, executable, and `/init` pointing at `/ghv/init`.
+
+    The same files give the same bytes: inodes are counted, times and owners are 0.
+
+    Raises:
+        FileNotFoundError: there is no `init.sh` in `folder`.
+    """
+    if not (folder / "init.sh").is_file():
+        raise FileNotFoundError(f"pack the guest's agent: no {folder / 'init.sh'}; the installation is incomplete")
+    out = bytearray(_member(1, "ghv", stat.S_IFDIR | 0o755))
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    number = 2
+    for number, path in enumerate(files, number):
+        out += _member(number, f"ghv/{path.stem}", stat.S_IFREG | 0o755, path.read_bytes())
+    out += _member(number + 1, "init", stat.S_IFLNK | 0o777, b"ghv/init")
+    out += _member(0, "TRAILER!!!", 0)
+    return bytes(out) + bytes(-len(out) % 512)  # the kernel wants the next archive on a multiple of 4
+
+
+def _member(inode: int, name: str, mode: int, data: bytes = b"") -> bytes:
+    links = 2 if stat.S_ISDIR(mode) else 1
+    numbers = (inode, mode, 0, 0, links, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+    head = b"070701" + b"".join(b"%08x" % number for number in numbers) + name.encode() + b"\0"
+    head += bytes(-len(head) % 4)
+    return head + data + bytes(-len(data) % 4)

@@ -1,0 +1,157 @@
+#!/run/ghv/busybox sh
+# The guest's agent, its first process: obeys the pilot's lines on ghv.ctl, and stays able to whatever the program does.
+#
+# Lines in:  STAGE · RUN MARKER · STOP SECONDS · PACK · PING N · POWEROFF
+# Lines out: READY UPTIME · STAGED · EXIT CODE CPU_USEC OOM_KILLS FREE_BYTES · NOOUTPUT INDEX · PACKED ·
+#            PACKFAIL WHY · PONG N FREE_BYTES · CANNOT WHY
+# What the program is comes on the scratch disk, as the file that init left open on descriptor 7 (written by the pilot,
+# every word quoted): it sets $user, $group_of, $folder, $path and defines program and outputs, which call start and pack.
+# The program's streams go through pipes, so that their end is seen; MARKER on each port says that all has been sent.
+# It runs in a control group of its own: there it can be signalled whole, its CPU time is known, and when it eats all
+# the memory it is the one that is killed.
+network=$1
+job=/sys/fs/cgroup/job
+pipes=/run/ghv
+
+for port in /sys/class/virtio-ports/*; do
+    read -r name <"$port/name"
+    case $name in
+    ghv.ctl) exec 3<>"/dev/${port##*/}" ;;
+    ghv.out) exec 5>"/dev/${port##*/}" ;;
+    ghv.err) exec 6>"/dev/${port##*/}" ;;
+    esac
+done
+
+say() { echo "$*" >&3; }
+
+free_bytes() { # of /scratch, in $free; nothing when the guest cannot even fork
+    set -- $(stat -f -c '%a %S' /scratch)
+    free=$((${1:-0} * ${2:-0}))
+}
+
+stage() {
+    ifconfig lo 127.0.0.1 up
+    hostname guest
+    if [ -n "$network" ]; then
+        ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up && route add default gw 10.0.2.2
+        rm -f /etc/resolv.conf
+        echo 'nameserver 10.0.2.3' >/etc/resolv.conf
+    fi
+    mount -t devpts devpts /dev/pts
+    mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    echo +memory >/sys/fs/cgroup/cgroup.subtree_control
+    mkdir $job
+    read -r _ total _ </proc/meminfo # KiB; some is kept for the kernel and for us
+    echo $(((total - total / 64 - 16384) * 1024)) >$job/memory.max
+    mkfifo -m 666 $pipes/out $pipes/err
+    if ! chown -R "$user:" "$folder"; then
+        say "CANNOT give the job's folder to the image's user $user: is it in the image's /etc/passwd?"
+        return
+    fi
+    say STAGED
+}
+
+# Runs as the user, in a shell of its own. The file is looked for here because this shell would prefer its own
+# applets to the image's programs.
+launch='
+case $1 in
+*/*) file=$1 ;;
+*)
+    IFS=:
+    for folder in $PATH; do [ -f "$folder/$1" ] && [ -x "$folder/$1" ] && file=$folder/$1 && break; done
+    unset IFS folder
+    [ -n "$file" ] || { echo "ghv: $1: no such program in the guest; PATH is $PATH" >&2; exit 127; }
+    ;;
+esac
+shift
+SHELL=/bin/sh
+exec "$file" "$@"'
+
+start() { # COMMAND ARGS…; never returns
+    cd "$folder" || exit 126
+    export PATH="$path"
+    if [ "$user" = root ]; then
+        export HOME=/root USER=root LOGNAME=root
+        exec /run/ghv/busybox sh -c "$launch" sh "$@"
+    fi
+    exec /run/ghv/busybox su -s /run/ghv/sh "$user" -c "$launch" sh "$@"
+}
+
+run() {
+    cat <$pipes/out >&5 3>&- 6>&- 7<&- &
+    streams=$!
+    cat <$pipes/err >&6 3>&- 5>&- 7<&- &
+    streams="$streams $!"
+    (
+        echo 0 >$job/cgroup.procs
+        echo 0 >/proc/self/oom_score_adj
+        exec 3>&- 5>&- 6>&- 7<&-
+        program
+    ) </dev/null >$pipes/out 2>$pipes/err
+    code=$?
+    echo 1 >$job/cgroup.kill # what it left behind in the background; also lets the pipes end
+    wait $streams
+    printf %s "$1" >&5
+    printf %s "$1" >&6
+    read -r _ cpu <$job/cpu.stat
+    while read -r event count; do [ "$event" = oom_kill ] && oom=$count; done <$job/memory.events
+    free_bytes
+    say "EXIT $code $cpu ${oom:-0} $free"
+}
+
+stop() {
+    while read -r process; do kill -TERM "$process"; done <$job/cgroup.procs 2>/dev/null
+    (
+        sleep "$1"
+        echo 1 >$job/cgroup.kill
+    ) 3>&- 5>&- 6>&- &
+}
+
+pack() { # PATTERNS…
+    cd "$folder" || return
+    IFS=''
+    number=0
+    : >$pipes/list
+    for pattern; do
+        found=''
+        for name in $pattern; do # IFS is empty: globbing, no splitting
+            if [ -e "$name" ] || [ -L "$name" ]; then
+                found=1
+                printf './%s\n' "$name"
+            fi
+        done >>$pipes/list
+        [ -n "$found" ] || say "NOOUTPUT $number"
+        number=$((number + 1))
+    done
+    unset IFS
+    if [ -s $pipes/list ]; then
+        for block in /sys/block/vd*; do
+            read -r serial <"$block/serial"
+            [ "$serial" = out ] && device=/dev/${block##*/}
+        done
+        if ! tar -cf "$device" -T $pipes/list 2>$pipes/why; then
+            read -r why <$pipes/why
+            say "PACKFAIL $why"
+            return
+        fi
+    fi
+    say PACKED
+}
+
+echo -1000 >/proc/self/oom_score_adj
+. /proc/self/fd/7
+read -r up _ </proc/uptime
+say "READY $up"
+while :; do
+    # End of file means that nobody is connected at the moment.
+    read -r verb word <&3 || { usleep 100000; continue; }
+    case $verb in
+    STAGE) stage 2>/dev/console ;;
+    RUN) run "$word" 2>/dev/console & ;;
+    STOP) stop "$word" ;;
+    PACK) (outputs) 2>/dev/console & ;;
+    PING) free_bytes; say "PONG $word $free" ;;
+    POWEROFF) poweroff -n -f ;;
+    esac
+done

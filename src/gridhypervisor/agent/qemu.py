@@ -1,0 +1,138 @@
+"""QEMU behind the `Hypervisor` Protocol: its command line (a pure function), its monitor, its version.
+
+Starts only QEMU's own `--version`; the machine is started by the watchdog. What the flags are for is said beside them;
+figures are from Debian 12's QEMU 7.2 under emulation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gridhypervisor.agent import kvmproof
+from gridhypervisor.agent.ending import Ending
+from gridhypervisor.agent.hypervisor import CHANNELS, Capabilities, Command, Descriptors, Machine
+from gridhypervisor.agent.world import World
+from gridhypervisor.model.wire import Acceleration, HypervisorUsed, Reason
+
+PROGRAM = "qemu-system-x86_64"
+
+CMDLINE = (
+    # A panic must end QEMU (with -no-reboot) and leave its words on the console; nothing else is worth the time.
+    "console=ttyS0 quiet panic=-1 "
+    # Nobody uses these; each costs boot time under emulation.
+    "audit=0 nowatchdog 8250.nr_uarts=1"
+)
+"""The kernel's command line that every guest of QEMU gets."""
+
+
+def arguments(machine: Machine, acceleration: Acceleration, descriptors: Descriptors) -> list[str]:
+    """QEMU's words for a machine: no configuration, no default device, no display, no TCP port."""
+    out = ["-name", _escape(machine.name), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    out += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+    out += ["-machine", "q35,sata=off,smbus=off,usb=off,vmport=off,i8042=off,hpet=off"]
+    if acceleration is Acceleration.KVM:
+        out += ["-accel", "kvm", "-cpu", "host"]
+    else:
+        # Debian's kernel boots as fast on `max` as on `qemu64`, and programs built for newer processors run too.
+        out += ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    out += ["-smp", str(machine.cpus), "-m", f"{machine.memory >> 20}M"]
+    out += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd)]
+    out += ["-append", f"{CMDLINE} {machine.cmdline}".rstrip()]
+    out += ["-device", "virtio-rng-pci"]
+    for disk in machine.disks:
+        out += _disk(disk.serial, str(disk.path), disk.format, readonly=disk.readonly)
+    out += ["-chardev", f"socket,id=monitor,fd={descriptors.monitor}", "-mon", "chardev=monitor,mode=control"]
+    out += ["-chardev", f"socket,id=console,fd={descriptors.console}", "-serial", "chardev:console"]
+    out += ["-device", "virtio-serial-pci"]
+    for number, (name, descriptor) in enumerate(zip(CHANNELS, descriptors.channels, strict=True), start=1):
+        out += ["-chardev", f"socket,id={name},fd={descriptor}"]
+        out += ["-device", f"virtserialport,nr={number},name=ghv.{name},chardev={name}"]
+    if machine.network != "none":
+        # Without restrict=on, root in the guest reaches this node's loopback and the site as the user.
+        restrict = "off" if machine.network == "outbound" else "on"
+        out += ["-netdev", f"user,id=net,restrict={restrict}", "-device", "virtio-net-pci,netdev=net,romfile="]
+    return out
+
+
+def _disk(serial: str, path: str, form: str, *, readonly: bool) -> list[str]:
+    node: dict[str, Any] = {"driver": form, "node-name": serial, "read-only": readonly, "discard": "unmap"}
+    node["file"] = {"driver": "file", "filename": path, "read-only": readonly, "discard": "unmap"}
+    if not readonly:
+        # A VM's own disks are thrown away with it: what a power cut would lose, nobody would read.
+        node["cache"] = node["file"]["cache"] = {"no-flush": True}
+    return ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
+
+
+def _escape(value: str) -> str:
+    return value.replace(",", ",,")
+
+
+class Qmp:
+    """QEMU's monitor protocol, as far as a pilot needs it. Sans-I/O."""
+
+    _EVENTS = {"GUEST_PANICKED": "panic"}
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def greet(self) -> bytes:
+        """Commands are accepted after this one; QEMU reads it when it is ready."""
+        return b'{"execute":"qmp_capabilities"}\n'
+
+    def feed(self, data: bytes) -> list[str]:
+        """Bytes from QEMU in; events out: `shutdown`, `reset`, `panic`. What is no JSON object is passed over."""
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        out = []
+        for line in lines:
+            try:
+                message = json.loads(line)
+                event = message.get("event")
+            except (ValueError, AttributeError):
+                continue
+            if event == "SHUTDOWN":
+                out.append("reset" if message.get("data", {}).get("reason") == "guest-reset" else "shutdown")
+            elif event in self._EVENTS:
+                out.append(self._EVENTS[event])
+        return out
+
+    def quit(self) -> bytes:
+        return b'{"execute":"quit"}\n'
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """The bundle's QEMU."""
+
+    world: World
+    capabilities: Capabilities = Capabilities(smp=True, network=True, whole_disks=True)
+
+    def choose(self, wanted: str, memory_of_proof: Path) -> HypervisorUsed:
+        """KVM where a guest of a few bytes ran under it, else the emulator; see `kvmproof`."""
+        proof = kvmproof.remembered(self._words(), self.world.environment(), memory_of_proof)
+        if not proof.version:
+            raise Ending(Reason.HYPERVISOR, f"start {PROGRAM}: {proof.why}", "run `ghv site check` on this site")
+        if wanted == Acceleration.TCG:
+            return HypervisorUsed("qemu", proof.version, Acceleration.TCG, "the job asks for tcg")
+        if proof.kvm:
+            return HypervisorUsed("qemu", proof.version, Acceleration.KVM, proof.why)
+        if wanted == Acceleration.KVM:
+            raise Ending(
+                Reason.HYPERVISOR,
+                f"run the guest under KVM, as the job asks: {proof.why}",
+                "ask for acceleration auto, or for a site whose nodes have KVM",
+            )
+        return HypervisorUsed("qemu", proof.version, Acceleration.TCG, proof.why)
+
+    def command(self, machine: Machine, acceleration: Acceleration, descriptors: Descriptors) -> Command:
+        words = [*self._words(), *arguments(machine, acceleration, descriptors)]
+        return Command(tuple(words), {"PATH": "/usr/bin:/bin", **self.world.environment()})
+
+    def monitor(self) -> Qmp:
+        return Qmp()
+
+    def _words(self) -> Sequence[str]:
+        return [*self.world.argv(PROGRAM), *self.world.firmware()]

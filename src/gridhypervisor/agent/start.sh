@@ -1,0 +1,103 @@
+# The entry of the bundle: sh start ROLE [--scratch DIR] ARGUMENTS…
+#
+# Unpacks the world once per node into SCRATCH/ghv-UID/world-DIGEST, verified, and becomes ROLE on the world's own
+# Python. It needs a POSIX shell and nothing else: every tool is the bundle's busybox, PATH is not used.
+# Exit codes of its own, each with one line on stderr: 64 usage, 73 scratch cannot be written or is full,
+# 77 scratch is not ours, 78 the bundle is damaged or incomplete, 126 programs may not be started there.
+set -u
+umask 077
+
+die() {
+    code=$1
+    shift
+    printf 'start: %s\n' "$*" >&2
+    exit "$code"
+}
+
+# Where we are, without dirname and readlink.
+case $0 in
+    */*) here=${0%/*} ;;
+    *) here=. ;;
+esac
+here=$(cd -- "${here:-/}" && pwd -P) || die 78 "cannot enter the bundle's folder ${here}"
+digest=${here##*/}
+busybox=$here/busybox
+
+[ $# -gt 0 ] || die 64 "no role; usage: sh start relay|pilot|forkq [--scratch DIR] ARGUMENTS"
+role=$1
+shift
+base=${TMPDIR:-/tmp}
+
+# Take --scratch DIR out of the arguments, wherever it stands, and leave the others as they are.
+left=$#
+while [ "$left" -gt 0 ]; do
+    word=$1
+    shift
+    left=$((left - 1))
+    if [ "$word" = --scratch ] && [ "$left" -gt 0 ]; then
+        base=$1
+        shift
+        left=$((left - 1))
+    else
+        set -- "$@" "$word"
+    fi
+done
+
+[ -f "$busybox" ] || die 78 "the bundle $here holds no busybox; upload it again"
+"$busybox" true 2>/dev/null || die 126 "programs may not be started in $here (mounted noexec, or another architecture); choose another workdir"
+uid=$("$busybox" id -u)
+
+# A folder that only we can enter. In /tmp anybody may have made one of that name before us, or a link: refuse those.
+[ -d "$base" ] || die 73 "scratch $base is not a folder; configure a scratch that exists on this node"
+scratch=$base/ghv-$uid
+[ -d "$scratch" ] || "$busybox" mkdir -m 0700 -- "$scratch" 2>/dev/null || [ -d "$scratch" ] ||
+    die 73 "cannot make $scratch; scratch must be writable: configure another"
+case $("$busybox" stat -c '%u %a %F' -- "$scratch") in
+    "$uid 700 directory") ;;
+    *) die 77 "$scratch is not a folder of mode 0700 that user $uid owns; remove it, or configure another scratch" ;;
+esac
+
+world=$scratch/world-$digest
+
+# Cleaners of /tmp remove single files: believe a world only with all that this script can name cheaply.
+whole() {
+    [ -e "$world/unpacked" ] && [ -e "$world/ld.so" ] && [ -e "$world/so/libc.so.6" ] && [ -e "$world/guest.cpio" ] &&
+        [ -e "$world/bin/python3.11" ] && [ -e "$world/bin/qemu-system-x86_64" ] && [ -e "$world/bin/mke2fs" ] &&
+        [ -e "$world/lib/python3.11/os.pyc" ] && [ -e "$world/lib/python3.11/gridhypervisor/agent/main.pyc" ]
+}
+
+unpack() {
+    sum=$("$busybox" sha256sum <"$here/SUMS") || die 78 "cannot read $here/SUMS; upload the bundle again"
+    [ "${sum%% *}" = "$digest" ] || die 78 "$here/SUMS is not what the folder's name says; upload the bundle again"
+    bad=$(cd -- "$here" && "$busybox" sha256sum -c SUMS 2>&1) ||
+        die 78 "the bundle $here is damaged: $(printf '%s\n' "$bad" | "$busybox" grep -v ': OK$' | "$busybox" head -n 1); upload it again"
+    # What dead starts and old bundles left. A world in use is touched at each start.
+    "$busybox" find "$scratch" -maxdepth 1 -name 'unpack.*' -mmin +60 -exec "$busybox" rm -rf {} + 2>/dev/null
+    "$busybox" find "$scratch" -maxdepth 1 -name 'world-*' -mtime +60 -exec "$busybox" rm -rf {} + 2>/dev/null
+    new=$("$busybox" mktemp -d "$scratch/unpack.XXXXXX") || die 73 "cannot write to $scratch; free space, or configure another scratch"
+    trap '"$busybox" rm -rf "$new"' EXIT
+    trap 'exit 143' TERM INT HUP
+    # A pipe reports only its last command: the marker is packed last, so that a cut stream is seen too.
+    "$here/zstd/ld.so" --library-path "$here/zstd" "$here/zstd/zstd" -dc "$here/world.tar.zst" |
+        "$busybox" tar -x -C "$new" 2>"$new/.errors" &&
+        "$busybox" tar -x -C "$new/lib/python3.11" -f "$here/agent.tar" 2>>"$new/.errors" &&
+        "$busybox" cp "$here/guest.cpio" "$new/guest.cpio" 2>>"$new/.errors" && [ -e "$new/unpacked" ] ||
+        die 73 "cannot unpack into $scratch: $("$busybox" head -n 1 "$new/.errors"); free space, or configure another scratch"
+    "$busybox" rm -f "$new/.errors"
+    "$new/ld.so" --version >/dev/null 2>&1 || die 126 "programs may not be started in $scratch (mounted noexec?); configure another scratch"
+    # Two starts may race: rename refuses to replace a folder that holds something, and the first one stands.
+    [ ! -e "$world" ] || whole || "$busybox" mv -T "$world" "$new/damaged" 2>/dev/null
+    "$busybox" mv -T "$new" "$world" 2>/dev/null
+    whole || die 73 "cannot move the unpacked bundle to $world; look at what is there"
+    [ ! -e "$world/damaged" ] || "$busybox" rm -rf "$world/damaged"
+    "$busybox" rm -rf "$new"
+    trap - EXIT TERM INT HUP
+}
+
+whole || unpack
+"$busybox" touch -c "$world"
+GHV_WORLD=$world GHV_BUNDLE=$here GHV_SCRATCH=$base
+export GHV_WORLD GHV_BUNDLE GHV_SCRATCH
+exec "$world/ld.so" --library-path "$world/so" "$world/bin/python3.11" -I -S -B -X utf8 \
+    -m gridhypervisor.agent.main "$role" "$@"
+die 126 "cannot start $world/ld.so; configure another scratch"

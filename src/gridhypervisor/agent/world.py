@@ -1,0 +1,78 @@
+"""Where the programs that travel are: argv prefixes, firmware and the guest's archive.
+
+`start.sh` unpacks the bundle's world and says in `GHV_WORLD` where. Nothing in it relies on the machine's loader or
+libraries, so every program is started through the world's own `ld.so`. This module finds; it starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSTEM = "system"
+"""The value of `GHV_WORLD` that means this machine's own programs: for development and tests, never at a site."""
+
+_SYSTEM_FOLDERS = ("/usr/local/bin", "/usr/bin", "/usr/sbin", "/bin", "/sbin")
+
+
+class WorldError(RuntimeError):
+    """A program that travels is not where it should be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A root of our own without chroot. `root` is None for this machine's own programs."""
+
+    root: Path | None
+    guest: Path | None = None  # guest.cpio; where None it is packed from the source tree's agent/guest
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """The world that `start.sh` unpacked, or the system's where `GHV_WORLD=system` asks for it.
+
+        Raises:
+            WorldError: `GHV_WORLD` is not set, or there is no world where it points.
+        """
+        where = os.environ.get("GHV_WORLD", "")
+        if where == SYSTEM:
+            return cls(None)
+        if not where:
+            raise WorldError("find the bundle's programs: GHV_WORLD is not set; start this role by `sh BUNDLE/start`")
+        root = Path(where)
+        if not (root / "ld.so").is_file():
+            raise WorldError(f"find the bundle's programs: no {root}/ld.so; remove {root}, it is unpacked anew")
+        return cls(root, root / "guest.cpio")
+
+    def argv(self, program: str) -> list[str]:
+        """The words that start `program` (`qemu-system-x86_64`, `qemu-img`, `mke2fs`, `zstd`); append its arguments.
+
+        Raises:
+            WorldError: it is not there.
+        """
+        if self.root is None:
+            found = shutil.which(program, path=os.pathsep.join(_SYSTEM_FOLDERS))
+            if found is None:
+                raise WorldError(f"find {program} on this machine: not installed, and GHV_WORLD=system asks for it")
+            return [found]
+        path = self.root / "bin" / program
+        if not path.is_file():
+            raise WorldError(f"find {program}: no {path}; remove {self.root}, it is unpacked anew")
+        return [str(self.root / "ld.so"), "--library-path", str(self.root / "so"), "--argv0", program, str(path)]
+
+    def environment(self) -> dict[str, str]:
+        """What must be added to the environment of QEMU."""
+        return {} if self.root is None else {"QEMU_MODULE_DIR": str(self.root / "qemu")}
+
+    def firmware(self) -> list[str]:
+        """QEMU's words for where its firmware is; empty where its own default holds."""
+        return [] if self.root is None else ["-L", str(self.root / "firmware")]
+
+    def guest_archive(self) -> bytes:
+        """The newc cpio archive with the guest's init and agent, ready to be appended to an image's initrd."""
+        if self.guest is not None:
+            return self.guest.read_bytes()
+        from gridhypervisor.agent import cpio
+
+        return cpio.guest_archive(Path(__file__).parent / "guest")

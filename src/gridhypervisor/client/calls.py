@@ -1,0 +1,290 @@
+"""What can be asked of the service, once, for both clients: the requests as values, and how to read the answers.
+
+No I/O. A `Call` is one request and answer; a `Feed` is a stream of lines that knows how to go on after a break.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from gridhypervisor.model.views import (
+    EventView,
+    Explanation,
+    FollowItem,
+    FollowKind,
+    ImageBuildRequest,
+    ImageImportRequest,
+    ImageView,
+    JobDetail,
+    JobRequest,
+    JobView,
+    Operation,
+    OperationItem,
+    Problem,
+    ServiceError,
+    ServiceView,
+    SiteRequest,
+    SiteView,
+)
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request. `repeatable`: sent twice, it has the effect of once, so a lost answer is answered by asking again."""
+
+    method: str
+    path: str
+    result: type[T]
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    repeatable: bool = True
+
+    @property
+    def all_headers(self) -> dict[str, str]:
+        return dict(self.headers) | ({"Content-Type": "application/json"} if self.body else {})
+
+    def read(self, status: int, body: bytes) -> T:
+        """The answer as a record.
+
+        Raises:
+            ServiceError: the service said no, or something that this client cannot read.
+        """
+        if status >= 400:
+            raise refusal(f"{self.method} {self.path}", status, body)
+        if self.result is bytes:
+            return body  # type: ignore[return-value]
+        try:
+            return msgspec.json.decode(body or b"null", type=self.result)
+        except msgspec.MsgspecError as error:
+            raise unreadable(f"{self.method} {self.path}", error) from error
+
+
+def refusal(title: str, status: int, body: bytes) -> ServiceError:
+    """The error that an answer with a status of 400 or more stands for."""
+    try:
+        return ServiceError(msgspec.json.decode(body, type=Problem))
+    except msgspec.MsgspecError:
+        detail = f"the service answered {status}: {body[:200].decode(errors='replace')}"
+        return ServiceError(Problem(title, status, "internal", detail))
+
+
+def unreadable(title: str, error: Exception) -> ServiceError:
+    hint = "The service may be of another version than this client: ghv service stop, then try again."
+    return ServiceError(Problem(title, 502, "internal", f"the service's answer cannot be read: {error}", hint))
+
+
+def gone(socket: str, why: str, hint: str) -> ServiceError:
+    """The service does not answer at its socket."""
+    return ServiceError(Problem(f"reach the service at {socket}", 503, "unavailable", why, hint))
+
+
+def _path(*parts: str, **query: Any) -> str:
+    path = "/v1/" + "/".join(quote(part, safe="") for part in parts)
+    given = {key: value for key, value in query.items() if value not in ("", None, ())}
+    return f"{path}?{urlencode(given, doseq=True)}" if given else path
+
+
+def submit(request: JobRequest, key: str = "") -> Call[JobView]:
+    """`key`: the idempotency key; a second request with it returns the first one's job. Default: a new one."""
+    headers = (("Idempotency-Key", key or uuid.uuid4().hex),)
+    return Call("POST", _path("jobs"), JobView, msgspec.json.encode(request), headers)
+
+
+def jobs(states: Sequence[str], before: str, limit: int) -> Call[tuple[JobView, ...]]:
+    return Call("GET", _path("jobs", state=tuple(states), before=before, limit=limit), tuple[JobView, ...])
+
+
+def job(job: str) -> Call[JobDetail]:
+    return Call("GET", _path("jobs", job), JobDetail)
+
+
+def cancel(job: str) -> Call[JobView]:
+    return Call("POST", _path("jobs", job, "cancel"), JobView)
+
+
+def recover(job: str) -> Call[JobView]:
+    return Call("POST", _path("jobs", job, "recover"), JobView)
+
+
+def delete(job: str) -> Call[None]:
+    return Call("DELETE", _path("jobs", job), type(None))
+
+
+def explain(job: str) -> Call[Explanation]:
+    return Call("GET", _path("jobs", job, "explain"), Explanation)
+
+
+def log(job: str, stream: str, offset: int, limit: int) -> Call[bytes]:
+    return Call("GET", _path("jobs", job, "logs", stream=stream, offset=offset, limit=limit), bytes)
+
+
+def events(after: int, job: str, limit: int) -> Call[tuple[EventView, ...]]:
+    return Call("GET", _path("events", after=after, job=job, limit=limit), tuple[EventView, ...])
+
+
+def images() -> Call[tuple[ImageView, ...]]:
+    return Call("GET", _path("images"), tuple[ImageView, ...])
+
+
+def image(reference: str) -> Call[ImageView]:
+    return Call("GET", _path("images", reference), ImageView)
+
+
+def build_image(request: ImageBuildRequest) -> Call[Operation]:
+    return Call("POST", _path("images", "build"), Operation, msgspec.json.encode(request), repeatable=False)
+
+
+def import_image(request: ImageImportRequest) -> Call[Operation]:
+    return Call("POST", _path("images", "import"), Operation, msgspec.json.encode(request), repeatable=False)
+
+
+def verify_image(reference: str) -> Call[Operation]:
+    return Call("POST", _path("images", reference, "verify"), Operation)
+
+
+def delete_image(reference: str) -> Call[None]:
+    return Call("DELETE", _path("images", reference), type(None))
+
+
+def sites() -> Call[tuple[SiteView, ...]]:
+    return Call("GET", _path("sites"), tuple[SiteView, ...])
+
+
+def site(name: str) -> Call[SiteView]:
+    return Call("GET", _path("sites", name), SiteView)
+
+
+def add_site(request: SiteRequest) -> Call[SiteView]:
+    return Call("POST", _path("sites"), SiteView, msgspec.json.encode(request), repeatable=False)
+
+
+def remove_site(name: str) -> Call[None]:
+    return Call("DELETE", _path("sites", name), type(None))
+
+
+def check_site(name: str) -> Call[Operation]:
+    return Call("POST", _path("sites", name, "check"), Operation)
+
+
+def status() -> Call[ServiceView]:
+    return Call("GET", _path("service"), ServiceView)
+
+
+def stop() -> Call[None]:
+    return Call("POST", _path("service", "stop"), type(None), repeatable=False)
+
+
+class Feed(Generic[T]):
+    """A stream of lines. `path` says where to go on; `take` reads a line; `ended` when there is no more to come.
+
+    A feed that is not `resumable` cannot be asked for again where it broke off.
+    """
+
+    resumable = True
+
+    def __init__(self, kind: type[T]) -> None:
+        self._decoder = msgspec.json.Decoder(kind)
+        self.ended = False
+
+    @property
+    def path(self) -> str:
+        raise ValueError("a feed has a path")  # pragma: no cover
+
+    def take(self, line: bytes) -> T | None:
+        """What a line says; None: nothing new.
+
+        Raises:
+            ServiceError: the line is the service's last word about a fault.
+        """
+        try:
+            item = self._decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            try:
+                problem = msgspec.json.decode(line, type=Fault).problem
+            except msgspec.MsgspecError:
+                raise unreadable(f"GET {self.path}", error) from error
+            raise ServiceError(problem) from None
+        return self._accept(item)
+
+    def _accept(self, item: T) -> T | None:
+        return item
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """The last line of a stream that the service had to break off."""
+
+    problem: Problem
+
+
+class JobFeed(Feed[FollowItem]):
+    """A job's changes and output. Keeps the offsets, so that across breaks no byte is lost and none comes twice."""
+
+    def __init__(self, job: str, output: bool, stdout: int = 0, stderr: int = 0) -> None:
+        super().__init__(FollowItem)
+        self._job, self._output = job, output
+        self.offsets = {"stdout": stdout, "stderr": stderr}
+
+    @property
+    def path(self) -> str:
+        offsets = self.offsets if self._output else {}
+        return _path("jobs", self._job, "follow", output=str(self._output).lower(), **offsets)
+
+    def _accept(self, item: FollowItem) -> FollowItem | None:
+        self.ended = item.kind is FollowKind.END
+        if item.kind is not FollowKind.OUTPUT:
+            return item
+        have = self.offsets[item.stream]
+        if item.offset > have:
+            detail = f"{item.stream} jumps from byte {have} to byte {item.offset}"
+            hint = f"The whole stream can be read with: ghv logs {self._job}"
+            raise ServiceError(Problem(f"follow job {self._job}", 502, "internal", detail, hint))
+        fresh = item.data[have - item.offset :]
+        self.offsets[item.stream] = have + len(fresh)
+        return dataclasses.replace(item, offset=have, data=fresh) if fresh else None
+
+
+class EventFeed(Feed[EventView]):
+    """Events as they happen, each once, in the order of their sequence."""
+
+    def __init__(self, after: int, job: str) -> None:
+        super().__init__(EventView)
+        self._after, self._job = after, job
+
+    @property
+    def path(self) -> str:
+        return _path("events", watch="true", after=self._after, job=self._job)
+
+    def _accept(self, item: EventView) -> EventView | None:
+        if item.sequence <= self._after:
+            return None
+        self._after = item.sequence
+        return item
+
+
+class OperationFeed(Feed[OperationItem]):
+    """An operation's progress and end. It lives in the service's memory: when that restarts, the operation is over."""
+
+    resumable = False
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(OperationItem)
+        self._operation = operation
+
+    @property
+    def path(self) -> str:
+        return _path("operations", self._operation.id)
+
+    def _accept(self, item: OperationItem) -> OperationItem:
+        if item.kind == "error" and item.problem is not None:
+            raise ServiceError(item.problem)
+        self.ended = item.kind == "done"
+        return item

@@ -1,0 +1,1 @@
+"""The loop observe → plan → commit → act. It carries out what `planning` decides and decides nothing itself."""

@@ -1,0 +1,508 @@
+"""The loop: observe → plan → commit → act.
+
+It keeps the cases of the jobs that are alive, marks dirty what an observation touched, plans what is dirty, commits all
+plans of a pass in one transaction, and only then acts. Wake-ups coalesce while a commit is under way, so the commits
+group themselves under load. It decides nothing: `planning.reconcile` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import ParamSpec, TypeVar
+
+from gridhypervisor.execution.logs import Logs
+from gridhypervisor.execution.ports import Session, Steps, Store
+from gridhypervisor.model.batch import Listing
+from gridhypervisor.model.commit import Commit, JobRecords
+from gridhypervisor.model.records import (
+    ActionKind,
+    Allocation,
+    AllocationState,
+    Event,
+    Job,
+    JobState,
+    PilotJob,
+    Vm,
+    Wish,
+)
+from gridhypervisor.model.wire import EntryView
+from gridhypervisor.planning.reconcile import HOLDS_PLACE, TRANSITIONS, Action, JobPlan, plan
+from gridhypervisor.planning.world import Absent, Case, Observed, Outcome, Policy, Result, Seen, SiteFacts, Unknown
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STEPS: tuple[str, ...] = tuple(
+    sorted(
+        [f"{when}-commit:{before}-{after}" for when in ("before", "after") for before, after in TRANSITIONS]
+        + [f"{when}:{kind}" for when in ("before", "after") for kind in ActionKind]
+    )
+)
+"""Every step at which the controller could die: before and after each commit of a transition and each action."""
+
+
+def no_steps(step: str) -> None:
+    """Nobody wants to know."""
+
+
+class Controller:
+    def __init__(
+        self,
+        store: Store,
+        sessions: Mapping[str, Session],
+        logs: Logs,
+        *,
+        policy: Policy | None = None,
+        clock: Callable[[], float] = time.time,
+        steps: Steps = no_steps,
+    ) -> None:
+        self.store, self.logs, self.policy, self.clock, self.steps = store, logs, policy or Policy(), clock, steps
+        self.sessions = dict(sessions)
+        self.cases: dict[str, Case] = {}
+        self.waiting: dict[str, str] = {}
+        self.last_event = 0
+        self._entries: dict[str, str] = {}  # entry -> job
+        self._attended: dict[str, dict[str, None]] = {}  # site -> entries of which the batch system's word matters
+        self._dirty: dict[str, None] = {}
+        self._pending: dict[str, None] = {}  # jobs without a place, oldest first
+        self._places: dict[str, int] = {}  # site -> allocations that hold a place
+        self._timers: list[tuple[float, str]] = []
+        self._due: dict[str, float] = {}  # job -> the time of its valid timer
+        self._wake = asyncio.Event()
+        self._tasks: dict[tuple[str, ActionKind], asyncio.Task[None]] = {}
+        self._followers: dict[str, set[asyncio.Event]] = {}
+        self._event_watchers: set[asyncio.Event] = set()
+        self._watched: dict[str, int] = {}  # job -> followers of its output
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Take up what the store knows. Call once, before `run`."""
+        for records in await self.in_store(self.store.alive):
+            self.adopt(records)
+
+    async def run(self) -> None:
+        """Until cancelled. A pass costs nothing while nothing is dirty."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._dirty:
+                timer: asyncio.TimerHandle | None = None
+                if self._timers:
+                    delay = max(0.0, self._timers[0][0] - self.clock())
+                    timer = loop.call_later(delay, self._wake.set)
+                await self._wake.wait()
+                if timer is not None:
+                    timer.cancel()
+            self._wake.clear()
+            self._expire()
+            dirty, self._dirty = self._dirty, {}
+            await self._pass(dirty)
+
+    async def close(self) -> None:
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._writer.shutdown()
+
+    async def in_store(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a store call on its one thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, partial(function, *args, **kwargs))
+
+    def add_session(self, site: str, session: Session) -> None:
+        self.sessions[site] = session
+        self.site_changed(site)
+
+    def remove_session(self, site: str) -> None:
+        del self.sessions[site]
+
+    # -- jobs in ---------------------------------------------------------------------------------------------------
+
+    def adopt(self, records: JobRecords) -> None:
+        """Know a job from now on (again): after its creation, at start, or after a commit of it was refused."""
+        job = records.job.id
+        old = self.cases.get(job)
+        case = Case(
+            records.job,
+            records.vm,
+            records.allocations,
+            {p.name: p for p in records.pilot_jobs},
+            old.observed if old is not None else {},
+        )
+        self.cases[job] = case
+        self._index(old, case)
+        self.touch(job)
+
+    async def wish(self, job: str, wish: Wish) -> None:
+        """The user wants it cancelled or deleted. A wish only grows. Returns once it is committed."""
+        order = list(Wish)
+        while True:
+            case = self.cases.get(job)
+            if case is None or order.index(case.job.wish) >= order.index(wish):
+                return
+            changed = replace(case.job, wish=wish, version=case.job.version + 1)
+            if await self._change(case.job, changed, f"the user asked to {wish} it"):
+                return
+
+    async def recover(self, job: str) -> None:
+        """The user mended something: forget how often its actions failed and try them at once."""
+        case = self.cases.get(job)
+        if case is None:
+            return
+        await self._change(case.job, replace(case.job, recover=case.job.recover + 1, version=case.job.version + 1),
+                           "the user asked to recover it")
+        case = self.cases[job]
+        self.cases[job] = replace(
+            case,
+            observed={
+                entry: replace(o, outcomes={k: v for k, v in o.outcomes.items() if v.result is Result.OK})
+                for entry, o in case.observed.items()
+            },
+        )
+        self.touch(job)
+
+    async def _change(self, before: Job, after: Job, message: str) -> bool:
+        event = Event(self.clock(), after.owner, after.project, after.id, "job", after.id, before.state, after.state,
+                      message=message)
+        [accepted] = await self.in_store(self.store.commit, [Commit((after,), (event,))])
+        case = self.cases[after.id]
+        if accepted and case.job == before:
+            self.cases[after.id] = replace(case, job=after)
+        else:
+            await self._reload(after.id)
+        self._announce_events()
+        self.touch(after.id)
+        return accepted
+
+    def touch(self, job: str) -> None:
+        """Something about it changed: plan it, and tell who follows it."""
+        if job in self.cases:
+            self._dirty[job] = None
+            self._wake.set()
+        self.announce(job)
+
+    # -- observations (the sessions' Listener) ---------------------------------------------------------------------
+
+    def site_changed(self, site: str) -> None:
+        for job, case in list(self.cases.items()):
+            if any(a.site == site and a.state is not AllocationState.CLEANED for a in case.allocations):
+                self.touch(job)
+        self._offer_places(site)
+
+    def entry_seen(self, site: str, view: EntryView, at: float) -> None:
+        job = self._entries.get(view.entry)
+        if job is None:
+            return
+        before = self._observed(job, view.entry)
+        old = before.view
+        if old is not None:
+            # Looks through a network file system may be stale: what was once seen stays seen.
+            status = view.status
+            if old.status is not None and (status is None or status.sequence < old.status.sequence):
+                status = old.status
+            view = EntryView(view.entry, view.owner or old.owner, status, view.exit or old.exit)
+        self._observe(job, view.entry, replace(before, view=view, view_at=at))
+        # A beat alone decides nothing; it is shown to who follows, and matters to a pending verdict on silence.
+        if old is None or view.owner != old.owner or view.exit != old.exit or isinstance(before.batch, Absent):
+            self.touch(job)
+        else:
+            self.announce(job)
+
+    def listed(self, site: str, listing: Listing) -> None:
+        for entry in list(self._attended.get(site, ())):
+            job = self._entries[entry]
+            before = self._observed(job, entry)
+            found = listing.jobs.get(entry)
+            now: Seen | Absent
+            if found is not None:
+                now = Seen(found, listing.as_of)
+            elif isinstance(before.batch, Absent):
+                now = Absent(before.batch.first, listing.as_of, before.batch.times + 1)
+            else:
+                now = Absent(listing.as_of, listing.as_of, 1)
+            self._observe(job, entry, replace(before, batch=now))
+            same = isinstance(now, Seen) and isinstance(before.batch, Seen) and now.job == before.batch.job
+            if not same:
+                self.touch(job)
+
+    def silent(self, site: str, why: str) -> None:
+        for entry in list(self._attended.get(site, ())):
+            job = self._entries[entry]
+            self._observe(job, entry, replace(self._observed(job, entry), batch=Unknown(why)))
+        self.site_changed(site)
+
+    def output(self, site: str, entry: str, stream: str, offset: int, data: bytes) -> None:
+        job = self._entries.get(entry)
+        if job is None:
+            return
+        epoch = next(a.epoch for a in self.cases[job].allocations if a.pilot_job == entry)
+        self.logs.write(job, epoch, stream, offset, data)
+        self.announce(job)
+
+    # -- followers -------------------------------------------------------------------------------------------------
+
+    def announce(self, job: str) -> None:
+        for event in self._followers.get(job, ()):
+            event.set()
+
+    def follow(self, job: str, event: asyncio.Event, *, output: bool) -> None:
+        self._followers.setdefault(job, set()).add(event)
+        if output:
+            self._watched[job] = self._watched.get(job, 0) + 1
+            self._watch_output(job)
+
+    def unfollow(self, job: str, event: asyncio.Event, *, output: bool) -> None:
+        self._followers.get(job, set()).discard(event)
+        if not self._followers.get(job):
+            self._followers.pop(job, None)
+        if output:
+            self._watched[job] -= 1
+            if not self._watched[job]:
+                del self._watched[job]
+                self._watch_output(job)
+
+    def watch_events(self, event: asyncio.Event) -> None:
+        self._event_watchers.add(event)
+
+    def unwatch_events(self, event: asyncio.Event) -> None:
+        self._event_watchers.discard(event)
+
+    def _announce_events(self) -> None:
+        for event in self._event_watchers:
+            event.set()
+
+    def _watch_output(self, job: str) -> None:
+        case = self.cases.get(job)
+        if case is None:
+            return
+        for a in case.allocations:
+            session = self.sessions.get(a.site)
+            if session is None:
+                continue
+            if a.state is AllocationState.RUNNING and job in self._watched:
+                session.watch(
+                    a.pilot_job, {s: self.logs.size(job, a.epoch, s) for s in ("stdout", "stderr")}
+                )
+            else:
+                session.watch(a.pilot_job, None)
+
+    # -- plan, commit, act -----------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, SiteFacts]:
+        return {
+            name: replace(session.facts, alive=self._places.get(name, 0)) for name, session in self.sessions.items()
+        }
+
+    async def _pass(self, dirty: Iterable[str]) -> None:
+        sites = self.facts()
+        plans: list[tuple[str, JobPlan]] = []
+        now = self.clock()
+        for job in dirty:
+            case = self.cases.get(job)
+            if case is None:
+                continue
+            step = plan(case, sites, self.policy, now, self.store.installation)
+            for record in step.records:
+                if isinstance(record, Allocation) and record.version == 1:
+                    facts = sites[record.site]
+                    sites[record.site] = replace(facts, alive=facts.alive + 1)
+            plans.append((job, step))
+        writing = [(job, step) for job, step in plans if step.records]
+        verdicts: dict[str, bool] = {}
+        if writing:
+            self._steps("before-commit", writing)
+            accepted = await self.in_store(
+                self.store.commit, [Commit(step.records, step.events, step.ledger) for _, step in writing]
+            )
+            verdicts = dict(zip((job for job, _ in writing), accepted, strict=True))
+            self._steps("after-commit", [(job, step) for job, step in writing if verdicts[job]])
+            self._announce_events()
+        for job, step in plans:
+            if not verdicts.get(job, True):
+                await self._reload(job)
+                continue
+            self._apply(job, step)
+            for action in step.actions:
+                self._start(job, action)
+            if step.delete:
+                await self._delete(job)
+
+    def _steps(self, when: str, plans: Iterable[tuple[str, JobPlan]]) -> None:
+        for job, step in plans:
+            before = {a.id: a.state for a in self.cases[job].allocations}
+            for record in step.records:
+                if isinstance(record, Allocation) and record.id in before:
+                    self.steps(f"{when}:{before[record.id]}-{record.state}")
+
+    def _apply(self, job: str, step: JobPlan) -> None:
+        """The commit stands: take its records into the case."""
+        case = self.cases[job]
+        if step.records:
+            allocations = {a.id: a for a in case.allocations}
+            pilot_jobs = dict(case.pilot_jobs)
+            the_job, vm = case.job, case.vm
+            for record in step.records:
+                match record:
+                    case Job():
+                        the_job = record
+                    case Vm():
+                        vm = record
+                    case PilotJob():
+                        pilot_jobs[record.name] = record
+                    case Allocation():
+                        allocations[record.id] = record
+                        if record.state is not AllocationState.PLANNED:
+                            self._stop(record.pilot_job, ActionKind.PROLOG)
+            old, case = case, replace(
+                case,
+                job=the_job,
+                vm=vm,
+                allocations=tuple(sorted(allocations.values(), key=lambda a: a.epoch)),
+                pilot_jobs=pilot_jobs,
+            )
+            self.cases[job] = case
+            self._index(old, case)
+            if job in self._watched:
+                self._watch_output(job)
+            self.touch(job)
+        self.waiting[job] = step.waiting
+        if case.job.state is JobState.PENDING and not step.records:
+            self._pending[job] = None
+        else:
+            self._pending.pop(job, None)
+        if step.wake_at is not None:
+            self._due[job] = step.wake_at
+            heapq.heappush(self._timers, (step.wake_at, job))
+        else:
+            self._due.pop(job, None)
+        over = case.job.state.final and all(a.state is AllocationState.CLEANED for a in case.allocations)
+        if over and case.job.wish is not Wish.DELETE:
+            self._drop(job)
+
+    def _start(self, job: str, action: Action) -> None:
+        key = (action.allocation.pilot_job, action.kind)
+        if key in self._tasks:
+            return
+        self._tasks[key] = asyncio.create_task(self._act(job, action), name=f"{action.kind} {key[0]}")
+
+    async def _act(self, job: str, action: Action) -> None:
+        entry, kind = action.allocation.pilot_job, action.kind
+        before = self._observed(job, entry)
+        self._observe(job, entry, replace(before, busy=before.busy | {kind}))
+        outcome: Outcome | None = None
+        try:
+            self.steps(f"before:{kind}")
+            session = self.sessions.get(action.allocation.site)
+            if session is None:
+                message = f"{kind} {entry}: site {action.allocation.site} was removed"
+                outcome = Outcome(Result.UNKNOWN, self.clock(), message=message, hint="add it again")
+            else:
+                outcome = await session.act(action, self.cases[job])
+            self.steps(f"after:{kind}")
+        finally:
+            del self._tasks[entry, kind]
+            if job in self.cases:
+                now = self._observed(job, entry)
+                outcomes = dict(now.outcomes)
+                if outcome is not None:
+                    tries = outcomes[kind].tries + 1 if kind in outcomes else 1
+                    outcomes[kind] = replace(outcome, tries=tries)
+                self._observe(job, entry, replace(now, busy=now.busy - {kind}, outcomes=outcomes))
+                self.touch(job)
+
+    def _stop(self, entry: str, kind: ActionKind) -> None:
+        task = self._tasks.get((entry, kind))
+        if task is not None:
+            task.cancel()
+
+    async def _delete(self, job: str) -> None:
+        case = self.cases[job]
+        event = Event(self.clock(), case.job.owner, case.job.project, job, "job", job, case.job.state, "deleted",
+                      message="nothing of it is left at any site")
+        await self.in_store(self.store.delete_job, job, event)
+        self.logs.remove(job)
+        self._drop(job)
+        self._announce_events()
+
+    # -- book-keeping ---------------------------------------------------------------------------------------------
+
+    async def _reload(self, job: str) -> None:
+        records = await self.in_store(self.store.job, job)
+        if records is not None:
+            self.adopt(records)
+        else:
+            self._drop(job)
+
+    def _drop(self, job: str) -> None:
+        """It needs no more planning; the store has it for who asks."""
+        self._index(self.cases.pop(job, None), None)
+        for table in (self._dirty, self._pending, self._due, self.waiting):
+            table.pop(job, None)
+        self.announce(job)
+
+    def _observed(self, job: str, entry: str) -> Observed:
+        case = self.cases.get(job)
+        return case.observed.get(entry, Observed()) if case is not None else Observed()
+
+    def _observe(self, job: str, entry: str, observed: Observed) -> None:
+        case = self.cases.get(job)
+        if case is not None:
+            self.cases[job] = replace(case, observed={**case.observed, entry: observed})
+
+    def _index(self, old: Case | None, new: Case | None) -> None:
+        """Keep what is counted over all cases: who holds a place, of whom the batch system's word matters."""
+        freed: set[str] = set()
+        for a in old.allocations if old is not None else ():
+            if a.state in HOLDS_PLACE:
+                self._places[a.site] -= 1
+                freed.add(a.site)
+        kept: set[str] = set()
+        for a in new.allocations if new is not None else ():
+            if a.state in HOLDS_PLACE:
+                self._places[a.site] = self._places.get(a.site, 0) + 1
+                freed.discard(a.site)
+            session = self.sessions.get(a.site)
+            if a.state not in (AllocationState.PLANNED, AllocationState.CLEANED):
+                kept.add(a.pilot_job)
+                self._attended.setdefault(a.site, {})[a.pilot_job] = None
+                if session is not None:
+                    session.attend(a.pilot_job, a.state in (AllocationState.SUBMITTING, AllocationState.QUEUED))
+            if new is not None:
+                self._entries[a.pilot_job] = new.job.id
+        for a in (new or old).allocations if (new or old) is not None else ():  # type: ignore[union-attr]
+            if a.pilot_job not in kept and self._attended.get(a.site, {}).pop(a.pilot_job, 0) is None:
+                session = self.sessions.get(a.site)
+                if session is not None:
+                    session.attend(a.pilot_job, None)
+            if new is None:
+                self._entries.pop(a.pilot_job, None)
+        for site in freed:
+            self._offer_places(site)
+
+    def _offer_places(self, site: str) -> None:
+        """Wake as many waiting jobs as the site has places, and a few more in case some cannot use it."""
+        session = self.sessions.get(site)
+        if session is None or not session.facts.up:
+            return
+        offers = session.facts.max_jobs - self._places.get(site, 0)
+        if offers <= 0:
+            return
+        for job in list(islice(self._pending, offers + 64)):
+            self.touch(job)
+
+    def _expire(self) -> None:
+        now = self.clock()
+        while self._timers and self._timers[0][0] <= now:
+            at, job = heapq.heappop(self._timers)
+            if self._due.get(job) == at:
+                del self._due[job]
+                if job in self.cases:
+                    self._dirty[job] = None
+

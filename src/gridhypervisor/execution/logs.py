@@ -1,0 +1,66 @@
+"""What a job's program printed, and what its pilot and console said, on the user's machine.
+
+One folder per job and epoch. `stdout` and `stderr` of a job are the concatenation over its attempts; offsets count in
+that. A stream is written at given offsets, so a piece that comes twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gridhypervisor.model.wire import CONSOLE, PILOT_LOG, STDERR, STDOUT
+
+STREAMS = {"stdout": STDOUT, "stderr": STDERR, "console": CONSOLE, "pilot": PILOT_LOG}
+
+
+class Logs:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, job: str, epoch: int) -> Path:
+        path = self.root / job / str(epoch)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    def write(self, job: str, epoch: int, stream: str, offset: int, data: bytes) -> None:
+        fd = os.open(self.folder(job, epoch) / STREAMS[stream], os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(fd, data, offset)
+        finally:
+            os.close(fd)
+
+    def size(self, job: str, epoch: int, stream: str) -> int:
+        try:
+            return (self.root / job / str(epoch) / STREAMS[stream]).stat().st_size
+        except OSError:
+            return 0
+
+    def read(self, job: str, stream: str, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes from `offset` on; empty: no more for now. Console and pilot: the newest attempt's."""
+        epochs = self._epochs(job)
+        if stream in ("console", "pilot"):
+            epochs = epochs[-1:]
+        for epoch in epochs:
+            size = self.size(job, epoch, stream)
+            if offset < size:
+                with open(self.root / job / str(epoch) / STREAMS[stream], "rb") as file:
+                    file.seek(offset)
+                    return file.read(limit)
+            offset -= size
+        return b""
+
+    def remove(self, job: str) -> None:
+        for epoch in self._epochs(job):
+            folder = self.root / job / str(epoch)
+            for name in os.listdir(folder):
+                os.unlink(folder / name)
+            folder.rmdir()
+        if (self.root / job).is_dir():
+            (self.root / job).rmdir()
+
+    def _epochs(self, job: str) -> list[int]:
+        try:
+            return sorted(int(name) for name in os.listdir(self.root / job) if name.isdigit())
+        except FileNotFoundError:
+            return []

@@ -1,0 +1,140 @@
+"""What the loop needs of the outside, and what the service needs of the loop, as narrow Protocols.
+
+Whoever implements one of them lives in an outer package and is wired up in `app.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from gridhypervisor.model.batch import Listing
+from gridhypervisor.model.commit import Commit, JobRecords
+from gridhypervisor.model.records import Event, Job, Ledger, Site, Vm
+from gridhypervisor.model.views import (
+    EventView,
+    Explanation,
+    FollowItem,
+    ImageBuildRequest,
+    ImageImportRequest,
+    ImageView,
+    JobDetail,
+    JobRequest,
+    JobView,
+    Operation,
+    OperationItem,
+    ServiceView,
+    SiteRequest,
+    SiteView,
+)
+from gridhypervisor.model.wire import EntryView
+from gridhypervisor.planning.reconcile import Action
+from gridhypervisor.planning.world import Case, Outcome, SiteFacts
+
+
+class Store(Protocol):
+    """Records and events. Synchronous: the loop calls it from one worker thread. Raises StoreError."""
+
+    @property
+    def installation(self) -> str:
+        """This installation's id: a letter and 8 hex digits, chosen when the store was made."""
+
+    def create_job(self, job: Job, vm: Vm, event: Event, idempotency_key: str = "") -> JobRecords:
+        """Write a new job, giving it (and its vm and event) the next id; a key seen before returns the job of then."""
+
+    def commit(self, commits: Sequence[Commit]) -> list[bool]:
+        """One transaction. False for each commit of which a version no longer fits: nothing of that one is written."""
+
+    def alive(self) -> list[JobRecords]:
+        """Jobs that are not final, or of which a site may still hold something."""
+
+    def job(self, job: str) -> JobRecords | None: ...
+
+    def jobs(self, *, states: Sequence[str] = (), before: str = "", limit: int = 100) -> list[JobRecords]:
+        """Newest first, below the id `before`."""
+
+    def ledger(self, job: str) -> Ledger | None: ...
+
+    def delete_job(self, job: str, event: Event) -> None:
+        """Remove its records; its events stay."""
+
+    def events(self, *, after: int = 0, job: str = "", limit: int = 1000) -> list[Event]: ...
+
+    def add_event(self, event: Event) -> None: ...
+
+    def sites(self) -> list[Site]: ...
+
+    def put_site(self, site: Site) -> bool:
+        """False: its version no longer fits."""
+
+    def remove_site(self, name: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """What the API can ask for. Raises ServiceError: its Problem names operation, object and mend."""
+
+    async def submit(self, request: JobRequest, idempotency_key: str) -> JobView: ...
+    async def jobs(self, *, states: Sequence[str], before: str, limit: int) -> list[JobView]: ...
+    async def job(self, job: str) -> JobDetail: ...
+    async def cancel(self, job: str) -> JobView: ...
+    async def delete(self, job: str) -> None: ...
+    async def recover(self, job: str) -> JobView: ...
+    async def explain(self, job: str) -> Explanation: ...
+    def follow(self, job: str, *, output: bool) -> AsyncIterator[FollowItem]: ...
+    async def log(self, job: str, stream: str, offset: int, limit: int) -> bytes: ...
+    async def events(self, *, after: int, job: str, limit: int) -> list[EventView]: ...
+    def watch_events(self, *, after: int, job: str) -> AsyncIterator[EventView]: ...
+
+    async def images(self) -> list[ImageView]: ...
+    async def image(self, reference: str) -> ImageView: ...
+    async def build_image(self, request: ImageBuildRequest) -> Operation: ...
+    async def import_image(self, request: ImageImportRequest) -> Operation: ...
+    async def verify_image(self, reference: str) -> Operation: ...
+    async def delete_image(self, reference: str) -> None: ...
+
+    async def sites(self) -> list[SiteView]: ...
+    async def site(self, name: str) -> SiteView: ...
+    async def add_site(self, request: SiteRequest) -> SiteView: ...
+    async def remove_site(self, name: str) -> None: ...
+    async def check_site(self, name: str) -> Operation: ...
+
+    def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]: ...
+    async def status(self) -> ServiceView: ...
+    async def stop(self) -> None: ...
+
+
+class Steps(Protocol):
+    """Told of every step, before and after it, so that tests can stop the controller exactly there."""
+
+    def __call__(self, step: str) -> None: ...
+
+
+class Session(Protocol):
+    """One account at one site, as the controller uses it. See `execution.session`."""
+
+    @property
+    def facts(self) -> SiteFacts: ...
+
+    async def act(self, action: Action, case: Case) -> Outcome:
+        """Carry out one action. Never raises: what went wrong is in the outcome."""
+
+    def watch(self, entry: str, offsets: dict[str, int] | None) -> None:
+        """Ask for the program's output of an entry from these offsets on; None: no more."""
+
+    def attend(self, entry: str, urgent: bool | None) -> None:
+        """How much the batch system's word on an entry matters from now on; None: no more."""
+
+    async def run(self) -> None:
+        """Connect, observe, reconnect, until cancelled."""
+
+
+class Listener(Protocol):
+    """What a session tells the controller. Called on the loop's thread."""
+
+    def site_changed(self, site: str) -> None: ...
+    def entry_seen(self, site: str, view: EntryView, at: float) -> None: ...
+    def listed(self, site: str, listing: Listing) -> None: ...
+    def silent(self, site: str, why: str) -> None: ...
+    def output(self, site: str, entry: str, stream: str, offset: int, data: bytes) -> None: ...

@@ -1,0 +1,399 @@
+"""One account at one site: keeps the relay connected, observes, and carries out the actions that a plan asks for.
+
+A session decides nothing about jobs. It holds no truth either: what it knows of the site (which layers are there, which
+entries exist) is only there to save questions, and is forgotten with the connection. A hung site delays its own session
+and nothing else: every call has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from gridhypervisor.execution.logs import STREAMS, Logs
+from gridhypervisor.execution.ports import (
+    Driver,
+    InputError,
+    Inputs,
+    Layers,
+    Link,
+    LinkError,
+    LinkLost,
+    Listener,
+    Transport,
+)
+from gridhypervisor.model.batch import Submission
+from gridhypervisor.model.records import ActionKind, Allocation, Job, Site
+from gridhypervisor.model.spec import parse_duration, parse_size, unsafe
+from gridhypervisor.model.wire import (
+    CACHE,
+    INPUTS,
+    OUTPUTS,
+    PROTOCOL,
+    SPOOL,
+    EntryView,
+    Input,
+    Manifest,
+    Note,
+    Op,
+    OwnerRecord,
+    Program,
+    Reason,
+    Resources,
+    from_plain,
+    to_plain,
+)
+from gridhypervisor.planning.reconcile import Action
+from gridhypervisor.planning.world import Case, Outcome, Result, SiteFacts
+
+CALL = 30.0
+"""Seconds that a short request may take."""
+
+BULK = 3600.0
+"""Seconds that moving one file may take; a lost connection is noticed by the transport long before."""
+
+BACK_OFF = (1.0, 60.0)
+"""Seconds before a connection is tried again: at first, at most."""
+
+
+class Session:
+    def __init__(
+        self,
+        site: Site,
+        driver: Driver,
+        transport: Transport,
+        listener: Listener,
+        *,
+        installation: str,
+        layers: Layers,
+        inputs: Inputs,
+        logs: Logs,
+        clock: Callable[[], float],
+        progress: Callable[[str, str], None] = lambda entry, words: None,
+    ) -> None:
+        self.site, self.driver, self.transport, self.listener = site, driver, transport, listener
+        self.installation, self.layers, self.inputs, self.logs = installation, layers, inputs, logs
+        self.clock, self.progress = clock, progress
+        self.health, self.why, self.since = "connecting", "", clock()
+        self.batch_system = ""
+        self.workdir = ""
+        self.relay_cpu = 0.0
+        self.pid = 0  # of the relay, where it says so
+        self._limits = driver.limits([])
+        self._link: Link | None = None
+        self._urgent: dict[str, bool] = {}
+        self._ask = asyncio.Event()  # somebody wants a listing soon
+        self._reconnect = asyncio.Event()
+        self._present: set[str] = set()  # paths in the account's cache that were seen there on this connection
+        self._placing: dict[str, asyncio.Lock] = {}
+        self._watches: dict[str, dict[str, int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def facts(self) -> SiteFacts:
+        return SiteFacts(
+            name=self.site.name,
+            up=self._link is not None,
+            why=self.why,
+            max_jobs=self.site.max_jobs or self.driver.max_jobs(self.site),
+            max_walltime=self._limits.max_walltime,
+            max_cpus=self._limits.max_cpus,
+            max_memory=self._limits.max_memory,
+            listing_lag=self.driver.listing_lag,
+            spool_lag=self.driver.spool_lag,
+        )
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        wait = BACK_OFF[0]
+        while True:
+            began = self.clock()
+            try:
+                await self._connected()
+            except LinkLost as error:
+                self._down("unreachable", str(error))
+            except LinkError as error:
+                self._down("refused", str(error))
+            if self.clock() - began > 2 * BACK_OFF[1]:
+                wait = BACK_OFF[0]
+            try:
+                await asyncio.wait_for(self._reconnect.wait(), wait * random.uniform(0.75, 1.25))
+            except TimeoutError:
+                pass
+            self._reconnect.clear()
+            wait = min(2 * wait, BACK_OFF[1])
+
+    def reconnect(self) -> None:
+        """Try again now, not at the end of the back-off."""
+        self._reconnect.set()
+
+    async def _connected(self) -> None:
+        async with self.transport.connect(self._note) as link:
+            hello, _ = await link.call(
+                Op.HELLO, {"installation": self.installation, "protocol": PROTOCOL}, timeout=CALL
+            )
+            if hello.get("protocol") != PROTOCOL:
+                raise LinkError(
+                    f"connect to {self.site.name}: its relay speaks protocol {hello.get('protocol')}, this controller "
+                    f"{PROTOCOL}"
+                )
+            self.workdir, self.pid = str(hello["workdir"]), int(hello.get("pid", 0))
+            probes = await self._batch(link, self.driver.probe())
+            self._limits = self.driver.limits(probes)
+            self.batch_system = self._limits.version
+            if self._limits.problem:
+                raise LinkError(f"use {self.site.name}: {self._limits.problem}")
+            await self._scan(link)
+            self._link = link
+            self._present.clear()
+            self.health, self.why, self.since = "up", "", self.clock()
+            self.listener.site_changed(self.site.name)
+            for entry, offsets in self._watches.items():
+                self._spawn(self._send_watch(entry, offsets))
+            try:
+                await self._list_until_lost(link)
+            finally:
+                self._link = None
+
+    def _down(self, health: str, why: str) -> None:
+        changed = (self.health, self.why) != (health, why)
+        self.health, self.why = health, why
+        if changed:
+            self.since = self.clock()
+        self.listener.silent(self.site.name, why)
+
+    async def _list_until_lost(self, link: Link) -> None:
+        """Ask the batch system for all our jobs: often while one is on its way in, seldom while they run, else never."""
+        failures = 0
+        while True:
+            if not self._urgent:
+                self._ask.clear()
+                await self._until(link, self._ask.wait(), None)
+            as_of = self.clock()
+            self._ask.clear()
+            results = await self._batch(link, self.driver.list(self.installation))
+            listing, problem = self.driver.listing(results, as_of)
+            if listing is not None:
+                failures, self.why = 0, ""
+                self.listener.listed(self.site.name, listing)
+            else:
+                # The front-end answers, its batch system does not: Unknown, never "no jobs".
+                failures += 1
+                self.why = f"batch system: {problem}"
+                self.listener.silent(self.site.name, self.why)
+            urgent = any(self._urgent.values())
+            pause = self.driver.listing_interval * (1.0 if urgent else 5.0) * min(2.0**failures, 16.0)
+            await self._until(link, self._ask.wait(), pause)
+
+    async def _until(self, link: Link, wanted: object, seconds: float | None) -> None:
+        """Wait for what is wanted, for the time, or for the link's end (which raises LinkLost)."""
+        waiting = asyncio.ensure_future(wanted)  # type: ignore[call-overload]
+        lost = asyncio.ensure_future(link.lost())
+        try:
+            await asyncio.wait({waiting, lost}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():
+                lost.result()
+        finally:
+            waiting.cancel()
+            lost.cancel()
+
+    async def _scan(self, link: Link) -> None:
+        at = self.clock()
+        reply, _ = await link.call(Op.SCAN, {}, timeout=4 * CALL)
+        for plain in reply["entries"]:
+            self.listener.entry_seen(self.site.name, from_plain(EntryView, plain), at)
+
+    # -- what the relay says unasked ----------------------------------------------------------------------------
+
+    def _note(self, note: dict[str, object], payload: bytes) -> None:
+        if note.get("note") == Note.ENTRY:
+            view = from_plain(EntryView, note["entry"])
+            self.listener.entry_seen(self.site.name, view, self.clock())
+        elif note.get("note") == Note.OUTPUT:
+            entry, stream, offset = str(note["entry"]), str(note["stream"]), int(str(note["offset"]))
+            if entry in self._watches and stream in ("stdout", "stderr"):
+                self._watches[entry][stream] = offset + len(payload)
+                self.listener.output(self.site.name, entry, stream, offset, payload)
+
+    def watch(self, entry: str, offsets: dict[str, int] | None) -> None:
+        if (entry in self._watches) == (offsets is not None):
+            return
+        if offsets is None:
+            del self._watches[entry]
+        else:
+            self._watches[entry] = dict(offsets)
+        self._spawn(self._send_watch(entry, offsets))
+
+    async def _send_watch(self, entry: str, offsets: dict[str, int] | None) -> None:
+        link = self._link
+        if link is None:
+            return
+        args: dict[str, object] = {"entry": entry, "stdout": None, "stderr": None}
+        try:
+            await link.call(Op.WATCH, args | (offsets or {}), timeout=CALL)
+        except (LinkLost, LinkError):
+            pass  # said again at the next connection; an entry that is gone has nothing more to say
+
+    def attend(self, entry: str, urgent: bool | None) -> None:
+        before = self._urgent.get(entry)
+        if urgent is None:
+            self._urgent.pop(entry, None)
+        else:
+            self._urgent[entry] = urgent
+            if before is None or (urgent and not before):
+                self._ask.set()
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- actions ------------------------------------------------------------------------------------------------
+
+    async def act(self, action: Action, case: Case) -> Outcome:
+        what = f"{action.kind} {action.allocation.pilot_job} at {self.site.name}"
+        link = self._link
+        if link is None:
+            return self._outcome(Result.UNKNOWN, f"{what}: {self.why or 'not connected'}")
+        try:
+            match action.kind:
+                case ActionKind.PROLOG:
+                    await self._prolog(link, action.allocation, case.job)
+                case ActionKind.SUBMIT:
+                    return await self._submit(link, action.allocation, case.job)
+                case ActionKind.REVOKE:
+                    args = {"entry": action.allocation.pilot_job, "epoch": action.allocation.epoch, "by": action.why}
+                    reply, _ = await link.call(Op.REVOKE, args, timeout=CALL)
+                    return Outcome(Result.OK, self.clock(), owner=from_plain(OwnerRecord, reply["owner"]))
+                case ActionKind.REQUEST_CANCEL:
+                    args = {"entry": action.allocation.pilot_job, "what": "cancel", "why": action.why}
+                    await link.call(Op.REQUEST, args, timeout=CALL)
+                case ActionKind.BATCH_CANCEL:
+                    batch_id = case.pilot_jobs[action.allocation.pilot_job].batch_id
+                    await self._batch(link, self.driver.cancel([(action.allocation.pilot_job, batch_id)]))
+                    self._ask.set()
+                    # Whether it is gone, the next listing says; until then it may be asked for again.
+                    return self._outcome(Result.UNKNOWN, f"{what}: waiting for the site to end it")
+                case ActionKind.COLLECT:
+                    await self._collect(link, action, case.job)
+                case ActionKind.CLEAN:
+                    args = {"entry": action.allocation.pilot_job, "force": True}
+                    await link.call(Op.REMOVE, args, timeout=4 * CALL)
+            return Outcome(Result.OK, self.clock())
+        except InputError as error:
+            return Outcome(
+                Result.REFUSED, self.clock(), reason=Reason.STAGING, message=f"{what}: {error}", hint=error.hint
+            )
+        except LinkLost as error:
+            return self._outcome(Result.UNKNOWN, f"{what}: {error}")
+        except LinkError as error:
+            return self._outcome(Result.UNKNOWN, f"{what}: {error}", error.hint)
+        except OSError as error:
+            hint = "free some space or mend the folder; it is tried again by itself, or at once with `ghv recover`"
+            return self._outcome(Result.UNKNOWN, f"{what}: {error.strerror or error}: {error.filename or ''}", hint)
+
+    def _outcome(self, result: Result, message: str, hint: str = "") -> Outcome:
+        return Outcome(result, self.clock(), message=message, hint=hint)
+
+    async def _prolog(self, link: Link, a: Allocation, job: Job) -> None:
+        for layer in job.image.layers:
+            data, chunks = self.layers.paths(layer)
+            await self._place(link, chunks, f"{CACHE}/{layer.digest}.chunks", {"sha256": layer.digest}, a.pilot_job)
+            known = {"chunks": f"{CACHE}/{layer.digest}.chunks", "chunk_size": layer.chunk_size}
+            await self._place(link, data, f"{CACHE}/{layer.digest}", known, a.pilot_job)
+        self.progress(a.pilot_job, "reading the inputs")
+        inputs = await self.inputs.plan(job, lambda words: self.progress(a.pilot_job, words))
+        manifest = self._manifest(a, job, tuple(i.described for i in inputs))
+        await link.call(Op.PREPARE, {"entry": a.pilot_job, "manifest": to_plain(manifest)}, timeout=CALL)
+        for i in inputs:
+            path = f"{SPOOL}/{a.pilot_job}/{INPUTS}/{i.described.path}"
+            self.progress(a.pilot_job, f"input {i.described.path}")
+            await link.upload(i.local, path, {"sha256": i.described.sha256}, mode=i.described.mode, timeout=BULK)
+
+    async def _place(self, link: Link, local: Path, path: str, proof: dict[str, object], entry: str) -> None:
+        """Put a content-addressed file into the account's cache, once, however many jobs ask for it."""
+        if path in self._present:
+            return
+        async with self._placing.setdefault(path, asyncio.Lock()):
+            if path in self._present:
+                return
+            reply, _ = await link.call(Op.HAVE, {"paths": [path]}, timeout=CALL)
+            if reply["sizes"].get(path) is None:
+                self.progress(entry, f"image layer {path.rpartition('/')[2][:12]} to {self.site.name}")
+                await link.upload(local, path, proof, mode=0o600, timeout=BULK)
+            self._present.add(path)
+
+    def _manifest(self, a: Allocation, job: Job, inputs: tuple[Input, ...]) -> Manifest:
+        spec, resources = job.spec, job.spec.resources
+        return Manifest(
+            protocol=PROTOCOL,
+            installation=self.installation,
+            entry=a.pilot_job,
+            vm=a.vm,
+            epoch=a.epoch,
+            allocation=a.id,
+            job=a.job,
+            image=job.image,
+            image_digest=job.image_digest,
+            program=Program(spec.command, spec.environment, inputs, spec.outputs),
+            resources=Resources(
+                resources.cpus,
+                parse_size(resources.memory),
+                parse_size(resources.scratch),
+                parse_duration(resources.walltime),
+            ),
+            network=spec.network,
+            boot_timeout=parse_duration(spec.boot_timeout),
+            on_silence=spec.on_silence,
+            acceleration=spec.acceleration,
+            debug=spec.debug,
+        )
+
+    async def _submit(self, link: Link, a: Allocation, job: Job) -> Outcome:
+        resources = job.spec.resources
+        submission = Submission(
+            name=a.pilot_job,
+            entry=f"{self.workdir}/{SPOOL}/{a.pilot_job}",
+            start=f"{self.workdir}/bundle/{self.transport.bundle}/start",
+            scratch=self.site.scratch,
+            cpus=resources.cpus,
+            memory=parse_size(resources.memory),
+            walltime=parse_duration(resources.walltime),
+        )
+        results = await self._batch(link, self.driver.submit([submission], self.site))
+        [answer] = self.driver.submitted(results)
+        self._ask.set()
+        result = {True: Result.OK, False: Result.REFUSED, None: Result.UNKNOWN}[answer.accepted]
+        reason = Reason.SUBMIT if result is Result.REFUSED else None
+        message = f"submit {a.pilot_job} to {self.site.name}: {answer.message}" if answer.message else ""
+        return Outcome(result, self.clock(), batch_id=answer.batch_id, reason=reason, message=message)
+
+    async def _batch(self, link: Link, commands: list[object]) -> list[object]:
+        """Run batch system commands in the account's environment."""
+        if not commands:
+            return []
+        return await link.commands(commands, dict(self.site.environment))
+
+    async def _collect(self, link: Link, action: Action, job: Job) -> None:
+        a = action.allocation
+        folder = self.logs.folder(a.job, a.epoch)
+        for name in STREAMS.values():
+            await link.download(f"{SPOOL}/{a.pilot_job}/{name}", folder / name, optional=True, timeout=BULK)
+        if not action.results or a.exit is None:
+            return
+        for output in a.exit.outputs:
+            if unsafe(output.path):
+                raise LinkError(f"the site offers an output named {output.path!r}, which would leave the folder")
+            target = Path(job.destination) / output.path
+            self.progress(a.pilot_job, f"result {output.path}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            await link.download(
+                f"{SPOOL}/{a.pilot_job}/{OUTPUTS}/{output.path}",
+                target,
+                sha256=output.sha256,
+                mode=output.mode & 0o777,
+                timeout=BULK,
+            )

@@ -1,0 +1,39 @@
+"""What the loop and the store say to each other: one job's records together, changes that stand together, what failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gridhypervisor.model.records import Allocation, Event, Job, Ledger, PilotJob, Vm
+
+Record = Job | Vm | PilotJob | Allocation
+
+
+@dataclass(frozen=True)
+class JobRecords:
+    """All records of one job, as the store has them."""
+
+    job: Job
+    vm: Vm
+    allocations: tuple[Allocation, ...] = ()  # by epoch
+    pilot_jobs: tuple[PilotJob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Changes that stand or fall together. A record of version n replaces one of version n - 1; version 1 is new."""
+
+    records: tuple[Record, ...]
+    events: tuple[Event, ...] = ()
+    ledger: Ledger | None = None
+
+
+class StoreError(Exception):
+    """The store could not do what was asked, and did none of it; what was committed before still stands."""
+
+    def __init__(self, operation: str, path: str, why: str, hint: str) -> None:
+        super().__init__(f"{operation} in {path}: {why}; {hint}")
+        self.operation = operation
+        self.path = path
+        self.why = why
+        self.hint = hint

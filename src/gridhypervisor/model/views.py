@@ -1,0 +1,245 @@
+"""What the API answers with: the records as a user wants to see them. Frozen; msgspec writes them as JSON."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from gridhypervisor.model.records import AllocationState, JobState, Ledger, SiteKind, Wish
+from gridhypervisor.model.spec import JobSpec
+from gridhypervisor.model.wire import Phase, Reason
+
+
+@dataclass(frozen=True)
+class AttemptView:
+    """One allocation."""
+
+    id: str
+    epoch: int
+    site: str
+    entry: str
+    batch_id: str
+    state: AllocationState
+    phase: Phase | None = None  # while the pilot has it
+    note: str = ""  # what it is doing or waiting for, in the pilot's or the site's words
+    note_age: float = 0.0  # seconds since that was learnt
+    node: str = ""
+    hypervisor: str = ""  # "qemu 7.2.22, tcg: <why>", once known
+    reason: Reason | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class JobView:
+    id: str
+    name: str
+    owner: str
+    project: str
+    state: JobState
+    wish: Wish
+    created: float  # seconds since the epoch
+    image: str
+    image_digest: str
+    command: tuple[str, ...]
+    destination: str
+    phase: Phase | None = None
+    note: str = ""  # one line: what it is doing or waiting for
+    site: str = ""
+    ended: float | None = None
+    exit_code: int | None = None
+    reason: Reason | None = None
+    message: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class JobDetail:
+    job: JobView
+    spec: JobSpec
+    attempts: tuple[AttemptView, ...] = ()
+    outputs: tuple[str, ...] = ()  # absolute paths of the results, once home
+    ledger: Ledger | None = None
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """`folder` is where input paths are read from, `destination` where results go; both absolute, on this machine."""
+
+    spec: JobSpec
+    folder: str
+    destination: str
+
+
+class FollowKind(enum.StrEnum):
+    JOB = "job"  # the job changed: see job
+    OUTPUT = "output"  # the program printed: see stream, offset, data
+    END = "end"  # the job has ended and all of its output was sent: see job
+
+
+@dataclass(frozen=True)
+class FollowItem:
+    """One line of a job's follow stream (newline-delimited JSON)."""
+
+    kind: FollowKind
+    job: JobView | None = None
+    stream: str = ""  # stdout | stderr
+    offset: int = 0
+    data: bytes = b""  # base64 in JSON
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One site as the planner weighed it for one job."""
+
+    site: str
+    chosen: bool
+    verdict: str  # why it was chosen, lost, or cannot take the job
+    rank: float | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    job: str
+    state: JobState
+    summary: str  # one sentence: what it is waiting for, or how it ended and why
+    hint: str = ""
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True)
+class SiteView:
+    name: str
+    kind: SiteKind
+    address: str  # "this machine" or user@host:port
+    health: str  # up | connecting | unreachable | refused
+    health_why: str = ""
+    health_since: float = 0.0
+    queued: int = 0
+    running: int = 0
+    max_jobs: int = 0
+    workdir: str = ""
+    batch_system: str = ""  # e.g. "slurm 22.05.8"
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SiteRequest:
+    name: str
+    kind: SiteKind
+    host: str = ""
+    port: int = 22
+    user: str = ""
+    key: str = ""
+    known_hosts: str = ""
+    workdir: str = ""
+    scratch: str = ""
+    slots: int = 0
+    max_jobs: int = 0
+    options: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim about a site, proven or not."""
+
+    claim: str
+    holds: bool | None  # None: could not be found out
+    evidence: str
+
+
+@dataclass(frozen=True)
+class LayerView:
+    role: str
+    digest: str
+    size: int
+    format: str
+    mount: str = ""
+
+
+@dataclass(frozen=True)
+class ImageView:
+    digest: str
+    tags: tuple[str, ...]
+    size: int  # bytes, all layers
+    description: str = ""
+    arch: str = "x86_64"
+    user: str = "root"
+    layers: tuple[LayerView, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageBuildRequest:
+    recipe: str  # absolute path of the recipe, on this machine
+    tag: str = ""  # default: the recipe's name
+
+
+@dataclass(frozen=True)
+class ImageImportRequest:
+    path: str  # absolute
+    tag: str
+    format: str  # qcow2 | raw
+    user: str = "root"
+
+
+@dataclass(frozen=True)
+class OperationItem:
+    """One line of an operation's follow stream: progress, then one `done` or `error`."""
+
+    kind: str  # progress | done | error
+    message: str = ""
+    result: Any = None  # with done: what the operation made, e.g. an ImageView or a list of Checks
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    id: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """RFC 9457. `code` is stable and for programs; `detail` and `hint` are for people."""
+
+    title: str  # which operation on which object failed
+    status: int  # HTTP
+    code: str  # not-found | invalid | conflict | refused | unavailable | internal
+    detail: str = ""  # why
+    hint: str = ""  # what to do next
+    errors: tuple[dict[str, Any], ...] = ()  # one per bad field: file, line, field, problem, allowed
+
+
+@dataclass(frozen=True)
+class ServiceView:
+    version: str
+    pid: int
+    installation: str
+    started: float
+    data: str  # the folder of its data
+    jobs_alive: int = 0
+    cpu_seconds: float = 0.0
+    max_rss: int = 0  # bytes
+
+
+@dataclass(frozen=True)
+class EventView:
+    sequence: int
+    at: float
+    owner: str
+    project: str
+    job: str
+    kind: str
+    subject: str
+    before: str
+    after: str
+    reason: str = ""
+    message: str = ""
+
+
+class ServiceError(Exception):
+    """What a backend raises and the client raises again: carries the Problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"{problem.title}: {problem.detail}" if problem.detail else problem.title)
+        self.problem = problem

@@ -1,0 +1,481 @@
+"""What crosses between the controller, the relay, the pilot and the guest's owner file: names, records, framing.
+
+This is the one module that both sides import, so it uses the standard library alone (it travels in the bundle) and
+does no I/O. It says what the bytes mean; who sends them when is decided in `planning` and carried out in `agent`.
+
+Framing. One message is one line of JSON (UTF-8, no newline inside). A message whose `payload` field is N > 0 is
+followed by exactly N raw bytes. Requests carry `id` and `op`; the reply repeats `id` and holds either `ok` (an object)
+or `error` (`kind`, `message`, `hint`). Messages without `id` are notes from the relay.
+
+Spool. One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 0700:
+
+    manifest.json   written by the relay before the submission, never changed after
+    in/             inputs, as the job names them
+    owner           taken once, by link(2): whoever took it may act for the VM (pilot) or has ended it (controller)
+    status.json     the pilot's last word, replaced whole at each phase and each beat
+    stdout stderr   what the program printed, appended as it comes
+    console.log     the guest's serial console
+    pilot.log       the pilot's own log
+    control/        the controller's wishes, one file each: `cancel`
+    out/            the outputs, complete before `exit.json` appears
+    exit.json       the exit sentinel: written once, durably, last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+PROTOCOL = 1
+"""Version of everything in this module. A relay or pilot of another version is refused, never guessed at."""
+
+MAX_LINE = 8 << 20
+"""Longest accepted message line, in bytes: a peer that sends more is broken or hostile."""
+
+MAX_PAYLOAD = 16 << 20
+"""Longest accepted payload, in bytes."""
+
+# The names inside an entry.
+MANIFEST, OWNER, STATUS, EXIT = "manifest.json", "owner", "status.json", "exit.json"
+STDOUT, STDERR, CONSOLE, PILOT_LOG = "stdout", "stderr", "console.log", "pilot.log"
+INPUTS, OUTPUTS, CONTROL, CANCEL = "in", "out", "control", "cancel"
+
+# The folders of an account's workdir.
+SPOOL, CACHE, BUNDLES = "spool", "cache", "bundle"
+
+
+class WireError(ValueError):
+    """A message that does not mean what this version of the protocol can say."""
+
+
+class Op(enum.StrEnum):
+    """Requests that a relay answers. Each is idempotent: sent twice, it has the effect of once."""
+
+    HELLO = "hello"  # {installation, protocol} -> {protocol, host, user, uid, workdir, boot_id, pid}
+    EXEC = "exec"  # {commands: [Command]} -> {results: [CommandResult]}; one reply when all have ended
+    HAVE = "have"  # {paths: [relative]} -> {sizes: {path: size or null, for path and for path + '.part'}}
+    PUT = "put"  # {path, offset, last, size, sha256?|chunks?, mode} + payload -> {size}
+    LINK_IN = "link_in"  # {source: absolute path on this machine, path, sha256?|chunks?, mode} -> {size}
+    GET = "get"  # {path, offset, length} -> {size, eof} + payload
+    PREPARE = "prepare"  # {entry, manifest} -> {}; makes the entry's folder and writes its manifest durably
+    REVOKE = "revoke"  # {entry, epoch, by} -> {owner: OwnerRecord as it now stands}
+    REQUEST = "request"  # {entry, what: 'cancel', why} -> {}; leaves a wish in control/
+    SCAN = "scan"  # {} -> {entries: [EntryView]}; every entry of this installation
+    WATCH = "watch"  # {entry, stdout, stderr: offsets, or null to end} -> {}; notes 'output' follow
+    LIST_OUT = "list_out"  # {entry} -> {files: [{path, size, mode, sha256?}]}
+    REMOVE = "remove"  # {entry} -> {}; removes the entry's folder
+    EVICT = "evict"  # {paths: [relative, below cache/ or bundle/]} -> {freed}
+    USAGE = "usage"  # {} -> {cpu_seconds, max_rss_bytes, free_bytes}
+
+
+class Note(enum.StrEnum):
+    """What a relay says unasked."""
+
+    ENTRY = "entry"  # {entry: EntryView}: an entry's owner, status or sentinel changed
+    OUTPUT = "output"  # {entry, stream: 'stdout'|'stderr', offset} + payload
+
+
+class Phase(enum.StrEnum):
+    """GridWay's phases, in the order in which a job lives through them; the middle ones are the pilot's to time.
+
+    `WAIT` is the controller's own queue, `QUEUE` the site's. `PREPARE` is what the pilot does on the node before the
+    guest exists (unpack the bundle, verify and copy the image); with BOOT to SHUT_DOWN it makes up the *wrapper*.
+    """
+
+    WAIT = "wait"
+    PROLOG = "prolog"
+    QUEUE = "queue"
+    PREPARE = "prepare"
+    BOOT = "boot"
+    STAGE_IN = "stage_in"
+    EXECUTE = "execute"
+    STAGE_OUT = "stage_out"
+    SHUT_DOWN = "shut_down"
+    EPILOG = "epilog"
+
+
+WRAPPER = (Phase.PREPARE, Phase.BOOT, Phase.STAGE_IN, Phase.EXECUTE, Phase.STAGE_OUT, Phase.SHUT_DOWN)
+"""The phases that the pilot times itself, on its own clock."""
+
+
+class Outcome(enum.StrEnum):
+    """How an allocation's pilot ended."""
+
+    COMPLETED = "completed"  # the program ran to an end of its own; see exit_code
+    STOPPED = "stopped"  # ended from outside: walltime, cancelled; outputs so far are in out/
+    FAILED = "failed"  # the VM or the node failed it; see reason
+    YIELDED = "yielded"  # somebody else owns the allocation; nothing was run
+
+
+class Reason(enum.StrEnum):
+    """Why. Closed and total: every ending has exactly one."""
+
+    EXITED = "exited"  # the program ended, with any exit code
+    WALLTIME = "walltime"
+    CANCELLED = "cancelled"
+    NOT_OWNER = "not-owner"  # the allocation was revoked, or another run of this pilot has it
+    MANIFEST = "manifest"  # the manifest cannot be read or is of another protocol version
+    BUNDLE = "bundle"  # what travels is damaged, or cannot run on this node
+    IMAGE = "image"  # the image's bytes are not those of its digest, or are absent
+    BOOT = "boot"  # the guest did not report ready in time, or said that it cannot boot
+    GUEST_PANIC = "guest-panic"
+    GUEST_SILENT = "guest-silent"  # the guest stopped answering
+    HYPERVISOR = "hypervisor"  # the hypervisor could not start, or died
+    PILOT = "pilot"  # the pilot died or was stopped; said by the watchdog
+    INPUT = "input"  # an input is missing or damaged at the site
+    OUTPUT = "output"  # a declared output was not made, or could not be packed
+    SCRATCH_FULL = "scratch-full"  # the guest's scratch disk is full: ask for more
+    NODE_DISK = "node-disk"  # the node's scratch is full
+    LOST = "lost"  # the batch system says it ended and no sentinel came; said by the controller
+    SUBMIT = "submit"  # the batch system refused the job; said by the controller
+    STAGING = "staging"  # inputs or results could not be moved; said by the controller
+
+
+RETRYABLE = frozenset(
+    {Reason.BUNDLE, Reason.IMAGE, Reason.GUEST_SILENT, Reason.HYPERVISOR, Reason.PILOT, Reason.NODE_DISK, Reason.LOST,
+     Reason.SUBMIT}
+)
+"""Reasons that another node or another try may mend. What the program did, or the user asked, is never among them."""
+
+
+class Acceleration(enum.StrEnum):
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One content-addressed part of an image.
+
+    `digest` is the SHA-256 (hex) of the chunk list: the concatenation, in order, of the raw 32-byte SHA-256 digests
+    of each `chunk_size`-byte piece of the data (the last may be shorter). So any part can be verified alone and many
+    in parallel. The data lie in `cache/DIGEST`, the chunk list in `cache/DIGEST.chunks`.
+    """
+
+    digest: str
+    size: int  # bytes
+    role: str  # kernel | initrd | base | app | disk
+    format: str  # raw | squashfs | erofs | qcow2
+    mount: str = ""  # where an app layer appears in the guest, e.g. /opt
+    chunk_size: int = 1 << 20
+
+
+@dataclass(frozen=True)
+class ImageManifest:
+    """An image: what to boot and what to mount. Its digest is the SHA-256 of its canonical JSON (`canonical`)."""
+
+    layers: tuple[Layer, ...]
+    arch: str = "x86_64"
+    cmdline: str = ""  # appended to the kernel's command line
+    user: str = "root"  # whom the program runs as, in the guest
+    path: str = ""  # prepended to PATH for the program, colon-separated
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Input:
+    path: str  # relative to the job's folder in the guest, and below in/ in the entry
+    size: int
+    sha256: str = ""
+    mode: int = 0o644
+
+
+@dataclass(frozen=True)
+class Program:
+    """What runs in the guest."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[str, ...] = ()  # glob patterns relative to the job's folder
+
+
+@dataclass(frozen=True)
+class Resources:
+    cpus: int = 1
+    memory: int = 512 << 20  # bytes, of the guest
+    scratch: int = 2 << 30  # bytes, of the guest's scratch disk
+    walltime: int = 1800  # seconds, of the batch job
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a pilot must know. Written before the submission; the pilot trusts nothing else."""
+
+    protocol: int
+    installation: str
+    entry: str  # the PilotJob's name: the spool folder, the batch job's name
+    vm: str
+    epoch: int
+    allocation: str
+    job: str
+    image: ImageManifest
+    image_digest: str
+    program: Program
+    resources: Resources
+    network: str = "none"  # none | restricted | outbound
+    boot_timeout: int = 180  # seconds until the guest must have reported ready
+    stop_grace: int = 20  # seconds that the program has between TERM and KILL, and the guest to power off
+    beat: int = 10  # seconds between heartbeats
+    on_silence: str = "keep"
+    acceleration: str = "auto"  # auto | kvm | tcg
+    debug: dict[str, str] = field(default_factory=dict)  # faults to provoke, in tests only
+
+
+@dataclass(frozen=True)
+class OwnerRecord:
+    """The content of `owner`: who took the allocation, forever."""
+
+    by: str  # "pilot" or "controller"
+    claim: str  # unique to the taker: a pilot's run, or a controller's revocation
+    epoch: int
+    node: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class PhaseTime:
+    """A phase that has begun, in seconds on the pilot's CLOCK_BOOTTIME since the pilot started."""
+
+    phase: Phase
+    start: float
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class HypervisorUsed:
+    name: str  # qemu
+    version: str
+    acceleration: Acceleration
+    why: str  # e.g. "kvm: the micro-guest printed nothing in 5 s"
+
+
+@dataclass(frozen=True)
+class Status:
+    """`status.json`: the pilot's last word. `sequence` only grows; an older one seen later is a stale look."""
+
+    entry: str
+    epoch: int
+    claim: str
+    sequence: int
+    phase: Phase
+    phases: tuple[PhaseTime, ...]
+    elapsed: float  # seconds since the pilot started, its own CLOCK_BOOTTIME, when this was written
+    node: str = ""
+    pid: int = 0
+    hypervisor: HypervisorUsed | None = None
+    note: str = ""  # one line for the user, e.g. "waiting for the guest's word, 12 s of 180 s"
+    ready_at: float | None = None  # CLOCK_REALTIME of guest-ready; for benchmarks on one machine only
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    path: str
+    size: int
+    mode: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CpuUsage:
+    """CPU seconds (user + system)."""
+
+    pilot: float = 0.0  # pilot, watchdog and their helpers
+    hypervisor: float = 0.0
+    program: float | None = None  # inside the guest, where the guest said it
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """`exit.json`: how it ended. Written once; after it the pilot does nothing more for this VM."""
+
+    entry: str
+    epoch: int
+    claim: str
+    outcome: Outcome
+    reason: Reason
+    message: str = ""  # which operation on which object failed, and why
+    hint: str = ""  # what to do next
+    exit_code: int | None = None  # the program's; 128 + signal where a signal ended it
+    phases: tuple[PhaseTime, ...] = ()
+    elapsed: float = 0.0
+    usage: CpuUsage = CpuUsage()
+    hypervisor: HypervisorUsed | None = None
+    outputs: tuple[OutputFile, ...] = ()
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class EntryView:
+    """What a relay sees of one entry in one look. An absent part is None: not yet visible, or not there."""
+
+    entry: str
+    owner: OwnerRecord | None = None
+    status: Status | None = None
+    exit: ExitRecord | None = None
+
+
+@dataclass(frozen=True)
+class Command:
+    argv: tuple[str, ...]
+    stdin: str = ""
+    timeout: float = 30.0  # seconds
+    environment: dict[str, str] = field(default_factory=dict)  # added to the relay's own
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    code: int | None  # None: it was killed at its timeout
+    stdout: str = ""
+    stderr: str = ""
+
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """Turn records into JSON's own types, leaving out fields that hold their default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        out: dict[str, Any] = {}
+        for f in dataclasses.fields(value):
+            item = getattr(value, f.name)
+            if f.default is not dataclasses.MISSING and item == f.default:
+                continue
+            if f.default_factory is not dataclasses.MISSING and item == f.default_factory():
+                continue
+            out[f.name] = to_plain(item)
+        return out
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    return value
+
+
+def from_plain(kind: type[T], value: Any) -> T:
+    """Build a record of type `kind` from JSON's types. Unknown fields are ignored (a newer peer may say more).
+
+    Raises:
+        WireError: a field is missing or has another type; the message holds the path to it.
+    """
+    return typing.cast(T, _convert(kind, value, kind.__name__))
+
+
+_hints: dict[type, dict[str, Any]] = {}
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(kind):
+            return None
+        [inner] = [a for a in typing.get_args(kind) if a is not type(None)]
+        return _convert(inner, value, where)
+    if origin is tuple:
+        _expect(isinstance(value, list), where, "a list", value)
+        return tuple(_convert(typing.get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        _expect(isinstance(value, dict), where, "an object", value)
+        inner = typing.get_args(kind)[1]
+        return {key: _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        _expect(isinstance(value, dict), where, "an object", value)
+        hints = _hints.get(kind)
+        if hints is None:
+            hints = _hints[kind] = typing.get_type_hints(kind)
+        given = {}
+        for f in dataclasses.fields(kind):
+            if f.name in value:
+                given[f.name] = _convert(hints[f.name], value[f.name], f"{where}.{f.name}")
+            elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                raise WireError(f"{where}.{f.name}: missing")
+        return kind(**given)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        try:
+            return kind(value)
+        except ValueError:
+            raise WireError(f"{where}: {value!r} is not one of {', '.join(str(m.value) for m in kind)}") from None
+    if kind is float:
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        return float(value)
+    if kind is int:
+        _expect(isinstance(value, int) and not isinstance(value, bool), where, "a whole number", value)
+        return value
+    _expect(isinstance(value, kind), where, kind.__name__, value)
+    return value
+
+
+def _expect(holds: bool, where: str, what: str, value: Any) -> None:
+    if not holds:
+        raise WireError(f"{where}: expected {what}, got {value!r:.80}")
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON text of a record, over which digests are taken: sorted keys, no spaces, UTF-8."""
+    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def encode(message: dict[str, Any], payload: bytes | memoryview = b"") -> bytes:
+    """One message ready for the pipe."""
+    if payload:
+        message = {**message, "payload": len(payload)}
+    line = json.dumps(to_plain(message), separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    if len(line) > MAX_LINE:
+        raise WireError(f"message of {len(line)} bytes: the limit is {MAX_LINE}")
+    return line + bytes(payload) if payload else line
+
+
+class Decoder:
+    """Bytes in, messages out, across any cut of the stream. Sans-I/O.
+
+    >>> d = Decoder(); list(d.feed(b'{"id":1}\\n{"payload":2}\\nhi'))
+    [({'id': 1}, b''), ({'payload': 2}, b'hi')]
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._message: dict[str, Any] | None = None
+        self._need = 0
+
+    def feed(self, data: bytes) -> list[tuple[dict[str, Any], bytes]]:
+        """Take in bytes; return the messages that they complete.
+
+        Raises:
+            WireError: a line is no JSON object or too long, or a payload too large.
+        """
+        self._buffer += data
+        out: list[tuple[dict[str, Any], bytes]] = []
+        while True:
+            if self._message is None:
+                end = self._buffer.find(b"\n")
+                if end < 0:
+                    if len(self._buffer) > MAX_LINE:
+                        raise WireError(f"a line of more than {MAX_LINE} bytes")
+                    return out
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                try:
+                    message = json.loads(line)
+                except ValueError as error:
+                    raise WireError(f"not JSON: {line[:120]!r}") from error
+                if not isinstance(message, dict):
+                    raise WireError(f"not an object: {line[:120]!r}")
+                need = message.get("payload", 0)
+                if not isinstance(need, int) or not 0 <= need <= MAX_PAYLOAD:
+                    raise WireError(f"payload of {need!r} bytes: the limit is {MAX_PAYLOAD}")
+                self._message, self._need = message, need
+            if len(self._buffer) < self._need:
+                return out
+            payload = bytes(self._buffer[: self._need])
+            del self._buffer[: self._need]
+            out.append((self._message, payload))
+            self._message = None

@@ -1,0 +1,70 @@
+"""Where a job's wall time went: a sum that comes out even.
+
+The controller's times cut the wall time into intervals; within the interval from submission to end, the pilot's own
+durations are laid. Two machines' clocks are never compared: only the *length* of the pilot's life is taken from it, and
+what is left of the interval is the site's queue (until the controller saw the pilot own the allocation) and middleware
+(what nobody claims: noticing, committing, starting the pilot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gridhypervisor.model.records import Allocation, Job, Ledger, LedgerRow
+from gridhypervisor.model.wire import Phase
+
+MIDDLEWARE = "middleware"
+
+
+def ledger(job: Job, allocations: Sequence[Allocation], extra_cpu: dict[str, float] | None = None) -> Ledger:
+    """The ledger of a job that has ended. Rows in seconds, summing to `wall` but for rounding of floats."""
+    assert job.ended is not None
+    rows: list[LedgerRow] = []
+    cpu: dict[str, float] = {}
+    hypervisor = ""
+    mark = job.created
+    for a in sorted(allocations, key=lambda a: a.epoch):
+        t, attempt = a.times, a.epoch
+        rows.append(LedgerRow(attempt, Phase.WAIT, t.planned - mark))
+        submitting = t.submitting
+        if submitting is None:
+            mark = _until(job, a)
+            rows.append(LedgerRow(attempt, Phase.PROLOG, mark - t.planned))
+            continue
+        rows.append(LedgerRow(attempt, Phase.PROLOG, submitting - t.planned))
+        ended = t.ended if t.ended is not None else _until(job, a)
+        span = ended - submitting
+        exit = a.exit
+        life = min(exit.elapsed, span) if exit is not None else 0.0
+        gap = span - life
+        queue = min(gap, (t.running if t.running is not None else ended) - submitting)
+        rows.append(LedgerRow(attempt, Phase.QUEUE, queue))
+        claimed = 0.0
+        if exit is not None:
+            for p in exit.phases:
+                length = max(0.0, min((p.end if p.end is not None else exit.elapsed) - p.start, life - claimed))
+                rows.append(LedgerRow(attempt, p.phase, length))
+                claimed += length
+            cpu["pilot"] = cpu.get("pilot", 0.0) + exit.usage.pilot
+            cpu["hypervisor"] = cpu.get("hypervisor", 0.0) + exit.usage.hypervisor
+            if exit.usage.program is not None:
+                cpu["program"] = cpu.get("program", 0.0) + exit.usage.program
+            if exit.hypervisor is not None:
+                used = exit.hypervisor
+                hypervisor = f"{used.name} {used.version}, {used.acceleration}"
+        rows.append(LedgerRow(attempt, MIDDLEWARE, gap - queue + life - claimed))
+        mark = ended
+        if t.ended is not None:
+            mark = _until(job, a)
+            rows.append(LedgerRow(attempt, Phase.EPILOG, mark - ended))
+    if mark < job.ended:
+        rows.append(LedgerRow(job.attempts, MIDDLEWARE, job.ended - mark))
+    return Ledger(job.id, job.ended - job.created, tuple(rows), cpu | (extra_cpu or {}), hypervisor)
+
+
+def _until(job: Job, a: Allocation) -> float:
+    """When the attempt stopped costing the job time: its clean-up, or what came of it, at most the job's end."""
+    assert job.ended is not None
+    if a.epoch == job.attempts:
+        return job.ended
+    return min(a.times.collected or a.times.cleaned or a.times.since, job.ended)

@@ -1,0 +1,580 @@
+"""Moves one job along: given its records, what was observed, and the time, what to write and what to do.
+
+The rules are those of docs/never-two-guests.md. Three hold throughout: an effect is asked for only when the record that
+warrants it is committed (the loop acts after the commit); SUBMIT is asked for exactly once per allocation, in the step
+that commits SUBMITTING, so a controller that finds SUBMITTING in the store never submits again; and a new allocation is
+made only when every older one is revoked, or ended by its own sentinel or by the batch system's word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from gridhypervisor.model.batch import BatchState
+from gridhypervisor.model.records import (
+    ActionKind,
+    Allocation,
+    AllocationState,
+    Event,
+    Job,
+    JobState,
+    Ledger,
+    PilotJob,
+    Times,
+    Vm,
+    Wish,
+)
+from gridhypervisor.model.spec import parse_duration
+from gridhypervisor.model.wire import RETRYABLE, ExitRecord, Outcome, Reason
+from gridhypervisor.planning.ledger import ledger
+from gridhypervisor.planning.placement import place
+from gridhypervisor.planning.world import Absent, Case, Observed, Policy, Result, Seen, SiteFacts, Unknown
+
+S = AllocationState
+A = ActionKind
+
+TRANSITIONS: frozenset[tuple[AllocationState, AllocationState]] = frozenset(
+    {
+        (S.PLANNED, S.SUBMITTING),
+        (S.PLANNED, S.REVOKED),
+        (S.SUBMITTING, S.QUEUED),
+        (S.SUBMITTING, S.RUNNING),
+        (S.SUBMITTING, S.REVOKING),
+        (S.QUEUED, S.RUNNING),
+        (S.QUEUED, S.REVOKING),
+        (S.REVOKING, S.REVOKED),
+        (S.REVOKING, S.RUNNING),
+        (S.RUNNING, S.ENDED),
+        (S.ENDED, S.COLLECTED),
+        (S.COLLECTED, S.CLEANED),
+        (S.REVOKED, S.CLEANED),
+    }
+)
+"""Every way in which an allocation's state may change; the diagram in model/records.py shows the same."""
+
+OVER = frozenset({S.ENDED, S.COLLECTED, S.REVOKED, S.CLEANED})
+"""States in which an allocation can never run a guest (again)."""
+
+HOLDS_PLACE = frozenset({S.PLANNED, S.SUBMITTING, S.QUEUED, S.RUNNING, S.REVOKING})
+"""States in which an allocation counts against its site's limit."""
+
+START_FAILURES: Mapping[int, tuple[Reason, str]] = {
+    78: (Reason.BUNDLE, "the bundle at the site is damaged (exit code 78); it is placed anew at the next attempt"),
+    73: (Reason.NODE_DISK, "the node's scratch is full or cannot be written (exit code 73)"),
+    126: (Reason.BUNDLE, "the node's scratch forbids running programs (exit code 126); set another with `scratch`"),
+}
+"""What the bundle's start script says by its exit code, which is all that it can leave behind."""
+
+
+@dataclass(frozen=True)
+class Action:
+    kind: ActionKind
+    allocation: Allocation
+    why: str = ""
+    results: bool = True  # of COLLECT: also the outputs, not only the logs
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What to commit (records stand or fall together), then what to do, then when to look again at the latest."""
+
+    records: tuple[Job | Vm | PilotJob | Allocation, ...] = ()
+    events: tuple[Event, ...] = ()
+    actions: tuple[Action, ...] = ()
+    ledger: Ledger | None = None
+    delete: bool = False  # everything is confirmed gone and the user wants the records gone too
+    wake_at: float | None = None
+    waiting: str = ""  # for the user: what it waits for
+
+
+def plan(
+    case: Case, sites: Mapping[str, SiteFacts], policy: Policy, now: float, installation: str
+) -> JobPlan:
+    """The next step of one job. Pure; called again after each commit until it asks for nothing new."""
+    step = _Step(case, sites, policy, now, installation)
+    step.run()
+    return step.result()
+
+
+class _Step:
+    """One call of `plan`: collects what it decides. Lives no longer than the call."""
+
+    def __init__(
+        self, case: Case, sites: Mapping[str, SiteFacts], policy: Policy, now: float, installation: str
+    ) -> None:
+        self.case, self.sites, self.policy, self.now, self.installation = case, sites, policy, now, installation
+        self.job = case.job
+        self.records: dict[str, Job | Vm | PilotJob | Allocation] = {}
+        self.events: list[Event] = []
+        self.actions: list[Action] = []
+        self.wakes: list[float] = []
+        self.waiting = ""
+        self.ledger: Ledger | None = None
+        self.delete = False
+
+    def result(self) -> JobPlan:
+        return JobPlan(
+            tuple(self.records.values()),
+            tuple(self.events),
+            tuple(self.actions),
+            self.ledger,
+            self.delete,
+            min(self.wakes, default=None),
+            self.waiting,
+        )
+
+    # -- the story -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        current = None
+        for allocation in self.case.allocations:
+            if allocation.state is S.CLEANED:
+                continue
+            if allocation.epoch == self.case.vm.epoch:
+                current = allocation
+            self.allocation(allocation)
+        if self.job.state.final:
+            if self.job.wish is Wish.DELETE and all(a.state is S.CLEANED for a in self.case.allocations):
+                self.delete = True
+            return
+        if current is None or (current.state in OVER and self.job.state is JobState.PENDING):
+            self.start()
+
+    def start(self) -> None:
+        """The job has no allocation that could still run: begin one, or end the job."""
+        if self.job.wish is not Wish.RUN:
+            self.end(JobState.CANCELLED, Reason.CANCELLED, "cancelled before it was given to a site")
+            return
+        if any(a.state not in OVER for a in self.case.allocations):
+            return
+        choice = place(self.job, self.sites)
+        if choice.site is None:
+            self.waiting = choice.summary
+            return
+        epoch = self.case.vm.epoch + 1
+        name = f"{self.installation}-{self.job.id}-{epoch}"
+        allocation = Allocation(
+            id=f"{self.case.vm.id}.{epoch}",
+            owner=self.job.owner,
+            project=self.job.project,
+            job=self.job.id,
+            vm=self.case.vm.id,
+            epoch=epoch,
+            pilot_job=name,
+            site=choice.site,
+            times=Times(planned=self.now, since=self.now),
+            version=1,
+        )
+        self.put(replace(self.case.vm, epoch=epoch, version=self.case.vm.version + 1))
+        self.put(
+            PilotJob(name=name, owner=self.job.owner, project=self.job.project, site=choice.site, version=1)
+        )
+        self.put(allocation)
+        self.event("allocation", allocation.id, "", S.PLANNED, message=f"at {choice.site}: {choice.summary}")
+        self.change_job(JobState.PROLOG, attempts=self.job.attempts + 1)
+        self.actions.append(Action(A.PROLOG, allocation))
+
+    def allocation(self, a: Allocation) -> None:
+        sight = self.case.sight(a)
+        match a.state:
+            case S.PLANNED:
+                self.planned(a, sight)
+            case S.SUBMITTING | S.QUEUED:
+                self.in_queue(a, sight)
+            case S.RUNNING:
+                self.running(a, sight)
+            case S.REVOKING:
+                self.revoking(a, sight)
+            case S.REVOKED:
+                self.revoked(a, sight)
+            case S.ENDED:
+                self.ended(a, sight)
+            case S.COLLECTED:
+                self.collected(a, sight)
+            case S.CLEANED:
+                pass
+            case _:
+                assert_never(a.state)
+
+    def planned(self, a: Allocation, sight: Observed) -> None:
+        if self.job.wish is not Wish.RUN:
+            self.give_up(a, Reason.CANCELLED, "cancelled before it was submitted")
+            return
+        outcome = sight.outcomes.get(A.PROLOG)
+        if outcome is not None and outcome.result is Result.REFUSED:
+            self.give_up(a, outcome.reason or Reason.STAGING, outcome.message, outcome.hint)
+        elif outcome is not None and outcome.result is Result.OK:
+            moved = self.move(a, S.SUBMITTING)
+            self.actions.append(Action(A.SUBMIT, moved))
+        else:
+            self.want(a, sight, A.PROLOG)
+
+    def in_queue(self, a: Allocation, sight: Observed) -> None:
+        if self.owner_decides(a, sight):
+            return
+        submit = sight.outcomes.get(A.SUBMIT)
+        busy = A.SUBMIT in sight.busy
+        if self.job.wish is not Wish.RUN and not busy:
+            self.revoke(a, Reason.CANCELLED, "cancelled by the user")
+            return
+        match sight.batch:
+            case Seen(job) if job.state in (BatchState.ENDED, BatchState.NODE_LOST):
+                if not busy:
+                    why, words = START_FAILURES.get(job.code or 0, (Reason.LOST, f"{job.reason or job.state}"))
+                    self.revoke(a, why, f"{a.site} ended batch job {job.id} before the pilot began: {words}")
+                return
+            case Seen(job):
+                if a.state is S.SUBMITTING:
+                    self.queued(a, job.id)
+                self.waiting = f"{job.state} at {a.site}" + (f": {job.reason}" if job.reason else "")
+                return
+            case Absent(first, _, times):
+                lag = self.lag(a.site)
+                settled = times >= 2 and first > (a.times.submitting or a.times.planned) + lag
+                if settled and not busy and (submit is None or first > submit.at + lag):
+                    self.revoke(a, Reason.LOST, f"{a.site} does not list it (asked {times} times)")
+                    return
+            case Unknown():
+                pass
+        if submit is not None and submit.result is Result.REFUSED:
+            self.revoke(a, Reason.SUBMIT, submit.message, submit.hint)
+        elif submit is not None and submit.result is Result.OK and a.state is S.SUBMITTING:
+            self.queued(a, submit.batch_id)
+        elif a.state is S.SUBMITTING and not busy:
+            self.waiting = f"learning from {a.site} whether it accepted the job"
+
+    def queued(self, a: Allocation, batch_id: str) -> None:
+        self.move(a, S.QUEUED, message=f"batch job {batch_id}" if batch_id else "")
+        pilot_job = self.case.pilot_jobs.get(a.pilot_job)
+        if pilot_job is not None and batch_id and pilot_job.batch_id != batch_id:
+            self.put(replace(pilot_job, batch_id=batch_id, version=pilot_job.version + 1))
+        self.change_job(JobState.QUEUED)
+
+    def running(self, a: Allocation, sight: Observed) -> None:
+        view = sight.view
+        if view is not None and view.exit is not None and view.owner is not None:
+            self.finish(a, view.exit)
+            return
+        if self.job.wish is not Wish.RUN:
+            request = self.want(a, sight, A.REQUEST_CANCEL, why="cancelled by the user")
+            if request is not None:
+                patience = request + self.policy.stop_patience
+                if self.now >= patience:
+                    self.want(a, sight, A.BATCH_CANCEL, why="the pilot did not stop in time")
+                else:
+                    self.wakes.append(patience)
+            self.waiting = "stopping: the guest shuts down, outputs so far come back"
+        began = a.times.running or a.times.since
+        lag = self.sites[a.site].spool_lag if a.site in self.sites else 60.0
+        match sight.batch:
+            case Seen(job, as_of) if job.state is BatchState.ENDED:
+                gone_since = as_of
+                words = f"{a.site} says that it ended" + (f": {job.reason}" if job.reason else "")
+            case Seen(job) if job.state is BatchState.NODE_LOST:
+                # The batch system gave the node up; the guest may run on. Only its own walltime fences it.
+                fence = began + self.walltime() + self.policy.fence_margin
+                self.waiting = f"{a.site} lost its node ({job.reason}); waiting until its walltime is surely over"
+                if self.now < fence:
+                    self.wakes.append(fence)
+                    return
+                gone_since, words = fence, f"{a.site} lost the node, and the walltime is over"
+            case Absent(first, _, times) if times >= 2 and first > began:
+                gone_since, words = first, f"{a.site} no longer lists it"
+            case _:
+                return
+        # The sentinel may still be on its way through the site's file system: one more look after the lag.
+        if sight.view_at <= gone_since + lag:
+            self.wakes.append(gone_since + lag + 0.01)
+            self.waiting = f"{words}; waiting {lag:.0f} s for its last word"
+            return
+        owner = view.owner if view is not None else None
+        self.finish(
+            a,
+            ExitRecord(
+                entry=a.pilot_job,
+                epoch=a.epoch,
+                claim=owner.claim if owner else "",
+                outcome=Outcome.FAILED,
+                reason=Reason.LOST,
+                message=f"run {a.id} at {a.site}: {words}, and the pilot left no exit record",
+                hint="the node or the batch system ended it by force; see `ghv logs --stream pilot` and the site's own "
+                "record of the batch job",
+                node=owner.node if owner else "",
+            ),
+        )
+
+    def finish(self, a: Allocation, exit: ExitRecord) -> None:
+        self.move(a, S.ENDED, exit=exit, reason=exit.reason, message=exit.message)
+        self.change_job(JobState.EPILOG)
+
+    def revoking(self, a: Allocation, sight: Observed) -> None:
+        if self.owner_decides(a, sight):
+            return
+        outcome = sight.outcomes.get(A.REVOKE)
+        if outcome is not None and outcome.owner is not None:
+            if outcome.owner.by == "pilot":
+                self.taken_by_pilot(a)
+            else:
+                self.give_up(a, a.why or Reason.LOST, a.note)
+            return
+        self.want(a, sight, A.REVOKE, why=a.note)
+        self.waiting = f"waiting for {a.site} to confirm that it will not run"
+
+    def revoked(self, a: Allocation, sight: Observed) -> None:
+        """Nothing of it can run. Its batch job, if one surfaces, is cancelled; its entry is removed."""
+        if A.PROLOG in sight.busy:
+            return
+        if isinstance(sight.batch, Seen) and sight.batch.job.state not in (BatchState.ENDED, BatchState.ENDING):
+            self.want(a, sight, A.BATCH_CANCEL, why="revoked")
+            return
+        self.clean(a, sight)
+
+    def ended(self, a: Allocation, sight: Observed) -> None:
+        if self.job.wish is Wish.DELETE:
+            self.move(a, S.COLLECTED, message="results discarded: the job is being deleted")
+            return
+        outcome = sight.outcomes.get(A.COLLECT)
+        if outcome is not None and outcome.result is Result.OK:
+            self.settle(self.move(a, S.COLLECTED))
+            return
+        if outcome is not None:
+            self.waiting = f"{outcome.message}; {outcome.hint}" if outcome.hint else outcome.message
+        self.want(a, sight, A.COLLECT, results=self.retry_reason(a) is None)
+
+    def settle(self, a: Allocation) -> None:
+        """The results are home: another attempt, or the job waits for the clean-up to end."""
+        retry = self.retry_reason(a)
+        if retry is not None and a.epoch == self.case.vm.epoch:
+            self.try_again(a, retry)
+
+    def collected(self, a: Allocation, sight: Observed) -> None:
+        cleaned = self.clean(a, sight)
+        if self.job.state.final or a.epoch != self.case.vm.epoch or self.job.state is JobState.PENDING:
+            return
+        deadline = a.times.since + self.policy.clean_patience
+        if not cleaned and self.now < deadline:
+            self.wakes.append(deadline)
+            return
+        self.conclude(cleaned or a)
+
+    def conclude(self, a: Allocation) -> None:
+        """The job ends as its last attempt did."""
+        exit = a.exit
+        assert exit is not None
+        match exit.outcome:
+            case Outcome.COMPLETED:
+                self.end(JobState.DONE, exit.reason, exit.message, exit.hint, exit.exit_code, a)
+            case Outcome.STOPPED if exit.reason is Reason.CANCELLED:
+                self.end(JobState.CANCELLED, exit.reason, exit.message, exit.hint, exit.exit_code, a)
+            case _:
+                self.end(JobState.FAILED, exit.reason, exit.message, exit.hint, exit.exit_code, a)
+
+    def clean(self, a: Allocation, sight: Observed) -> Allocation | None:
+        outcome = sight.outcomes.get(A.CLEAN)
+        if outcome is not None and outcome.result is Result.OK:
+            return self.move(a, S.CLEANED)
+        batch = sight.batch
+        if isinstance(batch, Seen) and batch.job.state in (BatchState.RUNNING, BatchState.PENDING, BatchState.HELD):
+            if self.now > a.times.since + self.policy.linger:
+                self.want(a, sight, A.BATCH_CANCEL, why="it outlasts its end")
+            else:
+                self.wakes.append(a.times.since + self.policy.linger + 0.01)
+        self.want(a, sight, A.CLEAN)
+        return None
+
+    # -- what the steps share --------------------------------------------------------------------------------------
+
+    def owner_decides(self, a: Allocation, sight: Observed) -> bool:
+        """The owner file has the last word on who may act for an allocation."""
+        if sight.view is None or sight.view.owner is None:
+            return False
+        if sight.view.owner.by == "pilot":
+            self.taken_by_pilot(a)
+        elif a.state is S.REVOKING:
+            self.give_up(a, a.why or Reason.LOST, a.note)
+        else:
+            # Revoked by a controller that died before it wrote so down.
+            self.revoke(a, Reason.LOST, "the controller had revoked it")
+        return True
+
+    def taken_by_pilot(self, a: Allocation) -> None:
+        self.move(a, S.RUNNING)
+        self.change_job(JobState.RUNNING)
+
+    def revoke(self, a: Allocation, why: Reason, note: str, hint: str = "") -> None:
+        moved = self.move(a, S.REVOKING, why=why, note=f"{note}; {hint}" if hint else note, reason=why, message=note)
+        self.actions.append(Action(A.REVOKE, moved, why=note))
+
+    def give_up(self, a: Allocation, why: Reason, note: str, hint: str = "") -> None:
+        """The allocation can never run. What becomes of the job depends on why."""
+        moved = self.move(a, S.REVOKED, why=why, note=note, reason=why, message=note)
+        if a.epoch != self.case.vm.epoch:
+            return
+        if why is Reason.CANCELLED or self.job.wish is not Wish.RUN:
+            self.end(JobState.CANCELLED, Reason.CANCELLED, note, hint, a=moved)
+        elif why in RETRYABLE and self.job.attempts <= self.job.spec.retry.times:
+            self.try_again(a, why)
+        else:
+            self.end(JobState.FAILED, why, note, hint, a=moved)
+
+    def retry_reason(self, a: Allocation) -> Reason | None:
+        """Why this attempt's failure calls for another, if it does."""
+        exit = a.exit
+        if exit is None or exit.outcome is not Outcome.FAILED or self.job.wish is not Wish.RUN:
+            return None
+        if exit.reason in RETRYABLE and self.job.attempts <= self.job.spec.retry.times:
+            return exit.reason
+        return None
+
+    def try_again(self, a: Allocation, why: Reason) -> None:
+        excluded = self.job.excluded
+        if self.job.spec.retry.elsewhere and a.site not in excluded:
+            excluded = (*excluded, a.site)
+        self.change_job(JobState.PENDING, reason=why, excluded=excluded, message=f"attempt {a.epoch} failed: {why}")
+
+    def want(
+        self, a: Allocation, sight: Observed, kind: ActionKind, why: str = "", results: bool = True
+    ) -> float | None:
+        """Ask for an idempotent action unless it is under way, done, or waiting to be tried again.
+
+        Returns when it was done, if it was.
+        """
+        if kind in sight.busy:
+            return None
+        outcome = sight.outcomes.get(kind)
+        if outcome is not None and outcome.result is Result.OK:
+            return outcome.at
+        if outcome is not None:
+            delay = min(self.policy.retry_first * 2.0 ** (outcome.tries - 1), self.policy.retry_most)
+            if self.now < outcome.at + delay:
+                self.wakes.append(outcome.at + delay)
+                self.waiting = self.waiting or f"{outcome.message}; trying again"
+                return None
+        site = self.sites.get(a.site)
+        if site is None or not site.up:
+            self.waiting = f"{a.site} does not answer" + (f": {site.why}" if site and site.why else "")
+            return None  # the site's return wakes the planner
+        self.actions.append(Action(kind, a, why, results))
+        return None
+
+    def lag(self, site: str) -> float:
+        facts = self.sites.get(site)
+        return facts.listing_lag if facts is not None else 60.0
+
+    def walltime(self) -> float:
+        return float(parse_duration(self.job.spec.resources.walltime))
+
+    # -- writing it down -------------------------------------------------------------------------------------------
+
+    def put(self, record: Job | Vm | PilotJob | Allocation) -> None:
+        key = record.name if isinstance(record, PilotJob) else record.id
+        self.records[f"{type(record).__name__}:{key}"] = record
+
+    def move(
+        self,
+        a: Allocation,
+        to: AllocationState,
+        *,
+        exit: ExitRecord | None = None,
+        why: Reason | None = None,
+        note: str = "",
+        reason: Reason | None = None,
+        message: str = "",
+    ) -> Allocation:
+        if (a.state, to) not in TRANSITIONS:
+            raise AssertionError(f"{a.id}: {a.state} to {to} is no transition")
+        times = replace(a.times, since=self.now)
+        match to:
+            case S.SUBMITTING:
+                times = replace(times, submitting=self.now)
+            case S.QUEUED:
+                times = replace(times, queued=self.now)
+            case S.RUNNING:
+                times = replace(times, running=self.now)
+            case S.ENDED:
+                times = replace(times, ended=self.now)
+            case S.COLLECTED:
+                times = replace(times, collected=self.now)
+            case S.CLEANED:
+                times = replace(times, cleaned=self.now)
+            case S.PLANNED | S.REVOKING | S.REVOKED:
+                pass
+            case _:
+                assert_never(to)
+        moved = replace(
+            a,
+            state=to,
+            times=times,
+            exit=exit or a.exit,
+            why=why or a.why,
+            note=note or a.note,
+            version=a.version + 1,
+        )
+        self.put(moved)
+        self.event("allocation", a.id, a.state, to, reason or "", message)
+        return moved
+
+    def change_job(
+        self,
+        state: JobState,
+        *,
+        attempts: int | None = None,
+        reason: Reason | None = None,
+        excluded: tuple[str, ...] | None = None,
+        message: str = "",
+        hint: str = "",
+        exit_code: int | None = None,
+        ended: float | None = None,
+    ) -> None:
+        before = self.job
+        if before.state.final or (before.state is state and attempts is None):
+            return
+        self.job = replace(
+            before,
+            state=state,
+            attempts=before.attempts if attempts is None else attempts,
+            reason=reason,
+            excluded=before.excluded if excluded is None else excluded,
+            message=message,
+            hint=hint,
+            exit_code=exit_code,
+            ended=ended,
+            version=self.case.job.version + 1,
+        )
+        self.put(self.job)
+        self.event("job", before.id, before.state, state, reason or "", message)
+
+    def end(
+        self,
+        state: JobState,
+        reason: Reason,
+        message: str = "",
+        hint: str = "",
+        exit_code: int | None = None,
+        a: Allocation | None = None,
+    ) -> None:
+        if self.job.state.final:
+            return
+        self.change_job(state, reason=reason, message=message, hint=hint, exit_code=exit_code, ended=self.now)
+        allocations = tuple(a if a is not None and a.id == x.id else x for x in self.case.allocations)
+        self.ledger = ledger(self.job, allocations)
+
+    def event(
+        self, kind: str, subject: str, before: str, after: str, reason: str = "", message: str = ""
+    ) -> None:
+        self.events.append(
+            Event(
+                at=self.now,
+                owner=self.job.owner,
+                project=self.job.project,
+                job=self.job.id,
+                kind=kind,
+                subject=subject,
+                before=str(before),
+                after=str(after),
+                reason=str(reason),
+                message=message,
+            )
+        )

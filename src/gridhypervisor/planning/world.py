@@ -1,0 +1,115 @@
+"""What the planner is told: one job's records with what was observed of them, and the facts of the sites.
+
+Observations live in memory only. After a restart they are all unknown, and the planner must decide rightly even so.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gridhypervisor.model.batch import BatchJob
+from gridhypervisor.model.records import ActionKind, Allocation, Job, PilotJob, Vm
+from gridhypervisor.model.wire import EntryView, OwnerRecord, Reason
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The batch system lists it."""
+
+    job: BatchJob
+    as_of: float
+
+
+@dataclass(frozen=True)
+class Absent:
+    """`times` complete listings in a row, the first asked for at `first` and the last at `as_of`, lacked it."""
+
+    first: float
+    as_of: float
+    times: int
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """No complete listing since this controller started, or since the site fell silent."""
+
+    why: str = ""
+
+
+Batch = Seen | Absent | Unknown
+
+
+class Result(enum.StrEnum):
+    OK = "ok"
+    REFUSED = "refused"  # it will not work however often it is tried: the message says why
+    UNKNOWN = "unknown"  # it may have worked or not, or may work later
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of an action after it returned. Absent: it never ran under this controller."""
+
+    result: Result
+    at: float
+    tries: int = 1
+    reason: Reason | None = None
+    message: str = ""
+    hint: str = ""
+    owner: OwnerRecord | None = None  # of REVOKE: who owns the allocation now
+    batch_id: str = ""  # of SUBMIT
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is known of one allocation beyond its record."""
+
+    view: EntryView | None = None
+    view_at: float = 0.0  # when that was received
+    batch: Batch = Unknown()
+    outcomes: Mapping[ActionKind, Outcome] = field(default_factory=dict)
+    busy: frozenset[ActionKind] = frozenset()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job, whole. `allocations` by epoch; `pilot_jobs` and `observed` by entry name."""
+
+    job: Job
+    vm: Vm
+    allocations: tuple[Allocation, ...] = ()
+    pilot_jobs: Mapping[str, PilotJob] = field(default_factory=dict)
+    observed: Mapping[str, Observed] = field(default_factory=dict)
+
+    def sight(self, allocation: Allocation) -> Observed:
+        return self.observed.get(allocation.pilot_job, Observed())
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """One site as the planner sees it now. Lags in seconds, as the site's driver declares them."""
+
+    name: str
+    up: bool
+    why: str = ""  # why it is not up
+    max_jobs: int = 1  # of ours, queued and running
+    alive: int = 0  # allocations that hold, or may hold, a place there
+    max_walltime: int | None = None  # seconds; None: no limit known
+    max_cpus: int | None = None
+    max_memory: int | None = None  # bytes, of one job
+    listing_lag: float = 0.0  # how long a submission may stay out of a listing
+    spool_lag: float = 0.0  # how long a file written on a node may stay invisible to the relay
+    draining: bool = False
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Bounds, in seconds unless said otherwise."""
+
+    retry_first: float = 1.0  # before an action is tried again; doubles
+    retry_most: float = 30.0
+    clean_patience: float = 10.0  # a job's end waits that long for the site's clean-up
+    stop_patience: float = 45.0  # beyond stop_grace, before the batch system is asked to end a job
+    fence_margin: float = 120.0  # beyond its walltime, when a lost node's guest is surely gone
+    linger: float = 60.0  # a batch job may outlast its sentinel that long

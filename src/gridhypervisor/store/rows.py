@@ -1,0 +1,150 @@
+"""How a record becomes a row and a row a record again. Pure: what is stored where follows from the records' types.
+
+Text, numbers and truths are stored as they are, enums by their value, everything else as JSON text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from sqlalchemy import Column, Table
+
+from gridhypervisor.model.records import (
+    Allocation,
+    AllocationState,
+    Event,
+    Job,
+    Ledger,
+    PilotJob,
+    Site,
+    Vm,
+    Wish,
+)
+from gridhypervisor.store import schema
+
+R = TypeVar("R")
+
+Row = dict[str, Any]
+
+
+class Rows(Generic[R]):
+    """The rows of one kind of record.
+
+    `key` names the column that identifies one; `derived` are columns that are computed from the record, for searching;
+    `parents` are the records that must exist before this one: the fields that name them, and their rows.
+    """
+
+    def __init__(
+        self,
+        kind: type[R],
+        table: Table,
+        key: str,
+        derived: dict[str, Callable[[R], Any]] | None = None,
+        parents: dict[str, Rows[Any]] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.table = table
+        self.key: Column[Any] = table.c[key]
+        self._key = key
+        self._derived = derived or {}
+        self.parents = parents or {}
+        hints = typing.get_type_hints(kind)
+        self._fields = [(f.name, *_codec(hints[f.name])) for f in dataclasses.fields(typing.cast(Any, kind))]
+        self.columns = [table.c[name] for name, _, _ in self._fields]
+
+    def key_of(self, record: R) -> str:
+        return str(getattr(record, self._key))
+
+    def encode(self, record: R) -> Row:
+        """The row of a record.
+
+        Raises:
+            ValueError: a text in it cannot be stored (a lone surrogate: half of a character).
+        """
+        row = {name: encode(getattr(record, name)) for name, encode, _ in self._fields}
+        for name, derive in self._derived.items():
+            row[name] = derive(record)
+        for name, value in row.items():
+            if isinstance(value, str) and not value.isascii():
+                try:
+                    value.encode()
+                except UnicodeEncodeError as error:
+                    raise ValueError(f"{name} of {self.key_of(record)} is not valid text: {error}") from error
+        return row
+
+    def decode(self, values: typing.Sequence[Any]) -> R:
+        """The record of a row, whose values come in the order of `columns`.
+
+        Raises:
+            ValueError: a value is none that this version can have written.
+        """
+        try:
+            return self.kind(*[decode(value) for (_, _, decode), value in zip(self._fields, values, strict=True)])
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise ValueError(f"a {self.kind.__name__} that this version cannot read: {error}") from error
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _codec(hint: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """How a field of this type is written and read."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [a for a in typing.get_args(hint) if a is not type(None)]
+        if len(inner) == 1:
+            encode, decode = _codec(inner[0])
+            return (
+                lambda value: None if value is None else encode(value),
+                lambda value: None if value is None else decode(value),
+            )
+    if hint in (str, int, float, bool):
+        return _same, _same
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return (lambda value: value.value), hint
+    return (lambda value: msgspec.json.encode(value).decode()), msgspec.json.Decoder(hint).decode
+
+
+JOB = Rows(
+    Job,
+    schema.job,
+    "id",
+    derived={
+        "number": lambda job: number(job.id),
+        "alive": lambda job: not job.state.final or job.wish is Wish.DELETE,
+    },
+)
+VM = Rows(Vm, schema.vm, "id", parents={"job": JOB})
+PILOT_JOB = Rows(PilotJob, schema.pilot_job, "name")
+ALLOCATION = Rows(
+    Allocation,
+    schema.allocation,
+    "id",
+    derived={"alive": lambda allocation: allocation.state is not AllocationState.CLEANED},
+    parents={"job": JOB, "vm": VM, "pilot_job": PILOT_JOB},
+)
+LEDGER = Rows(Ledger, schema.ledger, "job", parents={"job": JOB})
+EVENT = Rows(Event, schema.event, "sequence")
+SITE = Rows(Site, schema.site, "name")
+
+VERSIONED: tuple[Rows[Any], ...] = (JOB, VM, PILOT_JOB, ALLOCATION)
+"""What a commit may change, parents first."""
+
+BY_KIND: dict[type, Rows[Any]] = {rows.kind: rows for rows in VERSIONED}
+
+
+def number(job: str) -> int:
+    """Which job this is, counted from 1: 12 of "j12".
+
+    Raises:
+        ValueError: it is no job's id.
+    """
+    if not (job.startswith("j") and job[1:].isascii() and job[1:].isdecimal()):
+        raise ValueError(f"{job!r} is not a job's id; they look like j12")
+    return int(job[1:])

@@ -1,0 +1,170 @@
+"""The tables, as the newest migration leaves them. A test compares the two, and the columns with the records' fields.
+
+Columns bear the names of the records' fields. Parts with an inner structure are JSON text; what is searched for is a
+column of its own. `alive` says what still has to be looked after, so that finding it costs nothing for the finished.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+REVISION = "0001"
+"""The newest migration: what a store that is up to date says of itself."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""`installation`: this installation's id. `last_job`: the number of the newest job ever made, deleted ones included."""
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),  # of the id: the order of creation
+    Column("idempotency_key", Text, nullable=True),
+    Column("alive", Boolean, nullable=False),  # not final, or to be deleted
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("image", Text, nullable=False),
+    Column("image_digest", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("wish", Text, nullable=False),
+    Column("reason", Text),
+    Column("message", Text, nullable=False),
+    Column("hint", Text, nullable=False),
+    Column("exit_code", Integer),
+    Column("ended", Float),
+    Column("attempts", Integer, nullable=False),
+    Column("excluded", Text, nullable=False),
+    Column("recover", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    UniqueConstraint("owner", "project", "idempotency_key"),
+    Index(None, "state", "number"),
+    Index("ix_job_alive", "number", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),
+)
+
+vm = Table(
+    "vm",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("job", Text, ForeignKey("job.id"), nullable=False, index=True),
+    Column("epoch", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+
+pilot_job = Table(
+    "pilot_job",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("site", Text, nullable=False),
+    Column("batch_id", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+
+allocation = Table(
+    "allocation",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("alive", Boolean, nullable=False),  # not cleaned
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("job", Text, ForeignKey("job.id"), nullable=False, index=True),
+    Column("vm", Text, ForeignKey("vm.id"), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("pilot_job", Text, ForeignKey("pilot_job.name"), nullable=False, index=True),
+    Column("site", Text, nullable=False),
+    Column("times", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("why", Text),
+    Column("note", Text, nullable=False),
+    Column("exit", Text),
+    Column("clean", Boolean, nullable=False),
+    Column("version", Integer, nullable=False),
+    UniqueConstraint("vm", "epoch"),  # the last line of defence of "never two guests"
+    Index("ix_allocation_alive", "job", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("sequence", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("job", Text, nullable=False),  # no foreign key: the events outlive the job
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Index(None, "job", "sequence"),
+    sqlite_autoincrement=True,  # a sequence number is never given twice, whatever is pruned
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("job", Text, ForeignKey("job.id"), primary_key=True),
+    Column("owner", Text, nullable=False),  # owner, project and version are those of the job it was written with
+    Column("project", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("wall", Float, nullable=False),
+    Column("rows", Text, nullable=False),
+    Column("cpu", Text, nullable=False),
+    Column("hypervisor", Text, nullable=False),
+)
+
+site = Table(
+    "site",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("known_hosts", Text, nullable=False),
+    Column("workdir", Text, nullable=False),
+    Column("scratch", Text, nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("max_jobs", Integer, nullable=False),
+    Column("options", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+)

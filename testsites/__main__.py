@@ -1,0 +1,84 @@
+"""`python -m testsites up|down`: a real Slurm site for demonstrations and for trying things by hand.
+
+`up` prints one JSON object (host, port, user, key, known_hosts, workdir, root, nodes) once the site takes jobs, and stays
+until TERM or INT, or until its stdin closes where that is a pipe. `down` ends an `up` of the same name and waits for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import select
+import signal
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+from testsites.slurm import SlurmSite
+
+
+def up(name: str, nodes: int, cpus: int) -> int:
+    ended, end = os.pipe()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: os.write(end, b"."))
+    with SlurmSite(name, nodes=nodes, cpus=cpus, folder=_folder(name)) as site:
+        _pid_file(name).write_text(f"{os.getpid()}\n")
+        try:
+            print(json.dumps(site.describe()), flush=True)
+            waits = [ended, sys.stdin] if stat.S_ISFIFO(os.fstat(0).st_mode) else [ended]
+            while not (ready := select.select(waits, [], [])[0]) or (ended not in ready and os.read(0, 4096)):
+                pass
+        finally:
+            _pid_file(name).unlink()
+    return 0
+
+
+def down(name: str) -> int:
+    """End the site of this name; 0 also where there is none."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        pid = int(_pid_file(name).read_text())
+        handle = os.pidfd_open(pid)
+        if b"testsites" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return 0  # the starter is long gone and its number belongs to somebody else
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        if not select.select([handle], [], [], 30)[0]:
+            print(f"end test site {name}: process {pid} is still there after 30 s", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _folder(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"ghv-testsite-{name}"
+
+
+def _pid_file(name: str) -> Path:
+    return _folder(name) / "pid"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m testsites", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("up", "down"):
+        command = verbs.add_parser(verb)
+        command.add_argument("--name", default="slurm-a")
+        if verb == "up":
+            command.add_argument("--nodes", type=int, default=2)
+            command.add_argument("--cpus", type=int, default=2, help="per node")
+    args = parser.parse_args()
+    try:
+        return up(args.name, args.nodes, args.cpus) if args.verb == "up" else down(args.name)
+    except FileExistsError as error:
+        print(
+            f"start test site {args.name}: {error.filename} exists; end it with `down`, or remove the folder "
+            "if its starter was killed", file=sys.stderr,
+        )  # fmt: skip
+    except (PermissionError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""A real Slurm site: munge, controller, nodes and an SSH front-end, all in one bare root and one set of name spaces.
+
+`SlurmSite` starts it in about two seconds and offers the faults that tests provoke: any daemon killed, stopped,
+continued, started again; every SSH session cut. It decides nothing about jobs.
+
+Each site has an address of its own in 127.0.0.0/8, so all of its ports are free and nothing listens beyond loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from testsites import bareroot, sshd
+
+USER, UID = "scientist", 20001
+CONTROLLER_PORT = 6817
+LIBRARIES = Path("/usr/lib/x86_64-linux-gnu/slurm-wlm")
+PACKAGES = "slurm-wlm slurm-client slurm-wlm-basic-plugins munge openssh-server openssh-client util-linux"
+
+DAEMONS = ("slurmctld", "slurmd", "slurmstepd", "munged")
+COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")
+SHELL = ("dash", "cat", "chmod", "mkdir", "mv", "rm", "ls", "env", "id", "sleep", "true")
+"""All that a login or a job finds beside Slurm: POSIX's shell and a few of its utilities."""
+
+CONFIG = """\
+ClusterName={name}
+SlurmctldHost={name}({address})
+SlurmctldPort={port}
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmUser=root
+AuthType=auth/munge
+CredType=cred/munge
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmdPidFile=/run/%n.pid
+SlurmdSpoolDir=/var/spool/%n
+StateSaveLocation=/var/spool/slurmctld
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+AccountingStorageType=accounting_storage/none
+SwitchType=switch/none
+MpiDefault=none
+MailProg=/bin/true
+ReturnToService=2
+SlurmdParameters=config_overrides
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=2
+KillWait=5
+SlurmdTimeout=10
+SlurmctldTimeout=10
+MessageTimeout=3
+MinJobAge={keeps_ended}
+JobRequeue=1
+DefMemPerCPU=64
+"""
+
+
+class SlurmSite:
+    """One running site; a context manager. `folder` is made, and removed at the end; it must not exist yet.
+
+    Raises:
+        PermissionError: not root.
+        RuntimeError: packages are missing, or a daemon did not come up; the message holds its log's end.
+    """
+
+    def __init__(
+        self, name: str = "slurm-a", *, nodes: int = 2, cpus: int = 2, memory: int = 4000, keeps_ended: int = 300,
+        folder: Path | None = None,
+    ) -> None:
+        if os.geteuid() != 0:
+            raise PermissionError("start a Slurm test site: it mounts and starts jobs as other users; run it as root")
+        if folder is not None:
+            folder.mkdir(mode=0o755, parents=True)
+        self.folder = folder or Path(tempfile.mkdtemp(prefix=f"ghv-{name}-"))
+        self.folder.chmod(0o755)
+        self.name = name
+        self.root = self.folder / "root"
+        self.address = _free_address()
+        self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
+        self.home = self.root / "home" / USER
+        """The user's home as this machine sees it; at the site it is /home/USER."""
+        self._keeper: subprocess.Popen[str] | None = None
+        try:
+            self._make_root()
+            self._configure(cpus, memory, keeps_ended)
+            self.login = self._make_login()
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    # Faults and administration
+
+    def start(self, daemon: str) -> None:
+        """Start `munged`, `slurmctld`, `sshd` or a node (by its name)."""
+        argv = {
+            "munged": ["/usr/sbin/munged", "--foreground", "--force"],
+            "slurmctld": ["/usr/sbin/slurmctld", "-D"],
+            "sshd": sshd.ARGV,
+        }.get(daemon, ["/usr/sbin/slurmd", "-D", "-N", daemon])
+        self._ask({"start": daemon, "argv": argv})
+
+    def signal(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a daemon: KILL it, or STOP it for a while and CONT it."""
+        self._ask({"signal": daemon, "number": int(number)})
+
+    def cut_ssh(self) -> int:
+        """Kill every open SSH session, as a broken network would; how many processes that were."""
+        return len(self._ask({"cut": "sshd"})["killed"])
+
+    def admin(self, *argv: str, as_user: bool = False, check: bool = True) -> str:
+        """What a command prints, run inside the site as root (or as its ordinary user)."""
+        who = ["--userspec", f"{UID}:{UID}"] if as_user else []
+        result = subprocess.run(
+            ["/usr/sbin/chroot", *who, self.root, *argv], capture_output=True, text=True, check=False, timeout=60
+        )
+        if check and result.returncode != 0:
+            raise RuntimeError(f"{' '.join(argv)} at {self.name}: {result.stderr.strip() or result.returncode}")
+        return result.stdout
+
+    def wait_idle(self, timeout: float = 20.0) -> None:
+        """Wait until every node is idle: up, and no job on it."""
+        deadline = time.monotonic() + timeout
+        while self.admin("sinfo", "-h", "-t", "idle", "-o", "%D", check=False).strip() != str(len(self.nodes)):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"start {self.name}: nodes not idle after {timeout:.0f} s; {self._log_tails()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End every process of the site and remove its folder."""
+        if self._keeper is not None:
+            assert self._keeper.stdin and self._keeper.stdout
+            self._keeper.stdin.close()
+            self._keeper.stdout.close()
+            self._keeper.wait(timeout=30)
+            self._keeper = None
+        shutil.rmtree(self.folder)
+
+    def describe(self) -> dict[str, Any]:
+        """What a client must know, ready for JSON."""
+        return {
+            "name": self.name, "host": self.login.host, "port": self.login.port, "user": self.login.user,
+            "key": str(self.login.key), "known_hosts": str(self.login.known_hosts),
+            "workdir": f"/home/{USER}/.ghv", "root": str(self.root), "nodes": self.nodes,
+        }  # fmt: skip
+
+    def __enter__(self) -> SlurmSite:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # How it is made
+
+    def _make_root(self) -> None:
+        programs = [*(Path("/usr/sbin") / name for name in DAEMONS),
+                    *(Path("/usr/bin") / name for name in (*COMMANDS, *SHELL)), *sshd.PROGRAMS]  # fmt: skip
+        missing = [str(path) for path in (*programs, LIBRARIES) if not path.exists()]
+        if missing:
+            raise RuntimeError(
+                f"start {self.name}: {', '.join(missing)} not found; install them: apt-get install {PACKAGES}"
+            )
+        bareroot.build(self.root, programs, LIBRARIES.glob("*.so"))
+        self.root.chmod(0o755)
+        (self.root / "bin/sh").symlink_to("dash")
+
+    def _configure(self, cpus: int, memory: int, keeps_ended: int) -> None:
+        etc = self.root / "etc"
+        (etc / "passwd").write_text(
+            "root:x:0:0:root:/root:/bin/sh\n"
+            "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
+            f"{USER}:x:{UID}:{UID}:An ordinary user:/home/{USER}:/bin/sh\n"
+        )
+        # '*' forbids passwords; an empty or '!' field would be an open or a locked account, which sshd turns away.
+        (etc / "shadow").write_text(f"root:*:19000::::::\n{USER}:*:19000::::::\n")
+        (etc / "shadow").chmod(0o600)
+        (etc / "group").write_text(f"root:x:0:\nnogroup:x:65534:\n{USER}:x:{UID}:\n")
+        (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
+        (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
+        (etc / "munge").mkdir(mode=0o700)
+        (etc / "munge/munge.key").write_bytes(secrets.token_bytes(128))
+        (etc / "munge/munge.key").chmod(0o400)
+        for folder in ("run/munge", "var/log/munge", "var/lib/munge", "etc/slurm", "var/spool/slurmctld"):
+            (self.root / folder).mkdir(mode=0o755, parents=True)
+        lines = [CONFIG.format(name=self.name, address=self.address, port=CONTROLLER_PORT, keeps_ended=keeps_ended)]
+        for i, node in enumerate(self.nodes):
+            (self.root / "var/spool" / node).mkdir()
+            lines.append(
+                f"NodeName={node} NodeHostname={self.name} NodeAddr={self.address} Port={CONTROLLER_PORT + 1 + i} "
+                f"CPUs={cpus} RealMemory={memory} State=UNKNOWN\n"
+            )
+        lines.append("PartitionName=batch Nodes=ALL Default=YES MaxTime=1-0 DefaultTime=10 State=UP\n")
+        lines.append("PartitionName=short Nodes=ALL MaxTime=5 State=UP\n")
+        (etc / "slurm/slurm.conf").write_text("".join(lines))
+
+    def _make_login(self) -> sshd.Login:
+        self.home.mkdir(mode=0o700)
+        os.chown(self.home, UID, UID)
+        client = self.folder / "client"
+        client.mkdir(mode=0o700)
+        login = sshd.prepare(self.root, client, self.address, USER, UID)
+        if invoker := os.environ.get("SUDO_UID"):  # the key is for whoever asked, not for root
+            for path in (client, *client.iterdir()):
+                os.chown(path, int(invoker), pwd.getpwuid(int(invoker)).pw_gid)
+        return login
+
+    def _start(self) -> None:
+        self._keeper = subprocess.Popen(
+            ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--propagation", "private",
+             sys.executable, "-I", Path(__file__).with_name("keeper.py"), self.root, self.name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self._answer()
+        for daemon in ("munged", "slurmctld", "sshd", *self.nodes):
+            self.start(daemon)
+        self.wait_idle()
+        deadline = time.monotonic() + 10
+        while not _listens(self.login.host, self.login.port):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"start {self.name}: its sshd does not answer; {self._log_tails()}")
+            time.sleep(0.02)
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._keeper and self._keeper.stdin
+        self._keeper.stdin.write(json.dumps(request) + "\n")
+        self._keeper.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._keeper and self._keeper.stdout
+        line = self._keeper.stdout.readline()
+        if not line:
+            raise RuntimeError(f"start {self.name}: its name spaces could not be made; is this a container without them?")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def _log_tails(self) -> str:
+        tails = [f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in self.root.glob("var/log/*.log")]
+        return "; ".join(tails)
+
+
+def _free_address() -> str:
+    """An address in 127.0.0.0/8 that nobody listens on."""
+    while True:
+        address = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, CONTROLLER_PORT))
+            return address
+
+
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0
