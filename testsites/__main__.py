@@ -1,7 +1,8 @@
 """`python -m testsites up|down`: a real Slurm site for demonstrations and for trying things by hand.
 
-`up` prints one JSON object (host, port, user, key, known_hosts, workdir, root, nodes) once the site takes jobs, and stays
-until TERM or INT, or until its stdin closes where that is a pipe. `down` ends an `up` of the same name and waits for it.
+`up` prints one JSON object (host, port, user, key, known_hosts, workdir, root, nodes) once the site takes jobs, and
+stays until TERM or INT, or until its stdin closes where that is a pipe. `down` ends an `up` of the same name and waits
+for its end.
 """
 
 from __future__ import annotations

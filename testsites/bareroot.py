@@ -21,10 +21,10 @@ def build(root: Path, programs: Iterable[Path], plugins: Iterable[Path] = ()) ->
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(f"usr/{name}")
-    for name, mode in {"proc": 0o555, "sys": 0o555, "dev": 0o755, "etc": 0o755, "run": 0o755, "home": 0o755, "root": 0o700,
-                       "var/log": 0o755, "tmp": 0o1777}.items():
+    for name in ("proc", "sys", "dev", "etc", "run", "home", "root", "var/log", "tmp"):
         (root / name).mkdir(parents=True, exist_ok=True)
-        (root / name).chmod(mode)
+    (root / "root").chmod(0o700)
+    (root / "tmp").chmod(0o1777)
     wanted = [*programs, *plugins]
     for source in (*wanted, *_libraries(path.resolve() for path in wanted)):
         target = root / str(source).lstrip("/")

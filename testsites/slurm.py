@@ -61,7 +61,7 @@ MailProg=/bin/true
 ReturnToService=2
 SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=2
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=2
 KillWait=5
 SlurmdTimeout=10
 SlurmctldTimeout=10
@@ -81,7 +81,13 @@ class SlurmSite:
     """
 
     def __init__(
-        self, name: str = "slurm-a", *, nodes: int = 2, cpus: int = 2, memory: int = 4000, keeps_ended: int = 300,
+        self,
+        name: str = "slurm-a",
+        *,
+        nodes: int = 2,
+        cpus: int = 2,
+        memory: int = 4000,
+        keeps_ended: int = 300,
         folder: Path | None = None,
     ) -> None:
         if os.geteuid() != 0:
@@ -179,7 +185,9 @@ class SlurmSite:
             raise RuntimeError(
                 f"start {self.name}: {', '.join(missing)} not found; install them: apt-get install {PACKAGES}"
             )
-        bareroot.build(self.root, programs, LIBRARIES.glob("*.so"))
+        # slurmd opens every MPI plugin that it finds, and these need libraries that no package of ours brings.
+        plugins = [path for path in LIBRARIES.glob("*.so") if not path.name.startswith("mpi_pmix")]
+        bareroot.build(self.root, programs, plugins)
         self.root.chmod(0o755)
         (self.root / "bin/sh").symlink_to("dash")
 
@@ -249,7 +257,7 @@ class SlurmSite:
         assert self._keeper and self._keeper.stdout
         line = self._keeper.stdout.readline()
         if not line:
-            raise RuntimeError(f"start {self.name}: its name spaces could not be made; is this a container without them?")
+            raise RuntimeError(f"start {self.name}: unshare failed; is this a container without name spaces?")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"{self.name}: {answer['error']}")

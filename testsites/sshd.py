@@ -39,7 +39,7 @@ class Login:
 
 
 def prepare(root: Path, client: Path, address: str, user: str, uid: int) -> Login:
-    """Write the daemon's files into `root`, the user's key to their home there, and the client's files into `client`."""
+    """Write the daemon's files and the user's key into `root`, and what a client needs into the folder `client`."""
     (root / "etc/ssh").mkdir()
     (root / "run/sshd").mkdir(mode=0o755)
     (root / "etc/ssh/sshd_config").write_text(CONFIG.format(address=address, port=PORT, user=user))

@@ -18,10 +18,9 @@ def guest_archive(folder: Path) -> bytes:
         raise FileNotFoundError(f"pack the guest's agent: no {folder / 'init.sh'}; the installation is incomplete")
     out = bytearray(_member(1, "ghv", stat.S_IFDIR | 0o755))
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    number = 2
-    for number, path in enumerate(files, number):
-        out += _member(number, f"ghv/{path.stem}", stat.S_IFREG | 0o755, path.read_bytes())
-    out += _member(number + 1, "init", stat.S_IFLNK | 0o777, b"ghv/init")
+    for inode, path in enumerate(files, 2):
+        out += _member(inode, f"ghv/{path.stem}", stat.S_IFREG | 0o755, path.read_bytes())
+    out += _member(len(files) + 2, "init", stat.S_IFLNK | 0o777, b"ghv/init")
     out += _member(0, "TRAILER!!!", 0)
     return bytes(out) + bytes(-len(out) % 512)  # the kernel wants the next archive on a multiple of 4
 

@@ -73,7 +73,8 @@ class Monitor(Protocol):
         """What to send first."""
 
     def feed(self, data: bytes) -> list[str]:
-        """Take in bytes; return the events that they complete: `shutdown`, `reset`, `panic`, or others unread."""
+        """Take in bytes; return the events that they complete: `shutdown`, `reset` (by the guest)
+        or `nospace` (a disk could not grow, the guest is paused)."""
 
     def quit(self) -> bytes:
         """What to send to end the hypervisor at once."""

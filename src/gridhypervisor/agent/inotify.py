@@ -69,7 +69,9 @@ class Inotify:
         return result
 
 
-LOCAL = frozenset("ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay f2fs bcachefs reiserfs jfs ramfs".split())
+LOCAL = frozenset(
+    ["ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs", "bcachefs", "reiserfs", "jfs", "ramfs"]
+)
 """File systems that only this machine writes on."""
 
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             scratch = os.environ.get("GHV_SCRATCH", "")
             return pilot.main([*arguments, "--scratch", scratch] if scratch else arguments)
         case _:
-            print(f"start {role or 'nothing'}: no such role\n{USAGE}", file=sys.stderr)
+            sys.stderr.write(f"start {role or 'nothing'}: no such role\n{USAGE}\n")
             return 64
 
 

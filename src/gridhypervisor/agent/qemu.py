@@ -74,8 +74,6 @@ def _escape(value: str) -> str:
 class Qmp:
     """QEMU's monitor protocol, as far as a pilot needs it. Sans-I/O."""
 
-    _EVENTS = {"GUEST_PANICKED": "panic"}
-
     def __init__(self) -> None:
         self._buffer = b""
 
@@ -84,7 +82,7 @@ class Qmp:
         return b'{"execute":"qmp_capabilities"}\n'
 
     def feed(self, data: bytes) -> list[str]:
-        """Bytes from QEMU in; events out: `shutdown`, `reset`, `panic`. What is no JSON object is passed over."""
+        """Bytes from QEMU in; events out: `shutdown`, `reset`, `nospace`. What is no JSON object is passed over."""
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         out = []
         for line in lines:
@@ -95,8 +93,8 @@ class Qmp:
                 continue
             if event == "SHUTDOWN":
                 out.append("reset" if message.get("data", {}).get("reason") == "guest-reset" else "shutdown")
-            elif event in self._EVENTS:
-                out.append(self._EVENTS[event])
+            elif event == "BLOCK_IO_ERROR" and message.get("data", {}).get("nospace"):
+                out.append("nospace")
         return out
 
     def quit(self) -> bytes:

@@ -60,7 +60,7 @@ class Files:
         if not path.is_relative_to(self.workdir):
             raise Refused("path", f"path {relative!r}: a symbolic link leads out of {self.workdir}")
         if not path.is_file():
-            raise Refused("missing", f"no file {relative} in {self.workdir}", "it may have been removed, or not be made")
+            raise Refused("missing", f"no file {relative} in {self.workdir}", "removed, or not made yet?")
         return path
 
     def have(self, paths: list[str]) -> dict[str, int | None]:
@@ -93,7 +93,7 @@ class Files:
         return size
 
     def link_in(self, request: dict[str, Any]) -> int:
-        """Take over a file of this machine: a hard link where nobody will write on it (ours, read-only), else a copy."""
+        """Take a file of this machine: by hard link where nobody will write on it (ours, read-only), else copied."""
         source, path = Path(request["source"]), self.place(request["path"])
         if not source.is_absolute():
             raise Refused("path", f"link in {source}: must be an absolute path")

@@ -76,7 +76,7 @@ class SpoolWatch:
                 self._forget(gone)
             names = sorted(present)
         changed = [view for name in names if (view := self._look_at(name)) is not None]
-        live = any(known.view.exit is None for known in self._known.values())
+        live = any(_may_change(known.view) for known in self._known.values())
         if changed:
             self._interval = FAST
         else:
@@ -89,20 +89,23 @@ class SpoolWatch:
         """Seconds until the next look at all entries; jittered, so that many relays do not beat on one file server."""
         return self._interval * random.uniform(0.75, 1.25)
 
-    def hints(self) -> set[str]:
-        """Entries that inotify says have changed since the last call, new ones among them."""
-        names: set[str] = set()
-        if self.inotify is None:
-            return names
-        for watch, _, name in self.inotify.read():
+    def hints(self) -> tuple[set[str], set[str]]:
+        """What inotify says happened since the last call: entries to look at, and entries whose output grew."""
+        changed: set[str] = set()
+        grew: set[str] = set()
+        for watch, _, name in self.inotify.read() if self.inotify is not None else ():
             entry = self._watches.get(watch)
             if watch == -1:  # the queue ran over: look everywhere
-                return set(self._known)
-            if entry == "" and name.startswith(self._prefix):
-                names.add(name)
-            elif entry and name in (*PARTS, wire.STDOUT, wire.STDERR):
-                names.add(entry)
-        return names
+                return set(self._known), set(self._known)
+            if entry == "":
+                if name.startswith(self._prefix):
+                    changed.add(name)
+            elif entry and name in PARTS:
+                changed.add(entry)
+                grew.add(entry)  # a sentinel ends the output
+            elif entry and name in (wire.STDOUT, wire.STDERR):
+                grew.add(entry)
+        return changed, grew
 
     def heed_output(self, entry: str, heed: bool) -> None:
         """Let inotify report (or no longer) that the program's output grew."""
@@ -173,8 +176,9 @@ class SpoolWatch:
         if self.inotify is not None:
             try:
                 number = self.inotify.add(self._folder / name, mask)
-            except OSError:
-                # Gone, or no watch left (fs.inotify.max_user_watches): the poll sees it later.
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            except OSError:  # no watch left (fs.inotify.max_user_watches): from now on the poll must see
                 self._told = False
                 return
             self._watches[number] = name
@@ -185,6 +189,11 @@ class SpoolWatch:
         if number is not None and self.inotify is not None:
             self.inotify.remove(number)
             self._watches.pop(number, None)
+
+
+def _may_change(view: EntryView) -> bool:
+    """Whether a pilot may still write here: not after its sentinel, nor where a controller has taken the entry."""
+    return view.exit is None and (view.owner is None or view.owner.by == "pilot")
 
 
 def _older(one: Status, than: Status) -> bool:

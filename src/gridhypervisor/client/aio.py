@@ -41,9 +41,10 @@ class AsyncClient:
     ) -> None:
         self._socket, self._revive, self._patience = socket_path, revive, patience
         self._met = False
-        # A connection that was kept may be one of a service that has since restarted: keep none.
-        transport = httpx.AsyncHTTPTransport(uds=socket_path, limits=httpx.Limits(max_keepalive_connections=0))
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None)
+        transport = httpx.AsyncHTTPTransport(uds=socket_path)
+        self._http = httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=calls.LAST, timeout=None
+        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -35,10 +35,13 @@ from gridhypervisor.model.views import (
 
 T = TypeVar("T")
 
+LAST = {"Connection": "close"}
+"""Each request has a connection of its own: one that was kept may be of a service that has since restarted."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request. `repeatable`: sent twice, it has the effect of once, so a lost answer is answered by asking again."""
+    """One request. `repeatable`: sent twice, has the effect of once, so a lost answer is asked for again."""
 
     method: str
     path: str

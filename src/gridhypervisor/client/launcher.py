@@ -75,7 +75,11 @@ def find_paths(environ: Mapping[str, str] = os.environ) -> Paths:
 def connect(paths: Paths | None = None, *, patience: float = 60.0) -> Client:
     """A client of this user's service, which is started when it is needed."""
     where = paths or find_paths()
-    return Client(str(where.socket), revive=lambda: ensure_service(where), patience=patience)
+
+    def revive() -> None:
+        ensure_service(where)
+
+    return Client(str(where.socket), revive=revive, patience=patience)
 
 
 def ensure_service(paths: Paths, command: Sequence[str] = COMMAND) -> bool:

@@ -1,4 +1,4 @@
-"""The synchronous client, on the standard library's HTTP: its import is a quarter of httpx's, and `ghv` waits for it."""
+"""The synchronous client, on the standard library's HTTP: its import takes a quarter of httpx's time."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ class _Connection(http.client.HTTPConnection):
             sock.close()
             raise _Absent(str(error)) from error
         self.sock = sock
+
+    def answer(self) -> http.client.HTTPResponse:
+        """The response, once its head is whole: the library takes one that was cut off for a short one."""
+        response = self.getresponse()
+        if response.length is None and not response.chunked:
+            raise http.client.IncompleteRead(b"")
+        return response
 
 
 class Client:
@@ -154,9 +161,9 @@ class Client:
         while True:
             connection = _Connection(self._socket)
             try:
-                connection.request(call.method, call.path, call.body or None, call.all_headers)
+                connection.request(call.method, call.path, call.body or None, call.all_headers | calls.LAST)
                 self._met = True
-                response = connection.getresponse()
+                response = connection.answer()
                 return call.read(response.status, response.read())
             except (OSError, http.client.HTTPException) as error:
                 if not call.repeatable and not isinstance(error, _Absent):
@@ -172,9 +179,9 @@ class Client:
             connection = _Connection(self._socket)
             broken: Exception = ConnectionError("the stream ended early")
             try:
-                connection.request("GET", feed.path)
+                connection.request("GET", feed.path, headers=calls.LAST)
                 self._met = True
-                response = connection.getresponse()
+                response = connection.answer()
                 if response.status >= 400:
                     raise calls.refusal(f"GET {feed.path}", response.status, response.read())
                 for line in response:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,8 +17,9 @@ from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from gridhypervisor.execution.logs import Logs
+from gridhypervisor.execution.meter import Meter
 from gridhypervisor.execution.ports import Session, Steps, Store
-from gridhypervisor.model.batch import Listing
+from gridhypervisor.model.batch import BatchState, Listing
 from gridhypervisor.model.commit import Commit, JobRecords
 from gridhypervisor.model.records import (
     ActionKind,
@@ -60,13 +60,16 @@ class Controller:
         logs: Logs,
         *,
         policy: Policy | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
+        cpu: Callable[[], float],
         steps: Steps = no_steps,
     ) -> None:
         self.store, self.logs, self.policy, self.clock, self.steps = store, logs, policy or Policy(), clock, steps
         self.sessions = dict(sessions)
         self.cases: dict[str, Case] = {}
         self.waiting: dict[str, str] = {}
+        self._cpu, self._meter = cpu, Meter()  # this process's CPU seconds, and how they are shared
+        self._began: dict[str, tuple[float, dict[str, float]]] = {}  # job -> the meters' values when it was taken up
         self.last_event = 0
         self._entries: dict[str, str] = {}  # entry -> job
         self._attended: dict[str, dict[str, None]] = {}  # site -> entries of which the batch system's word matters
@@ -85,7 +88,7 @@ class Controller:
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Take up what the store knows. Call once, before `run`."""
+        """Take up what the store knows. Call once, before any session is added: what nobody knows is a stray."""
         for records in await self.in_store(self.store.alive):
             self.adopt(records)
 
@@ -118,6 +121,10 @@ class Controller:
 
     def add_session(self, site: str, session: Session) -> None:
         self.sessions[site] = session
+        for case in self.cases.values():
+            for a in case.allocations:
+                if a.site == site and a.pilot_job in self._attended.get(site, ()):
+                    session.attend(a.pilot_job, a.state in (AllocationState.SUBMITTING, AllocationState.QUEUED))
         self.site_changed(site)
 
     def remove_session(self, site: str) -> None:
@@ -137,6 +144,9 @@ class Controller:
             old.observed if old is not None else {},
         )
         self.cases[job] = case
+        if old is None:
+            meters = {name: session.relay_cpu.value for name, session in self.sessions.items()}
+            self._began[job] = (self._meter.value, meters)
         self._index(old, case)
         self.touch(job)
 
@@ -199,6 +209,7 @@ class Controller:
     def entry_seen(self, site: str, view: EntryView, at: float) -> None:
         job = self._entries.get(view.entry)
         if job is None:
+            self._suspect(site, view.entry)
             return
         before = self._observed(job, view.entry)
         old = before.view
@@ -222,7 +233,8 @@ class Controller:
             found = listing.jobs.get(entry)
             now: Seen | Absent
             if found is not None:
-                now = Seen(found, listing.as_of)
+                same_state = isinstance(before.batch, Seen) and before.batch.job.state is found.state
+                now = Seen(found, listing.as_of, before.batch.since if same_state else listing.as_of)
             elif isinstance(before.batch, Absent):
                 now = Absent(before.batch.first, listing.as_of, before.batch.times + 1)
             else:
@@ -231,12 +243,35 @@ class Controller:
             same = isinstance(now, Seen) and isinstance(before.batch, Seen) and now.job == before.batch.job
             if not same:
                 self.touch(job)
+        for name, found in listing.jobs.items():
+            if name not in self._entries and found.state in (BatchState.PENDING, BatchState.HELD, BatchState.RUNNING):
+                self._suspect(site, name, found.id)
 
     def silent(self, site: str, why: str) -> None:
         for entry in list(self._attended.get(site, ())):
             job = self._entries[entry]
             self._observe(job, entry, replace(self._observed(job, entry), batch=Unknown(why)))
         self.site_changed(site)
+
+    def _suspect(self, site: str, entry: str, batch_id: str = "") -> None:
+        """Something of this installation that no live job knows: a stray, if the store says that it was done with."""
+        key = (entry, ActionKind.CLEAN)
+        if key not in self._tasks and entry.startswith(f"{self.store.installation}-"):
+            self._tasks[key] = asyncio.create_task(self._sweep(site, entry, batch_id))
+
+    async def _sweep(self, site: str, entry: str, batch_id: str) -> None:
+        try:
+            job = entry.split("-")[1]
+            records = await self.in_store(self.store.job, job)
+            if records is not None:
+                done = any(a.pilot_job == entry and a.state is AllocationState.CLEANED for a in records.allocations)
+            else:
+                done = any(e.after == "deleted" for e in await self.in_store(self.store.events, job=job))
+            session = self.sessions.get(site)
+            if done and session is not None and entry not in self._entries:
+                await session.sweep(entry, batch_id)
+        finally:
+            del self._tasks[entry, ActionKind.CLEAN]
 
     def output(self, site: str, entry: str, stream: str, offset: int, data: bytes) -> None:
         job = self._entries.get(entry)
@@ -302,12 +337,15 @@ class Controller:
 
     async def _pass(self, dirty: Iterable[str]) -> None:
         sites = self.facts()
+        self._meter.advance(self._cpu(), len(self.cases))
         plans: list[tuple[str, JobPlan]] = []
         now = self.clock()
         for job in dirty:
             case = self.cases.get(job)
             if case is None:
                 continue
+            if case.job.state is JobState.EPILOG:
+                case = replace(case, cpu=self._spent(case))
             step = plan(case, sites, self.policy, now, self.store.installation)
             for record in step.records:
                 if isinstance(record, Allocation) and record.version == 1:
@@ -390,12 +428,12 @@ class Controller:
         key = (action.allocation.pilot_job, action.kind)
         if key in self._tasks:
             return
+        before = self._observed(job, key[0])
+        self._observe(job, key[0], replace(before, busy=before.busy | {action.kind}))
         self._tasks[key] = asyncio.create_task(self._act(job, action), name=f"{action.kind} {key[0]}")
 
     async def _act(self, job: str, action: Action) -> None:
         entry, kind = action.allocation.pilot_job, action.kind
-        before = self._observed(job, entry)
-        self._observe(job, entry, replace(before, busy=before.busy | {kind}))
         outcome: Outcome | None = None
         try:
             self.steps(f"before:{kind}")
@@ -443,9 +481,19 @@ class Controller:
     def _drop(self, job: str) -> None:
         """It needs no more planning; the store has it for who asks."""
         self._index(self.cases.pop(job, None), None)
-        for table in (self._dirty, self._pending, self._due, self.waiting):
+        for table in (self._dirty, self._pending, self._due, self.waiting, self._began):
             table.pop(job, None)
         self.announce(job)
+
+    def _spent(self, case: Case) -> dict[str, float]:
+        """CPU seconds of controller and relays that fall to a job, since it was taken up by this controller."""
+        own, relays = self._began[case.job.id]
+        relay = 0.0
+        for site in {a.site for a in case.allocations}:
+            session = self.sessions.get(site)
+            if session is not None:
+                relay += session.relay_cpu.value - relays.get(site, 0.0)
+        return {"controller": self._meter.value - own, "relay": relay}
 
     def _observed(self, job: str, entry: str) -> Observed:
         case = self.cases.get(job)

@@ -5,10 +5,14 @@ Whoever implements one of them lives in an outer package and is wired up in `app
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-from gridhypervisor.model.batch import Listing
+from gridhypervisor.execution.meter import Meter
+from gridhypervisor.model.batch import Limits, Listing, Submission, Submitted
 from gridhypervisor.model.commit import Commit, JobRecords
 from gridhypervisor.model.records import Event, Job, Ledger, Site, Vm
 from gridhypervisor.model.views import (
@@ -27,7 +31,7 @@ from gridhypervisor.model.views import (
     SiteRequest,
     SiteView,
 )
-from gridhypervisor.model.wire import EntryView
+from gridhypervisor.model.wire import Command, CommandResult, EntryView, Input, Layer, Op
 from gridhypervisor.planning.reconcile import Action
 from gridhypervisor.planning.world import Case, Outcome, SiteFacts
 
@@ -108,11 +112,103 @@ class Backend(Protocol):
 class Steps(Protocol):
     """Told of every step, before and after it, so that tests can stop the controller exactly there."""
 
-    def __call__(self, step: str) -> None: ...
+    def __call__(self, step: str, /) -> None: ...
+
+
+class Link(Protocol):
+    """A connection to a relay. Every method raises LinkLost or LinkError (model/errors.py)."""
+
+    async def call(
+        self, op: Op, args: Mapping[str, object], payload: bytes = b"", *, timeout: float
+    ) -> tuple[dict[str, Any], bytes]:
+        """One request of the wire, and its reply."""
+
+    async def commands(self, commands: Sequence[Command], environment: Mapping[str, str]) -> list[CommandResult]:
+        """Run commands at the site (Op.EXEC), with these variables added to each one's environment."""
+
+    async def upload(
+        self, local: Path, path: str, proof: Mapping[str, object], *, mode: int = 0o600, timeout: float
+    ) -> None:
+        """Put a local file at `path` below the workdir, resuming where an earlier try stopped; verified by `proof`."""
+
+    async def download(
+        self,
+        path: str,
+        local: Path,
+        *,
+        sha256: str = "",
+        mode: int = 0o600,
+        optional: bool = False,
+        timeout: float,
+    ) -> None:
+        """Get a file, whole or not at all (a `.part` beside it is resumed); optional: one that is not there is none."""
+
+    async def lost(self) -> None:
+        """Return never; raise LinkLost when the connection ends."""
+
+
+class Transport(Protocol):
+    """The way to one account's relay: places the bundle, starts the relay."""
+
+    @property
+    def bundle(self) -> str:
+        """Digest of the bundle, whose folder at the site is WORKDIR/bundle/DIGEST."""
+
+    def connect(
+        self, on_note: Callable[[dict[str, Any], bytes], None]
+    ) -> AbstractAsyncContextManager[Link]:
+        """Connect; on leaving the context the relay's input is closed, and so it ends. Raises LinkLost, LinkError."""
+
+
+class Driver(Protocol):
+    """One kind of batch system: pure functions from requests to command text, and from answers to records."""
+
+    @property
+    def listing_lag(self) -> float:
+        """Seconds that an accepted job may stay out of a listing."""
+
+    @property
+    def spool_lag(self) -> float:
+        """Seconds that a file written on a node may stay invisible on the front-end."""
+
+    @property
+    def listing_interval(self) -> float:
+        """Seconds between listings while jobs wait."""
+
+    def max_jobs(self, site: Site) -> int: ...
+    def probe(self) -> list[Command]: ...
+    def limits(self, results: Sequence[CommandResult]) -> Limits: ...
+    def submit(self, jobs: Sequence[Submission], site: Site) -> list[Command]: ...
+    def submitted(self, results: Sequence[CommandResult]) -> list[Submitted]: ...
+    def query(self, installation: str) -> list[Command]: ...
+
+    def listing(self, results: Sequence[CommandResult], as_of: float) -> tuple[Listing | None, str]:
+        """All jobs of ours, ended ones too as long as the batch system remembers them; or None and why not."""
+
+    def cancel(self, jobs: Sequence[tuple[str, str]]) -> list[Command]:
+        """For (name, batch id) pairs; the id may be empty, then by name."""
+
+
+class Layers(Protocol):
+    def paths(self, layer: Layer) -> tuple[Path, Path]:
+        """A layer's data and chunk list on this machine. Raises InputError if the repository lacks it."""
+
+
+@dataclass(frozen=True)
+class StagedInput:
+    local: Path
+    described: Input
+
+
+class Inputs(Protocol):
+    async def plan(self, job: Job, progress: Callable[[str], None]) -> Sequence[StagedInput]:
+        """Every input of the job as a file on this machine, fetched where it is a URL. Raises InputError."""
 
 
 class Session(Protocol):
     """One account at one site, as the controller uses it. See `execution.session`."""
+
+    relay_cpu: Meter
 
     @property
     def facts(self) -> SiteFacts: ...
@@ -125,6 +221,9 @@ class Session(Protocol):
 
     def attend(self, entry: str, urgent: bool | None) -> None:
         """How much the batch system's word on an entry matters from now on; None: no more."""
+
+    async def sweep(self, entry: str, batch_id: str) -> None:
+        """Remove a stray: cancel its batch job if it has an id, and remove its entry unless a pilot owns it."""
 
     async def run(self) -> None:
         """Connect, observe, reconnect, until cancelled."""

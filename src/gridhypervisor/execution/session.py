@@ -8,36 +8,43 @@ and nothing else: every call has a deadline.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gridhypervisor.execution.logs import STREAMS, Logs
+from gridhypervisor.execution.meter import Meter
 from gridhypervisor.execution.ports import (
     Driver,
-    InputError,
     Inputs,
     Layers,
     Link,
-    LinkError,
-    LinkLost,
     Listener,
     Transport,
 )
 from gridhypervisor.model.batch import Submission
+from gridhypervisor.model.errors import InputError, LinkError, LinkLost
 from gridhypervisor.model.records import ActionKind, Allocation, Job, Site
 from gridhypervisor.model.spec import parse_duration, parse_size, unsafe
+from gridhypervisor.model.views import Check
 from gridhypervisor.model.wire import (
     CACHE,
+    EXIT,
     INPUTS,
     OUTPUTS,
     PROTOCOL,
     SPOOL,
+    Command,
+    CommandResult,
     EntryView,
+    ExitRecord,
     Input,
     Manifest,
     Note,
     Op,
+    OutputFile,
     OwnerRecord,
     Program,
     Reason,
@@ -62,7 +69,7 @@ class Session:
     def __init__(
         self,
         site: Site,
-        driver: Driver,
+        make_driver: Callable[[str, str], Driver],
         transport: Transport,
         listener: Listener,
         *,
@@ -71,18 +78,22 @@ class Session:
         inputs: Inputs,
         logs: Logs,
         clock: Callable[[], float],
+        jitter: Callable[[], float],
         progress: Callable[[str, str], None] = lambda entry, words: None,
+        report: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        self.site, self.driver, self.transport, self.listener = site, driver, transport, listener
+        self.site, self.transport, self.listener = site, transport, listener
+        self._make_driver = make_driver  # of the account's workdir and the bundle's digest
         self.installation, self.layers, self.inputs, self.logs = installation, layers, inputs, logs
-        self.clock, self.progress = clock, progress
+        self.clock, self.jitter, self.progress, self.report = clock, jitter, progress, report
         self.health, self.why, self.since = "connecting", "", clock()
         self.batch_system = ""
         self.workdir = ""
-        self.relay_cpu = 0.0
+        self.relay_cpu = Meter()
         self.pid = 0  # of the relay, where it says so
-        self._limits = driver.limits([])
+        self._facts = SiteFacts(site.name, up=False)
         self._link: Link | None = None
+        self._driver: Driver | None = None  # there as long as the link is
         self._urgent: dict[str, bool] = {}
         self._ask = asyncio.Event()  # somebody wants a listing soon
         self._reconnect = asyncio.Event()
@@ -93,17 +104,7 @@ class Session:
 
     @property
     def facts(self) -> SiteFacts:
-        return SiteFacts(
-            name=self.site.name,
-            up=self._link is not None,
-            why=self.why,
-            max_jobs=self.site.max_jobs or self.driver.max_jobs(self.site),
-            max_walltime=self._limits.max_walltime,
-            max_cpus=self._limits.max_cpus,
-            max_memory=self._limits.max_memory,
-            listing_lag=self.driver.listing_lag,
-            spool_lag=self.driver.spool_lag,
-        )
+        return replace(self._facts, up=self._link is not None, why=self.why)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -117,10 +118,13 @@ class Session:
                 self._down("unreachable", str(error))
             except LinkError as error:
                 self._down("refused", str(error))
+            except Exception as error:  # a fault of ours must not take the site away without a word
+                self.report(error)
+                self._down("unreachable", f"internal error: {type(error).__name__}: {error}; see service.log")
             if self.clock() - began > 2 * BACK_OFF[1]:
                 wait = BACK_OFF[0]
             try:
-                await asyncio.wait_for(self._reconnect.wait(), wait * random.uniform(0.75, 1.25))
+                await asyncio.wait_for(self._reconnect.wait(), wait * self.jitter())
             except TimeoutError:
                 pass
             self._reconnect.clear()
@@ -141,20 +145,31 @@ class Session:
                     f"{PROTOCOL}"
                 )
             self.workdir, self.pid = str(hello["workdir"]), int(hello.get("pid", 0))
-            probes = await self._batch(link, self.driver.probe())
-            self._limits = self.driver.limits(probes)
-            self.batch_system = self._limits.version
-            if self._limits.problem:
-                raise LinkError(f"use {self.site.name}: {self._limits.problem}")
+            driver = self._make_driver(self.workdir, self.transport.bundle)
+            limits = driver.limits(await self._batch(link, driver.probe()))
+            if limits.problem:
+                raise LinkError(f"use {self.site.name}: {limits.problem}")
+            self.batch_system = limits.version
+            self._facts = SiteFacts(
+                name=self.site.name,
+                up=True,
+                max_jobs=driver.max_jobs(self.site),
+                max_walltime=limits.max_walltime,
+                max_cpus=limits.max_cpus,
+                max_memory=limits.max_memory,
+                listing_lag=driver.listing_lag,
+                spool_lag=driver.spool_lag,
+            )
+            self.relay_cpu.restart()
             await self._scan(link)
-            self._link = link
+            self._link, self._driver = link, driver
             self._present.clear()
             self.health, self.why, self.since = "up", "", self.clock()
             self.listener.site_changed(self.site.name)
             for entry, offsets in self._watches.items():
                 self._spawn(self._send_watch(entry, offsets))
             try:
-                await self._list_until_lost(link)
+                await self._list_until_lost(link, driver)
             finally:
                 self._link = None
 
@@ -165,8 +180,8 @@ class Session:
             self.since = self.clock()
         self.listener.silent(self.site.name, why)
 
-    async def _list_until_lost(self, link: Link) -> None:
-        """Ask the batch system for all our jobs: often while one is on its way in, seldom while they run, else never."""
+    async def _list_until_lost(self, link: Link, driver: Driver) -> None:
+        """Ask the batch system for all our jobs: often while one waits, seldom while they run, else never."""
         failures = 0
         while True:
             if not self._urgent:
@@ -174,8 +189,8 @@ class Session:
                 await self._until(link, self._ask.wait(), None)
             as_of = self.clock()
             self._ask.clear()
-            results = await self._batch(link, self.driver.list(self.installation))
-            listing, problem = self.driver.listing(results, as_of)
+            results = await self._batch(link, driver.query(self.installation))
+            listing, problem = driver.listing(results, as_of)
             if listing is not None:
                 failures, self.why = 0, ""
                 self.listener.listed(self.site.name, listing)
@@ -185,13 +200,13 @@ class Session:
                 self.why = f"batch system: {problem}"
                 self.listener.silent(self.site.name, self.why)
             urgent = any(self._urgent.values())
-            pause = self.driver.listing_interval * (1.0 if urgent else 5.0) * min(2.0**failures, 16.0)
+            pause = driver.listing_interval * (1.0 if urgent else 5.0) * min(2.0**failures, 16.0)
             await self._until(link, self._ask.wait(), pause)
 
-    async def _until(self, link: Link, wanted: object, seconds: float | None) -> None:
+    async def _until(self, link: Link, wanted: Coroutine[Any, Any, object], seconds: float | None) -> None:
         """Wait for what is wanted, for the time, or for the link's end (which raises LinkLost)."""
-        waiting = asyncio.ensure_future(wanted)  # type: ignore[call-overload]
-        lost = asyncio.ensure_future(link.lost())
+        waiting = asyncio.create_task(wanted)
+        lost = asyncio.create_task(link.lost())
         try:
             await asyncio.wait({waiting, lost}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if lost.done():
@@ -206,9 +221,40 @@ class Session:
         for plain in reply["entries"]:
             self.listener.entry_seen(self.site.name, from_plain(EntryView, plain), at)
 
+    async def sweep(self, entry: str, batch_id: str) -> None:
+        link, driver = self._link, self._driver
+        if link is None or driver is None:
+            return
+        try:
+            if batch_id:
+                await self._batch(link, driver.cancel([(entry, batch_id)]))
+            await link.call(Op.REMOVE, {"entry": entry}, timeout=4 * CALL)
+        except (LinkLost, LinkError):
+            pass  # seen again at the next look
+
+    async def check(self) -> list[Check]:
+        """What can be proven of the site now, claim by claim."""
+        link, driver = self._link, self._driver
+        if link is None or driver is None:
+            return [Check("a relay answers", False, f"{self.health}: {self.why}" if self.why else self.health)]
+        hello, _ = await link.call(Op.HELLO, {"installation": self.installation, "protocol": PROTOCOL}, timeout=CALL)
+        usage, _ = await link.call(Op.USAGE, {}, timeout=CALL)
+        listing, problem = driver.listing(
+            await self._batch(link, driver.query(self.installation)), self.clock()
+        )
+        facts, free = self._facts, int(usage["free_bytes"]) >> 20
+        walltime = f"{facts.max_walltime} s" if facts.max_walltime is not None else "none known"
+        return [
+            Check("a relay answers", True, f"{hello['user']}@{hello['host']}, protocol {hello['protocol']}"),
+            Check("the bundle is there", True, f"{self.workdir}/bundle/{self.transport.bundle}"),
+            Check("the batch system answers", listing is not None, problem or self.batch_system),
+            Check("the workdir has room", free > 1024, f"{free} MiB free in {self.workdir}"),
+            Check("its walltime limit is known", facts.max_walltime is not None or None, walltime),
+        ]
+
     # -- what the relay says unasked ----------------------------------------------------------------------------
 
-    def _note(self, note: dict[str, object], payload: bytes) -> None:
+    def _note(self, note: dict[str, Any], payload: bytes) -> None:
         if note.get("note") == Note.ENTRY:
             view = from_plain(EntryView, note["entry"])
             self.listener.entry_seen(self.site.name, view, self.clock())
@@ -246,8 +292,8 @@ class Session:
             if before is None or (urgent and not before):
                 self._ask.set()
 
-    def _spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -255,15 +301,15 @@ class Session:
 
     async def act(self, action: Action, case: Case) -> Outcome:
         what = f"{action.kind} {action.allocation.pilot_job} at {self.site.name}"
-        link = self._link
-        if link is None:
+        link, driver = self._link, self._driver
+        if link is None or driver is None:
             return self._outcome(Result.UNKNOWN, f"{what}: {self.why or 'not connected'}")
         try:
             match action.kind:
                 case ActionKind.PROLOG:
                     await self._prolog(link, action.allocation, case.job)
                 case ActionKind.SUBMIT:
-                    return await self._submit(link, action.allocation, case.job)
+                    return await self._submit(link, driver, action.allocation, case.job)
                 case ActionKind.REVOKE:
                     args = {"entry": action.allocation.pilot_job, "epoch": action.allocation.epoch, "by": action.why}
                     reply, _ = await link.call(Op.REVOKE, args, timeout=CALL)
@@ -273,12 +319,18 @@ class Session:
                     await link.call(Op.REQUEST, args, timeout=CALL)
                 case ActionKind.BATCH_CANCEL:
                     batch_id = case.pilot_jobs[action.allocation.pilot_job].batch_id
-                    await self._batch(link, self.driver.cancel([(action.allocation.pilot_job, batch_id)]))
+                    await self._batch(link, driver.cancel([(action.allocation.pilot_job, batch_id)]))
                     self._ask.set()
                     # Whether it is gone, the next listing says; until then it may be asked for again.
                     return self._outcome(Result.UNKNOWN, f"{what}: waiting for the site to end it")
+                case ActionKind.LOOK:
+                    asked = self.clock()
+                    await self._scan(link)
+                    return Outcome(Result.OK, asked)
                 case ActionKind.COLLECT:
                     await self._collect(link, action, case.job)
+                    usage, _ = await link.call(Op.USAGE, {}, timeout=CALL)
+                    self.relay_cpu.advance(float(usage["cpu_seconds"]), len(self._urgent))
                 case ActionKind.CLEAN:
                     args = {"entry": action.allocation.pilot_job, "force": True}
                     await link.call(Op.REMOVE, args, timeout=4 * CALL)
@@ -313,7 +365,7 @@ class Session:
             self.progress(a.pilot_job, f"input {i.described.path}")
             await link.upload(i.local, path, {"sha256": i.described.sha256}, mode=i.described.mode, timeout=BULK)
 
-    async def _place(self, link: Link, local: Path, path: str, proof: dict[str, object], entry: str) -> None:
+    async def _place(self, link: Link, local: Path, path: str, proof: Mapping[str, object], entry: str) -> None:
         """Put a content-addressed file into the account's cache, once, however many jobs ask for it."""
         if path in self._present:
             return
@@ -352,7 +404,7 @@ class Session:
             debug=spec.debug,
         )
 
-    async def _submit(self, link: Link, a: Allocation, job: Job) -> Outcome:
+    async def _submit(self, link: Link, driver: Driver, a: Allocation, job: Job) -> Outcome:
         resources = job.spec.resources
         submission = Submission(
             name=a.pilot_job,
@@ -363,15 +415,15 @@ class Session:
             memory=parse_size(resources.memory),
             walltime=parse_duration(resources.walltime),
         )
-        results = await self._batch(link, self.driver.submit([submission], self.site))
-        [answer] = self.driver.submitted(results)
+        results = await self._batch(link, driver.submit([submission], self.site))
+        [answer] = driver.submitted(results)
         self._ask.set()
         result = {True: Result.OK, False: Result.REFUSED, None: Result.UNKNOWN}[answer.accepted]
         reason = Reason.SUBMIT if result is Result.REFUSED else None
         message = f"submit {a.pilot_job} to {self.site.name}: {answer.message}" if answer.message else ""
         return Outcome(result, self.clock(), batch_id=answer.batch_id, reason=reason, message=message)
 
-    async def _batch(self, link: Link, commands: list[object]) -> list[object]:
+    async def _batch(self, link: Link, commands: list[Command]) -> list[CommandResult]:
         """Run batch system commands in the account's environment."""
         if not commands:
             return []
@@ -382,18 +434,33 @@ class Session:
         folder = self.logs.folder(a.job, a.epoch)
         for name in STREAMS.values():
             await link.download(f"{SPOOL}/{a.pilot_job}/{name}", folder / name, optional=True, timeout=BULK)
-        if not action.results or a.exit is None:
+        if not action.results:
             return
-        for output in a.exit.outputs:
-            if unsafe(output.path):
-                raise LinkError(f"the site offers an output named {output.path!r}, which would leave the folder")
-            target = Path(job.destination) / output.path
-            self.progress(a.pilot_job, f"result {output.path}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            await link.download(
-                f"{SPOOL}/{a.pilot_job}/{OUTPUTS}/{output.path}",
-                target,
-                sha256=output.sha256,
-                mode=output.mode & 0o777,
-                timeout=BULK,
-            )
+        # The sentinel says what there is: a look at the folder may come before the file system shows all of it.
+        record = folder / EXIT
+        await link.download(f"{SPOOL}/{a.pilot_job}/{EXIT}", record, optional=True, timeout=BULK)
+        if record.exists():
+            for output in from_plain(ExitRecord, json.loads(record.read_bytes())).outputs:
+                await self._bring(link, a, Path(job.destination), output)
+            return
+        after, more = "", True
+        while more:
+            reply, _ = await link.call(Op.LIST_OUT, {"entry": a.pilot_job, "after": after}, timeout=4 * CALL)
+            for output in (from_plain(OutputFile, plain) for plain in reply["files"]):
+                await self._bring(link, a, Path(job.destination), output)
+                after = output.path
+            more = bool(reply["more"])
+
+    async def _bring(self, link: Link, a: Allocation, destination: Path, output: OutputFile) -> None:
+        if unsafe(output.path):
+            raise LinkError(f"the site offers an output named {output.path!r}, which would leave the folder")
+        target = destination / output.path
+        self.progress(a.pilot_job, f"result {output.path}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        await link.download(
+            f"{SPOOL}/{a.pilot_job}/{OUTPUTS}/{output.path}",
+            target,
+            sha256=output.sha256,
+            mode=output.mode & 0o777,
+            timeout=BULK,
+        )

@@ -1,8 +1,11 @@
 """Keeps images: layers and manifests by their digest, tags by name. Makes none and runs none.
 
-    ROOT/layers/DIGEST          a layer's bytes           ROOT/layers/DIGEST.chunks   its chunk list (see wire.Layer)
-    ROOT/images/DIGEST.json     a manifest, canonical     ROOT/tags/NAME/TAG          the digest that it points at
-    ROOT/tmp/                   what is being written     ROOT/lock                   flock: shared to add, exclusive to remove
+    layers/DIGEST           a layer's bytes
+    layers/DIGEST.chunks    its chunk list (see wire.Layer)
+    images/DIGEST.json      a manifest, canonical
+    tags/NAME/TAG           the digest that it points at
+    tmp/                    what is being written
+    lock                    flock: shared to add, exclusive to remove
 
 Everything is 0600 or 0700 and appears by rename, in an order in which a crash leaves only what nothing refers to:
 layers, then the manifest, then the tag; removal goes the other way. Whoever adds holds the lock shared from its first
@@ -111,11 +114,12 @@ class Repository:
                     out.flush()
                     os.fsync(out.fileno())
             except OSError as error:
-                raise ImageError(f"add {role} layer to {self.root}: {error}", "free some space, or mend the file") from error
+                what = f"add {role} layer to {self.root}"
+                raise ImageError(f"{what}: {error}", "free some space, or mend the file") from error
             digests = b"".join(_chunk_digests(path, path.stat().st_size, CHUNK_SIZE))
             layer = Layer(hashlib.sha256(digests).hexdigest(), path.stat().st_size, role, format, mount, CHUNK_SIZE)
-            if not self._complete(layer):
-                # The list last: `_complete` wants both, and what is incomplete is written again.
+            if not self.has(layer):
+                # The list last: `has` wants both, and what is incomplete is written again.
                 os.replace(path, self.layer_path(layer))
                 self._write(self.chunks_path(layer), digests)
             return layer
@@ -128,7 +132,7 @@ class Repository:
         """
         with self.adding():
             for layer in manifest.layers:
-                if not self._complete(layer):
+                if not self.has(layer):
                     raise ImageError(f"put image: its {_part(layer)} is not in {self.root}", "build or import it again")
             text = canonical(manifest)
             digest = hashlib.sha256(text).hexdigest()
@@ -191,6 +195,11 @@ class Repository:
         digests = [path.stem for path in self._images.glob("*.json")]
         images = [self.show(f"@{digest}") for digest in digests]
         return tuple(sorted(images, key=lambda image: (not image.tags, image.tags, image.digest)))
+
+    def has(self, layer: Layer) -> bool:
+        """Whether a layer is here, whole by its length; `verify` reads it."""
+        path = self.layer_path(layer)
+        return path.exists() and self.chunks_path(layer).exists() and path.stat().st_size == layer.size
 
     def layer_path(self, layer: Layer) -> Path:
         """Where a layer's bytes are."""
@@ -270,13 +279,15 @@ class Repository:
         try:
             text = path.read_bytes()
         except FileNotFoundError:
-            raise ImageError(f"image {digest[:12]}: there is no such image in {self.root}", "see `ghv image list`") from None
+            why = f"there is no such image in {self.root}"
+            raise ImageError(f"image {digest[:12]}: {why}", "see `ghv image list`") from None
         if hashlib.sha256(text).hexdigest() != digest:
             raise ImageError(f"image {digest[:12]}: its manifest {path} is damaged", "remove that file; build it again")
         try:
             return from_plain(ImageManifest, json.loads(text))
         except WireError as error:
-            raise ImageError(f"image {digest[:12]}: {error}", "it was made by another version: build it again") from error
+            hint = "it was made by another version: build it again"
+            raise ImageError(f"image {digest[:12]}: {error}", hint) from error
 
     def _all_tags(self) -> dict[str, str]:
         found = {}
@@ -284,10 +295,6 @@ class Repository:
             with contextlib.suppress(FileNotFoundError):  # deleted while we look
                 found[f"{path.parent.name}:{path.name}"] = path.read_text()
         return found
-
-    def _complete(self, layer: Layer) -> bool:
-        path, chunks = self.layer_path(layer), self.chunks_path(layer)
-        return path.exists() and chunks.exists() and path.stat().st_size == layer.size
 
     def _verify_layer(self, layer: Layer) -> Iterator[Damage]:
         path, part = self.layer_path(layer), _part(layer)
@@ -302,7 +309,7 @@ class Repository:
         if size != layer.size:
             yield Damage(part, None, None, f"{path} holds {size} bytes instead of {layer.size}")
         for index, digest in enumerate(_chunk_digests(path, min(size, layer.size), layer.chunk_size)):
-            if digest != digests[32 * index : 32 * index + 32] and (index + 1) * layer.chunk_size <= max(size, layer.size):
+            if digest != digests[32 * index : 32 * index + 32]:
                 yield Damage(part, index, index * layer.chunk_size, "its bytes are not those of its digest")
 
     @contextlib.contextmanager

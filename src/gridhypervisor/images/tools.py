@@ -56,7 +56,7 @@ def run(
     stdout: IO[bytes] | None = None,
     hint: str = "",
 ) -> bytes:
-    """Run a program to its end; return what it printed, unless `stdout` takes that. `what` is the operation, for errors.
+    """Run a program to its end; return what it printed, unless `stdout` takes that. `what` is for errors.
 
     Raises:
         ImageError: it is not installed, or failed; quotes its last words.
@@ -73,5 +73,6 @@ def run(
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip().splitlines()
         said = [line for line in words if line.startswith("E:")] or words
-        raise ImageError(f"{what}: {argv[0]} exited with {done.returncode}: {' / '.join(said[-4:]) or 'no message'}", hint)
+        reason = " / ".join(said[-4:]) or "no message"
+        raise ImageError(f"{what}: {argv[0]} exited with {done.returncode}: {reason}", hint)
     return done.stdout or b""

@@ -1,7 +1,7 @@
 """A file tree put together from tar archives and single files, and written out as one tar, always in the same bytes.
 
-Nothing is unpacked on the way, so that owners and modes of files need no privilege. Contents stay in their archives until
-they are written.
+Nothing is unpacked on the way, so that owners and modes of files need no privilege. Contents stay in their archives,
+which must be kept until the tree is written.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ _Content = Callable[[], IO[bytes]]
 
 
 class Tree:
-    """Paths are relative, without a leading `./`; the root itself is ''."""
+    """Paths are relative, without a leading `./`. The root itself is not among them: whoever packs it gives its mode."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[tarfile.TarInfo, _Content | None]] = {}
-        self.add_folder("")
 
     def __contains__(self, path: str) -> bool:
         return path in self._entries
@@ -41,7 +40,7 @@ class Tree:
                 content = _part_of(archive, member.offset_data, member.size) if member.isreg() else None
                 info = copy.copy(member)
                 if info.islnk():
-                    info.linkname = posixpath.join(below, info.linkname.removeprefix("./"))
+                    info.linkname = "./" + posixpath.join(below, info.linkname.removeprefix("./"))
                 self._put(posixpath.join(below, path), info, content)
 
     def add_file(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
@@ -73,11 +72,11 @@ class Tree:
     def remove(self, pattern: str) -> None:
         """Remove every path that the regular expression matches whole, and all below it."""
         matches = re.compile(f"(?:{pattern})(?:/.*)?").fullmatch
-        self._entries = {path: entry for path, entry in self._entries.items() if not path or not matches(path)}
+        self._entries = {path: entry for path, entry in self._entries.items() if not matches(path)}
 
     def strip_privileges(self) -> list[str]:
-        """Take set-user-ID and set-group-ID from all programs; returns their paths."""
-        found = [path for path, (info, _) in self._entries.items() if info.isreg() and info.mode & 0o6000]
+        """Take set-user-ID and set-group-ID from everything; returns the paths that had them."""
+        found = [path for path, (info, _) in self._entries.items() if info.mode & 0o6000]
         for path in found:
             self._entries[path][0].mode &= ~0o6000
         return found
@@ -95,14 +94,29 @@ class Tree:
                         tar.addfile(info, data)
 
     def _put(self, path: str, info: tarfile.TarInfo, content: _Content | None) -> None:
+        path = self._real(path)
+        if info.isdir() and path in self._entries and self._entries[path][0].issym():
+            return  # a folder of an archive where a link was put: its files go where the link leads
         parent = posixpath.dirname(path)
-        if path and parent not in self._entries:
+        if parent and parent not in self._entries:
             self.add_folder(parent)
         info.name = f"./{path}"
         info.uname = info.gname = ""
         info.mtime = min(int(info.mtime) or EPOCH, EPOCH)
         info.pax_headers = {}
         self._entries[path] = (info, content)
+
+    def _real(self, path: str) -> str:
+        """The path without links among its folders: `bin/x` is `usr/bin/x` where /bin is a link."""
+        head, slash, rest = path.partition("/")
+        while slash:
+            info, _ = self._entries.get(head, (None, None))
+            if info is not None and info.issym():
+                target = posixpath.normpath(posixpath.join("/", posixpath.dirname(head), info.linkname))
+                return self._real(f"{target.lstrip('/')}/{rest}")
+            name, slash, rest = rest.partition("/")
+            head = f"{head}/{name}"
+        return path
 
 
 def _part_of(archive: Path, offset: int, size: int) -> _Content:

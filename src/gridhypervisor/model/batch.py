@@ -26,6 +26,7 @@ class BatchJob:
     reason: str = ""  # the site's own words: why it waits, how it ended
     node: str = ""
     code: int | None = None
+    restarts: int = 0  # how often the site ran it again by itself: then its record may be that of another run
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,36 @@ class Listing:
 
     as_of: float  # controller's clock, when the question was sent
     jobs: dict[str, BatchJob] = field(default_factory=dict)  # by name
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One pilot job, ready to be put into a batch system's own words."""
+
+    name: str  # the batch job's name and the entry's
+    entry: str  # absolute path of the entry at the site
+    start: str  # absolute path of the bundle's start script at the site
+    scratch: str  # node-local folder; empty: the batch job's TMPDIR, or /tmp
+    cpus: int
+    memory: int  # bytes of the guest; a driver adds what the hypervisor and the pilot need
+    walltime: int  # seconds
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A batch system's answer to one submission. `accepted` None: it cannot be told whether the job was taken."""
+
+    accepted: bool | None
+    batch_id: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a probe of the batch system found. None: no limit known."""
+
+    version: str = ""  # e.g. "slurm 22.05.8"
+    max_walltime: int | None = None  # seconds
+    max_cpus: int | None = None  # of one node
+    max_memory: int | None = None  # bytes, of one node
+    problem: str = ""  # why the site cannot be used at all; empty: it can

@@ -1,4 +1,4 @@
-"""What the loop and the store say to each other: one job's records together, changes that stand together, what failed."""
+"""What the loop and the store say to each other: one job's records together, changes that stand together, a failure."""
 
 from __future__ import annotations
 

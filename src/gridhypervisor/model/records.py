@@ -71,6 +71,7 @@ class ActionKind(enum.StrEnum):
     REVOKE = "revoke"  # take the ownership, or learn who has it
     REQUEST_CANCEL = "request-cancel"  # ask the pilot to stop
     BATCH_CANCEL = "batch-cancel"  # ask the batch system to end the job
+    LOOK = "look"  # at the entry, through the site's file system, after a given time
     COLLECT = "collect"  # results to the user's folder, logs to the service's
     CLEAN = "clean"  # remove the entry from the site
 

@@ -180,7 +180,6 @@ class ImageImportRequest:
     path: str  # absolute
     tag: str
     format: str  # qcow2 | raw
-    user: str = "root"
 
 
 @dataclass(frozen=True)

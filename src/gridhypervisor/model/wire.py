@@ -54,21 +54,26 @@ class WireError(ValueError):
 
 
 class Op(enum.StrEnum):
-    """Requests that a relay answers. Each is idempotent: sent twice, it has the effect of once."""
+    """Requests that a relay answers. Each is idempotent: sent twice, it has the effect of once.
+
+    Paths are relative to the workdir and stay in it. Error kinds: `request` (not understood), `protocol`, `path` (leads
+    out), `missing`, `offset` (a piece leaves a hole: ask HAVE), `digest`, `conflict` (another manifest), `busy` (a pilot
+    has it), `space`, `permission`, `io`, `internal`.
+    """
 
     HELLO = "hello"  # {installation, protocol} -> {protocol, host, user, uid, workdir, boot_id, pid}
     EXEC = "exec"  # {commands: [Command]} -> {results: [CommandResult]}; one reply when all have ended
     HAVE = "have"  # {paths: [relative]} -> {sizes: {path: size or null, for path and for path + '.part'}}
-    PUT = "put"  # {path, offset, last, size, sha256?|chunks?, mode} + payload -> {size}
-    LINK_IN = "link_in"  # {source: absolute path on this machine, path, sha256?|chunks?, mode} -> {size}
+    PUT = "put"  # {path, offset, last, size, sha256?|chunks?, mode?} + payload -> {size}; `chunks`: path of the chunk list
+    LINK_IN = "link_in"  # {source: absolute path on this machine, path, sha256?|chunks?, mode?} -> {size}
     GET = "get"  # {path, offset, length} -> {size, eof} + payload
     PREPARE = "prepare"  # {entry, manifest} -> {}; makes the entry's folder and writes its manifest durably
-    REVOKE = "revoke"  # {entry, epoch, by} -> {owner: OwnerRecord as it now stands}
+    REVOKE = "revoke"  # {entry, epoch, by?, why?} -> {owner: OwnerRecord as it now stands}; makes the entry if need be
     REQUEST = "request"  # {entry, what: 'cancel', why} -> {}; leaves a wish in control/
-    SCAN = "scan"  # {} -> {entries: [EntryView]}; every entry of this installation
+    SCAN = "scan"  # {} -> {entries: [EntryView]}; every entry of this installation (named 'INSTALLATION-...')
     WATCH = "watch"  # {entry, stdout, stderr: offsets, or null to end} -> {}; notes 'output' follow
-    LIST_OUT = "list_out"  # {entry} -> {files: [{path, size, mode, sha256?}]}
-    REMOVE = "remove"  # {entry} -> {}; removes the entry's folder
+    LIST_OUT = "list_out"  # {entry, after?: path} -> {files: [{path, size, mode, sha256?}], more}; sorted, in pages
+    REMOVE = "remove"  # {entry, force?} -> {}; takes the entry first where nobody has it; refused (busy) to a live pilot's
     EVICT = "evict"  # {paths: [relative, below cache/ or bundle/]} -> {freed}
     USAGE = "usage"  # {} -> {cpu_seconds, max_rss_bytes, free_bytes}
 
@@ -77,7 +82,7 @@ class Note(enum.StrEnum):
     """What a relay says unasked."""
 
     ENTRY = "entry"  # {entry: EntryView}: an entry's owner, status or sentinel changed
-    OUTPUT = "output"  # {entry, stream: 'stdout'|'stderr', offset} + payload
+    OUTPUT = "output"  # {entry, stream: 'stdout'|'stderr', offset, eof?} + payload; `eof`: ended, and this is the rest
 
 
 class Phase(enum.StrEnum):
@@ -312,7 +317,10 @@ class ExitRecord:
 
 @dataclass(frozen=True)
 class EntryView:
-    """What a relay sees of one entry in one look. An absent part is None: not yet visible, or not there."""
+    """What a relay sees of one entry in one look. An absent part is None: not yet visible, or not there.
+
+    `exit.outputs` is always empty here (there may be very many): LIST_OUT gives them.
+    """
 
     entry: str
     owner: OwnerRecord | None = None

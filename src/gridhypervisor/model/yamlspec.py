@@ -186,7 +186,7 @@ class _Reader:
 
     def read(self, node: yaml.Node, hint: Any, field: str) -> object:
         """The node's value as plain Python, shaped for `hint`; problems are added to the list."""
-        if not node.tag.startswith("tag:yaml.org,2002:"):
+        if node.tag not in _TAGS:
             self.add(node, field, f"the tag {node.tag} is not allowed", "remove it")
             return None
         arms = _arms(hint)
@@ -284,6 +284,7 @@ class _Reader:
                     self.add(node, field, f"{show(value)} is not allowed", _wanted(hint, message))
 
 
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 _LISTS = (list, tuple, set, frozenset, Sequence)
 _MAPPINGS = (dict, Mapping)
 

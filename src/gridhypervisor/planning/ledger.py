@@ -8,7 +8,7 @@ what is left of the interval is the site's queue (until the controller saw the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gridhypervisor.model.records import Allocation, Job, Ledger, LedgerRow
 from gridhypervisor.model.wire import Phase
@@ -16,23 +16,28 @@ from gridhypervisor.model.wire import Phase
 MIDDLEWARE = "middleware"
 
 
-def ledger(job: Job, allocations: Sequence[Allocation], extra_cpu: dict[str, float] | None = None) -> Ledger:
-    """The ledger of a job that has ended. Rows in seconds, summing to `wall` but for rounding of floats."""
+def ledger(job: Job, allocations: Sequence[Allocation], own_cpu: Mapping[str, float]) -> Ledger:
+    """The ledger of a job that has ended; `own_cpu`: what controller and relay spent on it.
+
+    Rows in seconds, summing to `wall` but for rounding of floats.
+    """
     assert job.ended is not None
     rows: list[LedgerRow] = []
     cpu: dict[str, float] = {}
     hypervisor = ""
     mark = job.created
-    for a in sorted(allocations, key=lambda a: a.epoch):
+    attempts = sorted(allocations, key=lambda a: a.epoch)
+    nexts = [a.times.planned for a in attempts[1:]]
+    for a, until in zip(attempts, [*nexts, job.ended], strict=False):
         t, attempt = a.times, a.epoch
         rows.append(LedgerRow(attempt, Phase.WAIT, t.planned - mark))
         submitting = t.submitting
         if submitting is None:
-            mark = _until(job, a)
+            mark = _over(job, a, until)
             rows.append(LedgerRow(attempt, Phase.PROLOG, mark - t.planned))
             continue
         rows.append(LedgerRow(attempt, Phase.PROLOG, submitting - t.planned))
-        ended = t.ended if t.ended is not None else _until(job, a)
+        ended = t.ended if t.ended is not None else _over(job, a, until)
         span = ended - submitting
         exit = a.exit
         life = min(exit.elapsed, span) if exit is not None else 0.0
@@ -55,16 +60,18 @@ def ledger(job: Job, allocations: Sequence[Allocation], extra_cpu: dict[str, flo
         rows.append(LedgerRow(attempt, MIDDLEWARE, gap - queue + life - claimed))
         mark = ended
         if t.ended is not None:
-            mark = _until(job, a)
+            mark = _over(job, a, until)
             rows.append(LedgerRow(attempt, Phase.EPILOG, mark - ended))
     if mark < job.ended:
-        rows.append(LedgerRow(job.attempts, MIDDLEWARE, job.ended - mark))
-    return Ledger(job.id, job.ended - job.created, tuple(rows), cpu | (extra_cpu or {}), hypervisor)
+        rows.append(LedgerRow(job.attempts, Phase.WAIT, job.ended - mark))
+    return Ledger(job.id, job.ended - job.created, tuple(rows), cpu | dict(own_cpu), hypervisor)
 
 
-def _until(job: Job, a: Allocation) -> float:
-    """When the attempt stopped costing the job time: its clean-up, or what came of it, at most the job's end."""
-    assert job.ended is not None
+def _over(job: Job, a: Allocation, until: float) -> float:
+    """When the attempt stopped costing the job time; `until`: the next one began, or the job ended.
+
+    The last one costs time until the job ends. Of the others the clean-up does not: the next attempt goes on beside it.
+    """
     if a.epoch == job.attempts:
-        return job.ended
-    return min(a.times.collected or a.times.cleaned or a.times.since, job.ended)
+        return until
+    return min(a.times.collected or a.times.since, until)

@@ -230,10 +230,9 @@ class _Step:
                     self.queued(a, job.id)
                 self.waiting = f"{job.state} at {a.site}" + (f": {job.reason}" if job.reason else "")
                 return
-            case Absent(first, _, times):
-                lag = self.lag(a.site)
-                settled = times >= 2 and first > (a.times.submitting or a.times.planned) + lag
-                if settled and not busy and (submit is None or first > submit.at + lag):
+            case Absent(_, as_of, times):
+                asked = max(a.times.submitting or a.times.planned, submit.at if submit is not None else 0.0)
+                if times >= 2 and as_of > asked + self.lag(a.site) and not busy:
                     self.revoke(a, Reason.LOST, f"{a.site} does not list it (asked {times} times)")
                     return
             case Unknown():
@@ -266,28 +265,17 @@ class _Step:
                 else:
                     self.wakes.append(patience)
             self.waiting = "stopping: the guest shuts down, outputs so far come back"
-        began = a.times.running or a.times.since
-        lag = self.sites[a.site].spool_lag if a.site in self.sites else 60.0
-        match sight.batch:
-            case Seen(job, as_of) if job.state is BatchState.ENDED:
-                gone_since = as_of
-                words = f"{a.site} says that it ended" + (f": {job.reason}" if job.reason else "")
-            case Seen(job) if job.state is BatchState.NODE_LOST:
-                # The batch system gave the node up; the guest may run on. Only its own walltime fences it.
-                fence = began + self.walltime() + self.policy.fence_margin
-                self.waiting = f"{a.site} lost its node ({job.reason}); waiting until its walltime is surely over"
-                if self.now < fence:
-                    self.wakes.append(fence)
-                    return
-                gone_since, words = fence, f"{a.site} lost the node, and the walltime is over"
-            case Absent(first, _, times) if times >= 2 and first > began:
-                gone_since, words = first, f"{a.site} no longer lists it"
-            case _:
-                return
+        gone = self.gone(a, sight)
+        if gone is None:
+            return
+        since, words = gone
         # The sentinel may still be on its way through the site's file system: one more look after the lag.
-        if sight.view_at <= gone_since + lag:
-            self.wakes.append(gone_since + lag + 0.01)
-            self.waiting = f"{words}; waiting {lag:.0f} s for its last word"
+        settled = since + (self.sites[a.site].spool_lag if a.site in self.sites else 60.0)
+        if self.now <= settled:
+            self.wakes.append(settled + 0.01)
+            self.waiting = f"{words}; waiting for its last word"
+            return
+        if sight.view_at <= settled and self.want(a, sight, A.LOOK, after=settled) is None:
             return
         owner = view.owner if view is not None else None
         self.finish(
@@ -304,6 +292,39 @@ class _Step:
                 node=owner.node if owner else "",
             ),
         )
+
+    def gone(self, a: Allocation, sight: Observed) -> tuple[float, str] | None:
+        """Since when no process of a pilot that owns the allocation can be left, and who says so; None: one may be.
+
+        Only the batch system's word on this very run counts at once. A node given up, a run repeated by the site, a
+        listing without it leave the guest running for all we know: until its watchdog has ended it at its walltime.
+        """
+        fence = (a.times.running or a.times.since) + self.walltime() + self.policy.fence_margin
+        match sight.batch:
+            case Seen(job, _, since) if job.state is BatchState.ENDED and not job.restarts:
+                return since, f"{a.site} says that it ended" + (f": {job.reason}" if job.reason else "")
+            case Seen(job) if job.state is BatchState.NODE_LOST:
+                words = f"{a.site} lost its node" + (f" ({job.reason})" if job.reason else "")
+            case Seen(job) if job.restarts:
+                words = f"{a.site} ran it again by itself ({job.state}), which that run refused"
+            case Absent(_, _, times) if times >= 2:
+                words = f"{a.site} no longer lists it"
+            case _:
+                words = ""
+        if self.now < fence:
+            self.wakes.append(fence)
+            if words:
+                self.waiting = f"{words}; waiting until its walltime is surely over"
+            return None
+        match sight.batch:
+            case Seen(job) if job.state not in (BatchState.ENDED, BatchState.NODE_LOST):
+                self.want(a, sight, A.BATCH_CANCEL, why="it outlasts its walltime")
+                self.waiting = f"its walltime is over and {a.site} still lists it as {job.state}"
+                return None
+            case _ if words:
+                return fence, f"{words}, and its walltime is over"
+            case _:
+                return None
 
     def finish(self, a: Allocation, exit: ExitRecord) -> None:
         self.move(a, S.ENDED, exit=exit, reason=exit.reason, message=exit.message)
@@ -326,7 +347,8 @@ class _Step:
         """Nothing of it can run. Its batch job, if one surfaces, is cancelled; its entry is removed."""
         if A.PROLOG in sight.busy:
             return
-        if isinstance(sight.batch, Seen) and sight.batch.job.state not in (BatchState.ENDED, BatchState.ENDING):
+        over = (BatchState.ENDED, BatchState.ENDING, BatchState.NODE_LOST)
+        if isinstance(sight.batch, Seen) and sight.batch.job.state not in over:
             self.want(a, sight, A.BATCH_CANCEL, why="revoked")
             return
         self.clean(a, sight)
@@ -375,22 +397,17 @@ class _Step:
         outcome = sight.outcomes.get(A.CLEAN)
         if outcome is not None and outcome.result is Result.OK:
             return self.move(a, S.CLEANED)
-        batch = sight.batch
-        if isinstance(batch, Seen) and batch.job.state in (BatchState.RUNNING, BatchState.PENDING, BatchState.HELD):
-            if self.now > a.times.since + self.policy.linger:
-                self.want(a, sight, A.BATCH_CANCEL, why="it outlasts its end")
-            else:
-                self.wakes.append(a.times.since + self.policy.linger + 0.01)
         self.want(a, sight, A.CLEAN)
         return None
 
     # -- what the steps share --------------------------------------------------------------------------------------
 
     def owner_decides(self, a: Allocation, sight: Observed) -> bool:
-        """The owner file has the last word on who may act for an allocation."""
-        if sight.view is None or sight.view.owner is None:
+        """The owner file has the last word on who may act for an allocation, where it can be read."""
+        by = sight.view.owner.by if sight.view is not None and sight.view.owner is not None else ""
+        if by not in ("pilot", "controller"):
             return False
-        if sight.view.owner.by == "pilot":
+        if by == "pilot":
             self.taken_by_pilot(a)
         elif a.state is S.REVOKING:
             self.give_up(a, a.why or Reason.LOST, a.note)
@@ -435,9 +452,15 @@ class _Step:
         self.change_job(JobState.PENDING, reason=why, excluded=excluded, message=f"attempt {a.epoch} failed: {why}")
 
     def want(
-        self, a: Allocation, sight: Observed, kind: ActionKind, why: str = "", results: bool = True
+        self,
+        a: Allocation,
+        sight: Observed,
+        kind: ActionKind,
+        why: str = "",
+        results: bool = True,
+        after: float = 0.0,
     ) -> float | None:
-        """Ask for an idempotent action unless it is under way, done, or waiting to be tried again.
+        """Ask for an idempotent action unless it is under way, done (after `after`), or waiting to be tried again.
 
         Returns when it was done, if it was.
         """
@@ -445,8 +468,9 @@ class _Step:
             return None
         outcome = sight.outcomes.get(kind)
         if outcome is not None and outcome.result is Result.OK:
-            return outcome.at
-        if outcome is not None:
+            if outcome.at > after:
+                return outcome.at
+        elif outcome is not None:
             delay = min(self.policy.retry_first * 2.0 ** (outcome.tries - 1), self.policy.retry_most)
             if self.now < outcome.at + delay:
                 self.wakes.append(outcome.at + delay)
@@ -559,7 +583,7 @@ class _Step:
             return
         self.change_job(state, reason=reason, message=message, hint=hint, exit_code=exit_code, ended=self.now)
         allocations = tuple(a if a is not None and a.id == x.id else x for x in self.case.allocations)
-        self.ledger = ledger(self.job, allocations)
+        self.ledger = ledger(self.job, allocations, self.case.cpu)
 
     def event(
         self, kind: str, subject: str, before: str, after: str, reason: str = "", message: str = ""

@@ -16,10 +16,11 @@ from gridhypervisor.model.wire import EntryView, OwnerRecord, Reason
 
 @dataclass(frozen=True)
 class Seen:
-    """The batch system lists it."""
+    """The batch system lists it, in this state since the listing of `since`."""
 
     job: BatchJob
     as_of: float
+    since: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Case:
     allocations: tuple[Allocation, ...] = ()
     pilot_jobs: Mapping[str, PilotJob] = field(default_factory=dict)
     observed: Mapping[str, Observed] = field(default_factory=dict)
+    cpu: Mapping[str, float] = field(default_factory=dict)  # CPU seconds spent on it here so far: controller, relay
 
     def sight(self, allocation: Allocation) -> Observed:
         return self.observed.get(allocation.pilot_job, Observed())
@@ -111,5 +113,4 @@ class Policy:
     retry_most: float = 30.0
     clean_patience: float = 10.0  # a job's end waits that long for the site's clean-up
     stop_patience: float = 45.0  # beyond stop_grace, before the batch system is asked to end a job
-    fence_margin: float = 120.0  # beyond its walltime, when a lost node's guest is surely gone
-    linger: float = 60.0  # a batch job may outlast its sentinel that long
+    fence_margin: float = 120.0  # beyond its walltime, when a guest that nobody can see is surely gone

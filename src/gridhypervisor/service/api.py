@@ -15,9 +15,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from gridhypervisor import __version__
 from gridhypervisor.execution.ports import Backend
 from gridhypervisor.model.views import Problem, ServiceError
-from gridhypervisor.service.routes import make_router
-
-PROBLEM_JSON = "application/problem+json"
+from gridhypervisor.service.routes import PROBLEM_JSON, make_router
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +27,10 @@ def make_app(backend: Backend) -> Litestar:
         [make_router(backend, closing), healthz],
         exception_handlers={ServiceError: _refuse, HTTPException: _refuse_http, Exception: _fail},
         openapi_config=OpenAPIConfig(
-            title="GridHypervisor", version=__version__, path="/", render_plugins=[JsonRenderPlugin(path="/openapi.json")]
+            title="GridHypervisor",
+            version=__version__,
+            path="/",
+            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
         ),
         logging_config=None,
     )

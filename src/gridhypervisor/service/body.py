@@ -6,8 +6,7 @@ and says what is allowed, slowly. So a body that is right costs only the first.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -51,21 +50,16 @@ def read_body(body: bytes, kind: type[T]) -> T:
     """
     try:
         raw = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _bad([{"field": "", "problem": f"is not JSON: {error}"}]) from error
     try:
         value = msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        raise _bad(_explain(raw, kind) or [{"field": "", "problem": str(error)}]) from error
+        raise _bad(_explain(body, kind) or [{"field": "", "problem": str(error)}]) from error
     if not _known(raw, msgspec.to_builtins(value)):
-        raise _bad(_explain(raw, kind))
-    if isinstance(value, JobRequest):
-        found = [(f"spec.{field}", problem) for field, problem in problems(value.spec)]
-        for field in ("folder", "destination"):
-            if not getattr(value, field).startswith("/"):
-                found.append((field, "must be an absolute path"))
-        if found:
-            raise _bad([{"field": field, "problem": problem} for field, problem in found])
+        raise _bad(_explain(body, kind) or [{"field": "", "problem": "holds a field that is not known"}])
+    if found := [{"field": field, "problem": problem} for field, problem in _check(value)]:
+        raise _bad(found)
     return value
 
 
@@ -78,16 +72,22 @@ def _known(raw: Any, read: Any) -> bool:
     return True
 
 
-def _explain(raw: Any, kind: type[Any]) -> list[dict[str, Any]]:
-    from gridhypervisor.model.yamlspec import SpecError, convert
+def _check(value: Any) -> Iterator[tuple[str, str]]:
+    """What types cannot say: the field, and what is wrong with it."""
+    if isinstance(value, JobRequest):
+        yield from ((f"spec.{field}", problem) for field, problem in problems(value.spec))
+        for field in ("folder", "destination"):
+            if not getattr(value, field).startswith("/"):
+                yield field, "must be an absolute path"
+
+
+def _explain(body: bytes, kind: type[Any]) -> list[dict[str, Any]]:
+    from gridhypervisor.model.yamlspec import SpecError, load  # only for what is wrong: it costs its import
 
     try:
-        convert(raw, kind)
+        load("body", body.decode(), kind)
     except SpecError as error:
-        return [
-            {key: value for key, value in dataclasses.asdict(problem).items() if key in ("field", "problem", "allowed")}
-            for problem in error.problems
-        ]
+        return [{"line": p.line, "field": p.field, "problem": p.problem, "allowed": p.allowed} for p in error.problems]
     return []
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from litestar.response import Stream
 
-from gridhypervisor.model.views import EventView, FollowItem, FollowKind, Problem, ServiceError
+from gridhypervisor.model.views import EventView, FollowItem, FollowKind, ServiceError
 
 T = TypeVar("T")
 
@@ -46,7 +46,9 @@ async def respond(items: AsyncIterator[T], closing: asyncio.Event, *, prime: boo
     return Stream(_write(first, items, closing, encode), media_type=media, headers={"Cache-Control": "no-store"})
 
 
-async def _write(first: list[T], items: AsyncIterator[T], closing: asyncio.Event, encode: Encode) -> AsyncGenerator[bytes]:
+async def _write(
+    first: list[T], items: AsyncIterator[T], closing: asyncio.Event, encode: Encode
+) -> AsyncGenerator[bytes]:
     for item in first:
         yield encode(item)
     try:
@@ -63,7 +65,7 @@ async def _until(items: AsyncIterator[T], closing: asyncio.Event) -> AsyncGenera
     following: asyncio.Future[T] | None = None
     try:
         while True:
-            following = asyncio.ensure_future(anext(items))  # type: ignore[arg-type]
+            following = asyncio.ensure_future(anext(items))
             await asyncio.wait((following, closed), return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
                 return
@@ -93,8 +95,3 @@ async def from_offsets(items: AsyncIterator[FollowItem], stdout: int, stderr: in
     finally:
         if isinstance(items, AsyncGenerator):
             await items.aclose()
-
-
-def problem_line(problem: Problem) -> bytes:
-    """How a stream ends that the service had to break off."""
-    return as_line({"problem": problem})

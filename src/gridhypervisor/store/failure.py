@@ -1,4 +1,4 @@
-"""What a failure of SQLite or of the disk means to the user, and what to do about it. Decides words, repairs nothing."""
+"""What a failure of SQLite or of the disk means to the user, and what to do about it. Repairs nothing."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ MOUNTINFO = Path("/proc/self/mountinfo")
 LOCK = "store.lock"
 
 NETWORK = frozenset(
-    "9p acfs afs beegfs beegfs_nodev ceph cephfs cifs coda curlftpfs davfs davfs2 gcsfuse glusterfs gpfs gvfsd-fuse "
-    "juicefs lustre moosefs mfs ncpfs nfs nfs4 orangefs panfs pvfs2 quobyte rclone s3fs smb3 smbfs smbnetfs sshfs "
-    "vboxsf vmhgfs vmhgfs-fuse wekafs".split()
+    {"9p", "afs", "beegfs", "beegfs_nodev", "ceph", "cifs", "coda", "davfs", "davfs2", "gcsfuse", "glusterfs", "gpfs"}
+    | {"gvfsd-fuse", "juicefs", "lustre", "mfs", "moosefs", "ncpfs", "nfs", "nfs4", "orangefs", "panfs", "pvfs2"}
+    | {"quobyte", "rclone", "s3fs", "smb3", "smbfs", "sshfs", "vboxsf", "vmhgfs", "vmhgfs-fuse", "wekafs"}
 )
 """File systems, as the kernel names them without a leading `fuse.`, that other machines may change too."""
 
@@ -62,7 +62,7 @@ def require_local(database: Path) -> None:
             f"{folder} is on a network file system ({kind}, mounted on {point}), where SQLite's write-ahead log "
             "cannot keep what was committed: it needs memory shared through the file, and locks and syncs that reach "
             "the disk",
-            f"set GHV_DATA to a folder on a local disk of this machine, for instance GHV_DATA=/var/tmp/ghv-{os.getuid()}",
+            f"set GHV_DATA to a folder on a local disk, for instance GHV_DATA=/var/tmp/ghv-{os.getuid()}",
         )
 
 

@@ -116,7 +116,7 @@ JOB = Rows(
     schema.job,
     "id",
     derived={
-        "number": lambda job: number(job.id),
+        "number": lambda job: number_of(job.id),
         "alive": lambda job: not job.state.final or job.wish is Wish.DELETE,
     },
 )
@@ -139,7 +139,7 @@ VERSIONED: tuple[Rows[Any], ...] = (JOB, VM, PILOT_JOB, ALLOCATION)
 BY_KIND: dict[type, Rows[Any]] = {rows.kind: rows for rows in VERSIONED}
 
 
-def number(job: str) -> int:
+def number_of(job: str) -> int:
     """Which job this is, counted from 1: 12 of "j12".
 
     Raises:

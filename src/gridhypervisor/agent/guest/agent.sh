@@ -5,7 +5,7 @@
 # Lines out: READY UPTIME · STAGED · EXIT CODE CPU_USEC OOM_KILLS FREE_BYTES · NOOUTPUT INDEX · PACKED ·
 #            PACKFAIL WHY · PONG N FREE_BYTES · CANNOT WHY
 # What the program is comes on the scratch disk, as the file that init left open on descriptor 7 (written by the pilot,
-# every word quoted): it sets $user, $group_of, $folder, $path and defines program and outputs, which call start and pack.
+# every word of it quoted): it sets $user, $folder and $path, and defines program and outputs, which call start and pack.
 # The program's streams go through pipes, so that their end is seen; MARKER on each port says that all has been sent.
 # It runs in a control group of its own: there it can be signalled whole, its CPU time is known, and when it eats all
 # the memory it is the one that is killed.
@@ -32,6 +32,7 @@ free_bytes() { # of /scratch, in $free; nothing when the guest cannot even fork
 stage() {
     ifconfig lo 127.0.0.1 up
     hostname guest
+    chown 0:0 / /scratch # made by the pilot, whoever that is
     if [ -n "$network" ]; then
         ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up && route add default gw 10.0.2.2
         rm -f /etc/resolv.conf
@@ -108,33 +109,30 @@ stop() {
     ) 3>&- 5>&- 6>&- &
 }
 
+exists() { [ -e "$1" ] || [ -L "$1" ]; }
+
 pack() { # PATTERNS…
     cd "$folder" || return
-    IFS=''
+    IFS='' # unquoted words below are globbed and never split
     number=0
-    : >$pipes/list
+    words=''
     for pattern; do
-        found=''
-        for name in $pattern; do # IFS is empty: globbing, no splitting
-            if [ -e "$name" ] || [ -L "$name" ]; then
-                found=1
-                printf './%s\n' "$name"
-            fi
-        done >>$pipes/list
-        [ -n "$found" ] || say "NOOUTPUT $number"
+        if exists $pattern; then
+            eval "pattern_$number=\$pattern"
+            words="$words \$pattern_$number"
+        else
+            say "NOOUTPUT $number"
+        fi
         number=$((number + 1))
     done
-    unset IFS
-    if [ -s $pipes/list ]; then
-        for block in /sys/block/vd*; do
-            read -r serial <"$block/serial"
-            [ "$serial" = out ] && device=/dev/${block##*/}
-        done
-        if ! tar -cf "$device" -T $pipes/list 2>$pipes/why; then
-            read -r why <$pipes/why
-            say "PACKFAIL $why"
-            return
-        fi
+    for block in /sys/block/vd*; do
+        read -r serial <"$block/serial"
+        [ "$serial" = out ] && device=/dev/${block##*/}
+    done
+    if [ -n "$words" ] && ! eval "tar -cf $device -- $words" 2>$pipes/why; then
+        read -r why <$pipes/why
+        say "PACKFAIL $why"
+        return
     fi
     say PACKED
 }

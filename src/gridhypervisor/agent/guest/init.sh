@@ -102,7 +102,7 @@ mount --bind /s/scratch /r/scratch
 mkdir -p /r/run/ghv /r/dev/shm /r/dev/pts
 ln /bin/busybox /ghv/busybox
 mount --bind /ghv /r/run/ghv
-exec 7</s/ghv/job # the scratch disk itself will be out of sight
+exec 7</s/job # the scratch disk itself will be out of sight
 cd /r || cannot "enter the new root"
 mount --move . /
 ln -s busybox /ghv/sh

@@ -1,0 +1,17 @@
+# The science case at one site, with its plots: what demo.sh and demo-slurm.sh share. usage: run.sh SITE RESULTS
+set -euo pipefail
+site=$1 results=$2
+ghv=.venv/bin/ghv
+
+if ! "$ghv" image show xmm >/dev/null 2>&1; then
+    "$ghv" image build examples/images/xmm/image.yaml
+fi
+mkdir -p "$results"
+"$ghv" run -f examples/xmm/job.yaml --site "$site" --to "$results" -o json >"$results/job.json"
+.venv/bin/python examples/xmm/plots.py "$results"
+"$ghv" show "$(.venv/bin/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["job"]["id"])' "$results/job.json")"
+echo
+echo "Results in $PWD/$results:"
+for file in "$results"/products/* "$results"/*.png; do
+    echo "  $file"
+done

@@ -1,0 +1,266 @@
+"""This node's folder: whose it is, the verified copies of layers in it, the folder of one run, and sweeping.
+
+Layers come from the account's cache, which may be a network file system that other nodes write; a copy in our own 0700
+folder was verified while it was made. A stamp beside it says of which inode, size and times that holds; while they are
+the same the bytes are believed, else they are verified again. Pilots race freely: every file appears by rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from gridhypervisor.agent.ending import Ending
+from gridhypervisor.model.wire import Layer, Reason
+
+MARGIN = 64 << 20
+"""Bytes that must stay free on the node beside what is about to be copied."""
+
+_THREADS = 4  # hashing and reading leave the interpreter's lock; more than this no disk of a node repays
+_DIGEST = 32
+
+
+class Node:
+    """SCRATCH/ghv-UID, see docs/architecture.md."""
+
+    def __init__(self, scratch: Path) -> None:
+        """Make what is missing.
+
+        Raises:
+            Ending: scratch cannot be written, or the folder is not ours alone.
+        """
+        self.root = scratch / f"ghv-{os.getuid()}"
+        self.cache = self.root / "cache"
+        self.runs = self.root / "run"
+        try:
+            for folder in (self.root, self.cache, self.runs):
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir(mode=0o700)
+            found = self.root.lstat()
+        except OSError as error:
+            raise _disk(f"make {self.root}", error) from error
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise Ending(
+                Reason.NODE_DISK,
+                f"use {self.root}: it is not a folder of mode 0700 of our own, so somebody else may have made it",
+                "remove it on the node, or configure another scratch for the site",
+            )
+
+    def enter(self, name: str) -> tuple[Path, int]:
+        """Make the folder of one run and lock it; return it with the lock's descriptor, to be held until the end.
+
+        Raises:
+            Ending: it cannot be made.
+        """
+        folder = self.runs / name
+        try:
+            with self._locked():
+                self._clear(folder)
+                folder.mkdir(mode=0o700)
+                lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _disk(f"make {folder}", error) from error
+        return folder, lock
+
+    def sweep(self) -> list[str]:
+        """Remove the folders of runs that are over though nobody cleaned up (the node was cut off); name them."""
+        swept = []
+        with contextlib.suppress(OSError), self._locked():
+            for folder in list(self.runs.iterdir()):
+                if folder.is_dir() and self._clear(folder):
+                    swept.append(folder.name)
+        return swept
+
+    def _clear(self, folder: Path) -> bool:
+        """Remove the folder of a run unless somebody holds its lock."""
+        try:
+            lock = os.open(folder / "lock", os.O_RDWR)
+        except FileNotFoundError:
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+
+    @contextlib.contextmanager
+    def _locked(self):  # type: ignore[no-untyped-def]
+        descriptor = os.open(self.root / "run.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def has(self, layer: Layer) -> Path | None:
+        """The layer's bytes on this node, if they are there and believed."""
+        path = self.cache / layer.digest
+        try:
+            stamp = json.loads(self._stamp(layer).read_bytes())
+            return path if stamp == _identity(path.stat()) else None
+        except (OSError, ValueError):
+            return None
+
+    def fetch(self, layer: Layer, source: Path, stop: Callable[[], bool]) -> Path:
+        """Bring the layer from the account's cache `source`, verified chunk by chunk; its path on this node.
+
+        On one file system it is linked and verified by reading, else verified while it is copied. `stop` is asked
+        after each chunk.
+
+        Raises:
+            Ending: the bytes are absent or not those of the digest (image), the node is full (node-disk).
+        """
+        found = self.has(layer)
+        if found:
+            return found
+        chunks = _chunks(layer, source)
+        path = self.cache / layer.digest
+        data = source / layer.digest
+        with contextlib.suppress(OSError, Ending), path.open("rb") as file:  # the stamp is stale: are the bytes?
+            _verify(layer, chunks, file.fileno(), None, stop)
+            self._believe(layer, file.fileno())
+            return path
+        private = self.cache / f".{layer.digest}.{secrets.token_hex(8)}"
+        try:
+            linked = _link(data, private)
+            with data.open("rb") as file:
+                if linked:
+                    _verify(layer, chunks, file.fileno(), None, stop)
+                    os.rename(private, path)
+                    # Renaming one name of a file over another name of the same does nothing at all.
+                    private.unlink(missing_ok=True)
+                    self._believe(layer, file.fileno())
+                    return path
+                space = os.statvfs(self.cache)
+                if space.f_bavail * space.f_frsize < layer.size + MARGIN:
+                    raise OSError(errno.ENOSPC, f"{space.f_bavail * space.f_frsize >> 20} MiB are free")
+                with open(os.open(private, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b") as copy:
+                    _verify(layer, chunks, file.fileno(), copy.fileno(), stop)
+                    os.rename(private, path)
+                    self._believe(layer, copy.fileno())
+            return path
+        except FileNotFoundError as error:
+            raise _absent(layer, data) from error
+        except OSError as error:
+            raise _disk(f"copy layer {layer.digest[:12]} ({layer.size >> 20} MiB) to {self.cache}", error) from error
+        finally:
+            private.unlink(missing_ok=True)
+
+    def _stamp(self, layer: Layer) -> Path:
+        return self.cache / f"{layer.digest}.stamp"
+
+    def _believe(self, layer: Layer, descriptor: int) -> None:
+        private = self.cache / f".{layer.digest}.{secrets.token_hex(8)}"
+        private.write_text(json.dumps(_identity(os.fstat(descriptor))))
+        private.rename(self._stamp(layer))
+
+
+def _identity(found: os.stat_result) -> list[int]:
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _link(data: Path, private: Path) -> bool:
+    try:
+        os.link(data, private)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        return False
+    return True
+
+
+def _chunks(layer: Layer, source: Path) -> bytes:
+    """The layer's chunk list, verified against its digest."""
+    path = source / f"{layer.digest}.chunks"
+    try:
+        chunks = path.read_bytes()
+    except OSError as error:
+        raise _absent(layer, path) from error
+    if hashlib.sha256(chunks).hexdigest() != layer.digest or len(chunks) != _count(layer) * _DIGEST:
+        raise Ending(
+            Reason.IMAGE,
+            f"verify layer {layer.digest[:12]} ({layer.role}): its chunk list {path} is not that of its digest",
+            "it is uploaded again at the next try; if this comes back, run `ghv image verify`",
+        )
+    return chunks
+
+
+def _count(layer: Layer) -> int:
+    return -(-layer.size // layer.chunk_size)
+
+
+def _verify(layer: Layer, chunks: bytes, source: int, copy: int | None, stop: Callable[[], bool]) -> None:
+    """Hash every chunk of `source`, several at a time, and write it to `copy` where one is given."""
+    size = os.fstat(source).st_size
+    if size != layer.size:
+        raise Ending(
+            Reason.IMAGE,
+            f"verify layer {layer.digest[:12]} ({layer.role}): it has {size} bytes instead of {layer.size}",
+            "it is uploaded again at the next try; if this comes back, run `ghv image verify`",
+        )
+    problems: list[Exception] = []
+    todo = iter(range(_count(layer)))
+    turn = threading.Lock()
+
+    def work() -> None:
+        try:
+            while not problems:
+                with turn:
+                    index = next(todo, None)
+                if index is None:
+                    return
+                if stop():
+                    raise Ending(Reason.CANCELLED, "stopped while verifying")
+                start = index * layer.chunk_size
+                data = os.pread(source, min(layer.chunk_size, layer.size - start), start)
+                if hashlib.sha256(data).digest() != chunks[index * _DIGEST : (index + 1) * _DIGEST]:
+                    raise Ending(
+                        Reason.IMAGE,
+                        f"verify layer {layer.digest[:12]} ({layer.role}): chunk {index} (bytes {start} to "
+                        f"{start + len(data)}) is damaged",
+                        "it is uploaded again at the next try; if this comes back, run `ghv image verify`",
+                    )
+                if copy is not None and os.pwrite(copy, data, start) != len(data):
+                    raise OSError(errno.ENOSPC, "short write")
+        except Exception as error:
+            problems.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(min(_THREADS, _count(layer)) - 1)]
+    for worker in workers:
+        worker.start()
+    work()
+    for worker in workers:
+        worker.join()
+    if problems:
+        raise problems[0]
+
+
+def _absent(layer: Layer, path: Path) -> Ending:
+    return Ending(
+        Reason.IMAGE,
+        f"read layer {layer.digest[:12]} ({layer.role}): no {path} at the site",
+        "it is uploaded again at the next try; check that nobody cleans the account's workdir",
+    )
+
+
+def _disk(what: str, error: OSError) -> Ending:
+    return Ending(
+        Reason.NODE_DISK,
+        f"{what}: {error.strerror or error}",
+        "free space on the node's scratch, or configure another scratch for the site",
+    )

@@ -1,0 +1,536 @@
+"""The pilot: the payload of a batch job. It runs one VM from its manifest to its sentinel.
+
+It takes the allocation's `owner` before anything else that others could see; who comes second runs nothing. Then one
+phase after another, each a method below; whatever ends the allocation raises `Ending`, and `exit.json` says so, once,
+last. What a guest is made of and how the parts work is in the modules beside; this one says in which order, and what a
+signal, a wish of the controller or the walltime means at each moment.
+
+    PREPARE ─▶ BOOT ─▶ STAGE_IN ─▶ EXECUTE ─▶ STAGE_OUT ─▶ SHUT_DOWN ─▶ exit.json
+       └─────────┴─────────┘ stop: ends here   │stop: TERM to the program, then on as usual, STOPPED at the end
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import random
+import resource
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gridhypervisor.agent import channel, inotify, outputs, scratchdisk, spool
+from gridhypervisor.agent.ending import Ending, leave_sentinel, now
+from gridhypervisor.agent.hypervisor import Disk, Hypervisor, Machine
+from gridhypervisor.agent.loop import Loop
+from gridhypervisor.agent.node import Node
+from gridhypervisor.agent.qemu import Qemu
+from gridhypervisor.agent.report import Report
+from gridhypervisor.agent.vm import Vm
+from gridhypervisor.agent.watchdog import Watchdog, become_subreaper
+from gridhypervisor.agent.world import World, WorldError
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import (
+    Acceleration,
+    CpuUsage,
+    ExitRecord,
+    Layer,
+    Manifest,
+    Outcome,
+    OutputFile,
+    OwnerRecord,
+    Phase,
+    Reason,
+)
+
+_POLL = 2.0  # seconds between looks into control/, which on a network file system nothing else announces
+_POWER_OFF = 10.0  # seconds for the guest to power off; it takes a fraction of one
+_STAGE_LIMIT = 120.0  # seconds for the guest to make the job's folder the user's
+_SCRATCH_FULL = 1 << 20  # bytes: with fewer left the disk was full for the program
+_SILENT_AFTER = 60.0  # seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the VM of an entry; 0 when the program ran to its end or somebody else owns the entry, else 1."""
+    parser = argparse.ArgumentParser(prog="pilot")
+    parser.add_argument("--entry", type=Path, required=True, help="the entry's folder in the spool")
+    parser.add_argument("--scratch", type=Path, required=True, help="a folder on the node's own disk")
+    arguments = parser.parse_args(argv)
+    started = _process_start()
+    watchdog = Watchdog()
+    os.umask(0o077)
+    become_subreaper()
+    try:
+        return Pilot(arguments.entry.absolute(), arguments.scratch.absolute(), watchdog, started).run()
+    finally:
+        watchdog.dismiss()
+
+
+class Pilot:
+    """One run of one pilot."""
+
+    def __init__(self, entry: Path, scratch: Path, watchdog: Watchdog, started: float) -> None:
+        self.entry = entry
+        self.workdir = entry.parent.parent
+        self.scratch = scratch
+        self.watchdog = watchdog
+        self.report = Report(entry, started)
+        self.loop = Loop()
+        self.stop: Reason | None = None  # why the allocation is to end, once somebody said so
+        self.stop_said_at = float("inf")
+        self.run_folder: Path | None = None
+        self.vm: Vm | None = None
+        self.files: dict[str, OutputFile] = {}
+        self.wishes: inotify.Inotify | None = None
+
+    def run(self) -> int:
+        """Run it all; the process's exit code."""
+        self.log(f"pilot {os.getpid()} on {os.uname().nodename}: {self.entry}")
+        try:
+            self.manifest = self._read_manifest()
+            owner = OwnerRecord("pilot", self._claim(), self.manifest.epoch, os.uname().nodename)
+            standing = spool.take_owner(self.entry, owner)
+        except Ending as ending:
+            return self._refuse(ending)
+        except (OSError, wire.WireError) as error:
+            self.log(f"take ownership of {self.entry}: {error}; nothing is run")
+            return 1
+        if standing.claim != owner.claim:
+            self.log(f"yield: {standing.by} {standing.claim} owns the entry {standing.why}".rstrip())
+            return 0
+        self.report.owner = owner
+        try:
+            record = self._live()
+        except Ending as ending:
+            record = self._record(ending.outcome, ending.reason, ending.message, ending.hint)
+        except Exception as error:
+            # A defect of ours, or a site that does what no site should: the job must still learn of its end.
+            self.log(f"defect: {error!r} at {_where(error)}")
+            record = self._record(
+                Outcome.FAILED, Reason.PILOT, f"run the pilot: {error!r} at {_where(error)}", "retry; report pilot.log"
+            )
+        return self._leave(record)
+
+    def log(self, text: str) -> None:
+        """A line in pilot.log, with the seconds since the start. That it cannot be written ends nothing."""
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {self.report.elapsed:9.3f} {text}\n"
+        with contextlib.suppress(OSError), (self.entry / wire.PILOT_LOG).open("a") as file:
+            file.write(line)
+
+    # --- the phases -------------------------------------------------------------------------------------------------
+
+    def _live(self) -> ExitRecord:
+        """The VM's life; the record of its end, unless `Ending` is raised."""
+        self._listen()
+        machine, acceleration, vm = self._prepare()
+        self._boot(vm, machine, acceleration)
+        self._stage_in(vm)
+        self._execute(vm)
+        self._stage_out(vm)
+        self._shut_down(vm)
+        return self._judge(vm)
+
+    def _listen(self) -> None:
+        """Know the deadlines; hear signals, wishes and the time from now on."""
+        grace, walltime = self.manifest.stop_grace, self.manifest.resources.walltime
+        # The sentinel must stand before the batch system kills, and the outputs must be out before the watchdog does.
+        self.hard = self.report.started + walltime - max(1.0, min(15.0, walltime / 20))
+        self.soft = self.hard - min(grace + 20.0, walltime / 4)
+        node = os.uname().nodename
+        assert self.report.owner is not None
+        self.node = Node(self.scratch)
+        self.run_folder, self.lock = self.node.enter(self.manifest.entry)
+        self.watchdog.arm(
+            entry=str(self.entry), run=str(self.run_folder), claim=self.report.owner.claim, node=node,
+            epoch=self.manifest.epoch, started=self.report.started, deadline=self.hard,
+        )  # fmt: skip
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: lambda: self._wish(None, "SIGTERM"),
+            signal.SIGINT: lambda: self._wish(None, "SIGINT"),
+            signal.SIGHUP: lambda: None,
+            # What sites send as a warning that the time is nearly over.
+            signal.SIGUSR1: lambda: self._wish(None, "SIGUSR1"),
+            signal.SIGUSR2: lambda: self._wish(None, "SIGUSR2"),
+        }
+        self.loop.signals(handlers)
+        control = self.entry / wire.CONTROL
+        with contextlib.suppress(OSError):
+            control.mkdir(mode=0o700, exist_ok=True)
+            self.wishes = inotify.Inotify()
+            self.wishes.add(control, inotify.CREATE | inotify.MOVED_TO)
+            self.loop.read(self.wishes, self._announced)
+        self.loop.every(_POLL * random.uniform(0.8, 1.2), self._look)
+        self.loop.every(self.manifest.beat, self._beat)
+        self.report.write()
+        self._look()
+
+    def _prepare(self) -> tuple[Machine, Acceleration, Vm]:
+        """Everything that the VM needs, verified, on the node."""
+        manifest, run = self.manifest, self.run_folder
+        assert run is not None
+        for name in self.node.sweep():
+            self.log(f"swept {name}: its pilot is gone")
+        image = manifest.image
+        job = channel.job_file(manifest.program, user=image.user, path=image.path)
+        paths = {layer.digest: self.node.has(layer) for layer in image.layers}
+        missing = [layer for layer in image.layers if paths[layer.digest] is None]
+        world = World.from_environment()
+        hypervisor: Hypervisor = Qemu(world)
+
+        def work() -> None:
+            for layer in missing:
+                self.log(f"verify and copy layer {layer.digest[:12]} ({layer.role}, {layer.size} bytes)")
+                paths[layer.digest] = self.node.fetch(layer, self.workdir / wire.CACHE, self._stopped)
+            scratchdisk.make_scratch(
+                world, run, size=manifest.resources.scratch, job_file=job, inputs=manifest.program.inputs,
+                source=self.entry / wire.INPUTS, stop=self._stopped,
+            )  # fmt: skip
+            used.append(hypervisor.choose(manifest.acceleration, self.node.root))
+
+        used: list[wire.HypervisorUsed] = []
+        try:
+            if missing or manifest.program.inputs:
+                self.loop.apart(work, self._check_stop)
+            else:
+                work()
+            self.report.hypervisor = used[0]
+            if used[0].acceleration is not Acceleration.KVM and manifest.acceleration != Acceleration.TCG:
+                self.log(f"NO KVM: this guest is EMULATED, 5 to 30 times slower ({used[0].why})")
+                print(f"ghv: no KVM on {os.uname().nodename}, emulating: {used[0].why}", file=sys.stderr, flush=True)
+            machine = self._machine(world, run, {k: v for k, v in paths.items() if v is not None})
+        except WorldError as error:
+            raise Ending(Reason.BUNDLE, f"prepare the node: {error}", "upload the bundle again, or retry") from error
+        self._check_stop()
+        return machine, used[0].acceleration, Vm(self.loop, self.watchdog, hypervisor, self.entry, run / "qemu.log")
+
+    def _machine(self, world: World, run: Path, paths: dict[str, Path]) -> Machine:
+        """The machine of this manifest: which layer is which disk, and what init must know."""
+        manifest = self.manifest
+        by_role: dict[str, list[Layer]] = {}
+        for layer in manifest.image.layers:
+            by_role.setdefault(layer.role, []).append(layer)
+        kernel, initrd = self._one(by_role, "kernel"), self._one(by_role, "initrd")
+        words = []
+        if "disk" in by_role:
+            disk = self._one(by_role, "disk")
+            disks = [Disk("base", scratchdisk.make_overlay(world, run, paths[disk.digest], disk.format), "qcow2")]
+            words.append("ghv.disk=1")
+        else:
+            base = self._one(by_role, "base")
+            disks = [Disk("base", paths[base.digest], readonly=True)]
+            words.append(f"ghv.base={base.format}")
+        for number, app in enumerate(by_role.get("app", [])):
+            if not app.mount.startswith("/") or len(app.mount.split()) != 1:
+                raise Ending(Reason.IMAGE, f"mount application layer {number} at {app.mount!r}", "mend the image")
+            disks.append(Disk(f"app{number}", paths[app.digest], readonly=True))
+            words.append(f"ghv.app={number}:{app.format}:{app.mount}")
+        disks.append(Disk("scratch", run / "scratch"))
+        disks.append(Disk("out", scratchdisk.make_out(run, manifest.resources.scratch)))
+        if manifest.network != "none":
+            words.append(f"ghv.net={manifest.network}")
+        joined = run / "initrd"
+        try:
+            data = paths[initrd.digest].read_bytes()
+            # The kernel unpacks archive after archive; each must begin on a multiple of four bytes.
+            joined.write_bytes(data + bytes(-len(data) % 512) + world.guest_archive())
+        except OSError as error:
+            raise scratchdisk.full(f"write {joined}", error) from error
+        return Machine(
+            name=manifest.entry, cpus=manifest.resources.cpus, memory=manifest.resources.memory,
+            kernel=paths[kernel.digest], initrd=joined, cmdline=" ".join([*words, manifest.image.cmdline]).strip(),
+            disks=tuple(disks), network=manifest.network,
+        )  # fmt: skip
+
+    def _one(self, by_role: dict[str, list[Layer]], role: str) -> Layer:
+        found = by_role.get(role, [])
+        if len(found) != 1:
+            raise Ending(
+                Reason.IMAGE,
+                f"read image {self.manifest.image_digest[:12]}: it has {len(found)} {role} layers instead of one",
+                "build or import the image again",
+            )
+        return found[0]
+
+    def _boot(self, vm: Vm, machine: Machine, acceleration: Acceleration) -> None:
+        self.report.enter(Phase.BOOT)
+        self.vm = vm
+        vm.start(machine, acceleration)
+        self.log("hypervisor started")
+        if not self._await(lambda: vm.ready, now() + self.manifest.boot_timeout):
+            raise Ending(
+                Reason.BOOT,
+                f"boot the guest: not ready after {self.manifest.boot_timeout} s; its console ends with: "
+                f"{vm.console_tail(3)}",
+                "see console.log; a longer boot timeout helps where the node is only slow",
+            )
+        self.report.ready()
+
+    def _stage_in(self, vm: Vm) -> None:
+        self.report.enter(Phase.STAGE_IN)
+        vm.say("STAGE")
+        if not self._await(lambda: vm.staged, now() + _STAGE_LIMIT):
+            raise Ending(Reason.GUEST_SILENT, "stage in: the guest did not answer", "see console.log; retry")
+
+    def _execute(self, vm: Vm) -> None:
+        """Run the program to its end, or stop it when somebody wishes so."""
+        self.report.enter(Phase.EXECUTE)
+        vm.run(secrets.token_hex(16))
+        debug = self.manifest.debug
+        vm.watch_silence(float(debug.get("silent_after", _SILENT_AFTER)), min(self.manifest.beat, 10))
+
+        def ended() -> bool:
+            vm.check()
+            return vm.exit is not None and vm.streams_ended
+
+        self.loop.wait(lambda: ended() or self._stopped())
+        if vm.exit is None and self.stop is not None:
+            grace = min(self.manifest.stop_grace, max(1.0, (self.hard - now()) / 2))
+            self.log(f"stop the program ({self.stop}), {grace:.0f} s of grace")
+            self.report.note = f"stopping the program: {self.stop}"
+            vm.say(f"STOP {grace:.0f}")
+            if not self.loop.wait(ended, min(self.hard - 1.0, now() + grace + 10.0)):
+                raise Ending(
+                    self.stop,
+                    "stop the program: the guest did not say in time that it ended, so its outputs could not be taken",
+                    "see console.log",
+                    Outcome.STOPPED,
+                )
+
+    def _stage_out(self, vm: Vm) -> None:
+        """Bring the outputs from the guest into the entry, those of a stopped or failed program too."""
+        self.report.enter(Phase.STAGE_OUT)
+        self.trouble: Ending | None = None
+        self.unmatched: list[str] = []
+        patterns = self.manifest.program.outputs
+        if not patterns:
+            return
+        vm.say("PACK")
+
+        def packed() -> bool:
+            vm.check()
+            return vm.packed
+
+        self.loop.wait(packed, self.hard)
+        if not vm.packed:
+            raise Ending(Reason.WALLTIME, "pack the outputs: the walltime is over", "ask for more", Outcome.STOPPED)
+        self.unmatched = [patterns[index] for index in vm.missing if index < len(patterns)]
+        if vm.pack_failure:
+            self.trouble = Ending(
+                Reason.OUTPUT, f"pack the outputs in the guest: {vm.pack_failure}", "ask for more scratch"
+            )
+        assert self.run_folder is not None
+        disk, out = self.run_folder / "out", self.entry / wire.OUTPUTS
+
+        def unpack() -> None:
+            out.mkdir(mode=0o700, exist_ok=True)
+            for file in outputs.unpack(disk, out):
+                self.files[file.path] = file
+            spool.sync_folder(out)
+
+        try:
+            self.loop.apart(unpack, lambda: None)
+        except Ending as ending:
+            self.trouble = self.trouble or ending
+        except OSError as error:
+            raise Ending(
+                Reason.NODE_DISK,
+                f"write the outputs to {out}: {error.strerror or error}",
+                "free space or quota where the account's workdir is",
+            ) from error
+
+    def _shut_down(self, vm: Vm) -> None:
+        """End the guest: gracefully, then by the monitor, then by force; each within its bound."""
+        self.report.enter(Phase.SHUT_DOWN)
+        vm.say("POWEROFF")
+        for limit, harder in ((_POWER_OFF, vm.quit), (5.0, vm.kill), (5.0, None)):
+            if self.loop.wait(lambda: not vm.running, now() + limit):
+                return
+            if harder is not None:
+                self.log("the guest does not end, force it")
+                harder()
+
+    def _judge(self, vm: Vm) -> ExitRecord:
+        """What the outcome is, once everything is back."""
+        ended = vm.exit
+        assert ended is not None
+        unmatched = ", ".join(repr(pattern) for pattern in self.unmatched)
+        missing = f"bring out the outputs: nothing matched {unmatched}" if unmatched else ""
+        if self.stop is not None:
+            outcome, reason, message, hint = Outcome.STOPPED, self.stop, f"stopped: {self.stop}", ""
+            if self.stop is Reason.WALLTIME:
+                message, hint = "stop the program: the walltime is over", "ask for a longer walltime"
+            return self._record(outcome, reason, message, hint, ended.code)
+        if ended.code != 0 and ended.free < _SCRATCH_FULL:
+            return self._record(
+                Outcome.FAILED, Reason.SCRATCH_FULL,
+                f"run the program: it ended with code {ended.code} and the guest's scratch disk of "
+                f"{self.manifest.resources.scratch >> 20} MiB is full",
+                "ask for more scratch", ended.code,
+            )  # fmt: skip
+        if self.trouble is not None:
+            return self._record(
+                Outcome.FAILED, self.trouble.reason, self.trouble.message, self.trouble.hint, ended.code
+            )
+        if missing and ended.code == 0:
+            return self._record(
+                Outcome.FAILED, Reason.OUTPUT, missing, "mend the pattern or the program; other outputs are here", 0
+            )
+        hint = ""
+        if ended.out_of_memory:
+            missing = f"the guest's memory of {self.manifest.resources.memory >> 20} MiB was not enough. {missing}".strip()
+            hint = "ask for more memory"
+        return self._record(Outcome.COMPLETED, Reason.EXITED, missing, hint, ended.code)
+
+    # --- what may happen meanwhile ----------------------------------------------------------------------------------
+
+    def _stopped(self) -> bool:
+        return self.stop is not None
+
+    def _check_stop(self) -> None:
+        if self.stop is not None:
+            raise Ending(self.stop, f"stopped before the program ran: {self.stop}", "", Outcome.STOPPED)
+
+    def _await(self, done: Callable[[], bool], limit: float) -> bool:
+        """Wait for the guest, while it lives and nobody wants it to stop."""
+
+        def look() -> bool:
+            assert self.vm is not None
+            self._check_stop()
+            self.vm.check()
+            return done()
+
+        return self.loop.wait(look, limit)
+
+    def _wish(self, reason: Reason | None, what: str) -> None:
+        """Somebody wants the allocation to end. A bare signal says not why: near the end it is the walltime."""
+        if self.stop is None:
+            left = self.report.started + self.manifest.resources.walltime - now()
+            near = left <= min(max(75.0, self.manifest.resources.walltime / 10), self.manifest.resources.walltime / 3)
+            self.stop = reason or (Reason.WALLTIME if near and not self._cancelled() else Reason.CANCELLED)
+            self.log(f"{what}: stop, reason {self.stop}")
+
+    def _cancelled(self) -> bool:
+        return (self.entry / wire.CONTROL / wire.CANCEL).exists()
+
+    def _announced(self) -> None:
+        assert self.wishes is not None
+        self.wishes.read()
+        self._look()
+
+    def _look(self) -> None:
+        """Look for wishes, and at the time."""
+        if self.stop is not None:
+            return
+        if now() >= self.soft:
+            self._wish(Reason.WALLTIME, "the walltime is nearly over")
+        elif self._cancelled():
+            self._wish(Reason.CANCELLED, "control/cancel")
+
+    def _beat(self) -> None:
+        if self.vm is not None and not self.vm.ready:
+            self.report.note = f"waiting for the guest's word, {self.report.elapsed:.0f} s"
+        self.report.write()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _read_manifest(self) -> Manifest:
+        path = self.entry / wire.MANIFEST
+        try:
+            manifest = spool.read_json(path, Manifest)
+        except (OSError, wire.WireError) as error:
+            raise Ending(Reason.MANIFEST, f"read {path}: {error}", "submit again") from error
+        if manifest is None:
+            raise Ending(Reason.MANIFEST, f"read {path}: it is not there", "check the account's workdir")
+        if manifest.protocol != wire.PROTOCOL:
+            raise Ending(
+                Reason.MANIFEST,
+                f"read {path}: it speaks protocol {manifest.protocol}, this pilot {wire.PROTOCOL}",
+                "the bundle is not the controller's: upload it again",
+            )
+        return manifest
+
+    def _claim(self) -> str:
+        return f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(8)}"
+
+    def _refuse(self, ending: Ending) -> int:
+        """There is no manifest to act on: own the entry, so that nobody else acts on it, and say so if we do."""
+        self.log(f"{ending.message}; {ending.hint}")
+        owner = OwnerRecord("pilot", self._claim(), 0, os.uname().nodename, "unreadable manifest")
+        with contextlib.suppress(OSError, wire.WireError):
+            if spool.take_owner(self.entry, owner).claim == owner.claim:
+                leave_sentinel(self.entry, ExitRecord(
+                    self.entry.name, 0, owner.claim, Outcome.FAILED, ending.reason, ending.message, ending.hint,
+                    node=owner.node,
+                ))  # fmt: skip
+        return 1
+
+    def _record(
+        self, outcome: Outcome, reason: Reason, message: str = "", hint: str = "", exit_code: int | None = None
+    ) -> ExitRecord:
+        assert self.report.owner is not None
+        ended = self.vm.exit if self.vm else None
+        if exit_code is None and ended is not None:
+            exit_code = ended.code
+        return ExitRecord(
+            entry=self.entry.name, epoch=self.report.owner.epoch, claim=self.report.owner.claim, outcome=outcome,
+            reason=reason, message=message, hint=hint, exit_code=exit_code, outputs=tuple(self.files.values()),
+            hypervisor=self.report.hypervisor, node=self.report.owner.node,
+        )  # fmt: skip
+
+    def _leave(self, record: ExitRecord) -> int:
+        """Nothing runs any more; then the sentinel; then nothing is left behind."""
+        if self.vm is not None and self.vm.running:
+            self.report.enter(Phase.SHUT_DOWN)
+            self.vm.kill()
+            with contextlib.suppress(Ending):
+                vm = self.vm
+                self.loop.wait(lambda: not vm.running, now() + 10.0)
+        if self.run_folder is not None:
+            shutil.rmtree(self.run_folder, ignore_errors=True)
+        usage = CpuUsage(
+            pilot=_cpu() + (self.vm.watchdog_cpu if self.vm else 0.0),
+            hypervisor=self.vm.cpu if self.vm else 0.0,
+            program=self.vm.exit.cpu if self.vm and self.vm.exit else None,
+        )
+        record = dataclasses.replace(
+            record, phases=self.report.finish(), elapsed=self.report.elapsed, usage=usage
+        )
+        self.log(f"{record.outcome}, {record.reason}: {record.message or 'the program ended'}")
+        try:
+            leave_sentinel(self.entry, record)
+        except OSError as error:
+            self.log(f"write the sentinel: {error}")
+            print(f"ghv: cannot write {self.entry / wire.EXIT}: {error}", file=sys.stderr)
+            return 1
+        return 0 if record.outcome is Outcome.COMPLETED else 1
+
+
+def _process_start() -> float:
+    """When the batch script became this process, on CLOCK_BOOTTIME: unpacking the bundle is part of the pilot's time."""
+    moment = now()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        if 0 <= moment - began < 3600:
+            return began
+    return moment
+
+
+def _cpu() -> float:
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
+def _where(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"

@@ -1,0 +1,394 @@
+"""The relay: the controller's hands and eyes in one account of a site.
+
+It answers the requests of `wire.Op` on stdin and stdout until stdin ends, and says unasked when an entry changed or
+a watched program printed something. It decides nothing: what to submit, cancel, revoke or remove it is told. A request
+that fails is answered by an error; only a peer that breaks the framing ends the relay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import resource
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gridhypervisor.agent import relayfiles, spool
+from gridhypervisor.agent.commands import Commands
+from gridhypervisor.agent.relayfiles import Files, Refused
+from gridhypervisor.agent.spoolwatch import SpoolWatch
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import Command, Manifest, Note, Op, OwnerRecord, WireError
+
+AT_ONCE = 32
+"""Requests in work at once; further ones wait in the pipe."""
+PIECE = 256 << 10
+"""Bytes of program output in one note."""
+TAIL = 0.5
+"""Seconds between looks at watched output where inotify does not tell."""
+
+Answer = tuple[dict[str, Any], bytes]
+
+
+class Relay:
+    """One relay on one pair of byte streams."""
+
+    def __init__(self, workdir: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._files = Files(workdir)
+        self._spool = workdir / wire.SPOOL
+        self._reader, self._writer = reader, writer
+        self._writing = asyncio.Lock()
+        self._commands = Commands()
+        self._watch: SpoolWatch | None = None
+        self._looking = asyncio.Lock()
+        self._uploads: dict[str, asyncio.Lock] = {}
+        self._tails: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._grew: dict[str, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handlers: dict[str, Callable[[dict[str, Any], bytes], Awaitable[Answer]]] = {
+            Op.HELLO: self._hello, Op.EXEC: self._exec, Op.HAVE: self._have, Op.PUT: self._put,
+            Op.LINK_IN: self._link_in, Op.GET: self._get, Op.PREPARE: self._prepare, Op.REVOKE: self._revoke,
+            Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch_output, Op.LIST_OUT: self._list_out,
+            Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
+        }  # fmt: skip
+
+    async def run(self) -> int:
+        """Serve until the peer closes its end; give the exit code (65: it broke the framing)."""
+        decoder = wire.Decoder()
+        slots = asyncio.Semaphore(AT_ONCE)
+        try:
+            while data := await self._reader.read(PIECE):
+                for message, payload in decoder.feed(data):
+                    await slots.acquire()
+                    task = self._spawn(self._answer(message, payload))
+                    task.add_done_callback(lambda _: slots.release())
+            return 0
+        except WireError as error:
+            sys.stderr.write(f"relay: the controller sent what is no message: {error}\n")
+            return 65
+        finally:
+            self._commands.stop()
+            for task in self._tasks:
+                task.cancel()
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _answer(self, message: dict[str, Any], payload: bytes) -> None:
+        reply: dict[str, Any] = {"id": message.get("id")}
+        data = b""
+        try:
+            handler = self._handlers.get(message.get("op", ""))
+            if handler is None:
+                raise Refused(
+                    "request", f"no such operation: {message.get('op')!r}", "is the bundle another version's?"
+                )
+            reply["ok"], data = await handler(message, payload)
+            await self._send(reply, data)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            reply.pop("ok", None)
+            reply["error"] = _explain(message, error)
+            with contextlib.suppress(ConnectionError):
+                await self._send(reply)
+
+    async def _send(self, message: dict[str, Any], payload: bytes = b"") -> None:
+        data = wire.encode(message, payload)
+        async with self._writing:
+            self._writer.write(data)
+            await self._writer.drain()
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    async def _hello(self, request: dict[str, Any], _: bytes) -> Answer:
+        if request["protocol"] != wire.PROTOCOL:
+            spoken = f"the controller speaks protocol {request['protocol']}, this relay {wire.PROTOCOL}"
+            raise Refused("protocol", spoken, "upload the bundle of the controller's own version")
+        if not _is_name(request["installation"]):
+            raise Refused("request", f"installation {request['installation']!r} is not a name")
+        if self._watch is None:
+            self._watch = SpoolWatch(self._spool, request["installation"])
+            self._spawn(self._look_out())
+        return {
+            "protocol": wire.PROTOCOL, "host": os.uname().nodename, "user": _user(), "uid": os.getuid(),
+            "workdir": str(self._files.workdir), "boot_id": _boot_id(), "pid": os.getpid(),
+        }, b""  # fmt: skip
+
+    async def _exec(self, request: dict[str, Any], _: bytes) -> Answer:
+        commands = [wire.from_plain(Command, item) for item in request["commands"]]
+        return {"results": await asyncio.gather(*(self._commands.run(command) for command in commands))}, b""
+
+    async def _have(self, request: dict[str, Any], _: bytes) -> Answer:
+        return {"sizes": await asyncio.to_thread(self._files.have, request["paths"])}, b""
+
+    async def _put(self, request: dict[str, Any], payload: bytes) -> Answer:
+        path = str(request["path"])
+        lock = self._uploads.setdefault(path, asyncio.Lock())
+        async with lock:  # pieces of one file are sent without waiting: written in the order in which they came
+            size = await asyncio.to_thread(self._files.put, request, payload)
+        if request.get("last"):
+            self._uploads.pop(path, None)
+        return {"size": size}, b""
+
+    async def _link_in(self, request: dict[str, Any], _: bytes) -> Answer:
+        return {"size": await asyncio.to_thread(self._files.link_in, request)}, b""
+
+    async def _get(self, request: dict[str, Any], _: bytes) -> Answer:
+        offset = int(request["offset"])
+        size, data = await asyncio.to_thread(self._files.get, request["path"], offset, int(request["length"]))
+        return {"size": size, "eof": offset + len(data) >= size}, data
+
+    async def _prepare(self, request: dict[str, Any], _: bytes) -> Answer:
+        entry = self._entry(request)
+        manifest = wire.from_plain(Manifest, request["manifest"])
+        if manifest.entry != entry.name:
+            raise Refused("request", f"prepare {entry.name}: the manifest is that of {manifest.entry}")
+        await asyncio.to_thread(_prepare, entry, wire.canonical(request["manifest"]))
+        return {}, b""
+
+    async def _revoke(self, request: dict[str, Any], _: bytes) -> Answer:
+        entry = self._entry(request)
+        claim = f"{request.get('by') or 'controller'}:{secrets.token_hex(8)}"
+        why = str(request.get("why", ""))
+        record = OwnerRecord("controller", claim, int(request["epoch"]), os.uname().nodename, why)
+        return {"owner": await asyncio.to_thread(_revoke, entry, record)}, b""
+
+    async def _request(self, request: dict[str, Any], _: bytes) -> Answer:
+        entry = self._entry(request, must_exist=True)
+        if request["what"] != wire.CANCEL:
+            raise Refused("request", f"request {request['what']!r} of {entry.name}: only {wire.CANCEL!r} is known")
+        await asyncio.to_thread(_leave_wish, entry / wire.CONTROL / wire.CANCEL, str(request.get("why", "")))
+        return {}, b""
+
+    async def _scan(self, request: dict[str, Any], _: bytes) -> Answer:
+        watch = self._known_installation()
+        async with self._looking:
+            return {"entries": await asyncio.to_thread(watch.scan)}, b""
+
+    async def _watch_output(self, request: dict[str, Any], _: bytes) -> Answer:
+        entry = self._entry(request, must_exist=True)
+        watch = self._known_installation()
+        for stream in (wire.STDOUT, wire.STDERR):
+            if task := self._tails.pop((entry.name, stream), None):
+                task.cancel()
+        wanted = {stream: request[stream] for stream in (wire.STDOUT, wire.STDERR) if request.get(stream) is not None}
+        async with self._looking:
+            watch.heed_output(entry.name, bool(wanted))
+        for stream, offset in wanted.items():
+            self._tails[entry.name, stream] = self._spawn(self._tail(entry, stream, int(offset)))
+        return {}, b""
+
+    async def _list_out(self, request: dict[str, Any], _: bytes) -> Answer:
+        entry = self._entry(request, must_exist=True)
+        files, more = await asyncio.to_thread(self._files.list_out, entry, str(request.get("after", "")))
+        return {"files": files, "more": more}, b""
+
+    async def _remove(self, request: dict[str, Any], _: bytes) -> Answer:
+        entry = self._entry(request)
+        for stream in (wire.STDOUT, wire.STDERR):
+            if task := self._tails.pop((entry.name, stream), None):
+                task.cancel()
+        await asyncio.to_thread(_remove, entry, bool(request.get("force")))
+        return {}, b""
+
+    async def _evict(self, request: dict[str, Any], _: bytes) -> Answer:
+        return {"freed": await asyncio.to_thread(self._files.evict, request["paths"])}, b""
+
+    async def _usage(self, request: dict[str, Any], _: bytes) -> Answer:
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        disk = os.statvfs(self._files.workdir)
+        return {
+            "cpu_seconds": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
+            "max_rss_bytes": own.ru_maxrss << 10,
+            "free_bytes": disk.f_bavail * disk.f_frsize,
+        }, b""
+
+    # --- what is said unasked -------------------------------------------------------------------------------------
+
+    async def _look_out(self) -> None:
+        """Say which entries changed: at once where inotify tells, by looking again and again where it cannot."""
+        watch = self._known_installation()
+        woken = asyncio.Event()
+        hinted: set[str] = set()
+
+        def told() -> None:
+            changed, grew = watch.hints()
+            for name in grew & self._grew.keys():
+                self._grew[name].set()
+            if changed:
+                hinted.update(changed)
+                woken.set()
+
+        if watch.inotify is not None:
+            asyncio.get_running_loop().add_reader(watch.inotify.fileno(), told)
+        clock = asyncio.get_running_loop().time
+        next_look = clock()
+        while True:
+            try:
+                async with asyncio.timeout_at(next_look):
+                    await woken.wait()
+                names = set(hinted)
+            except TimeoutError:
+                names = None  # every entry: hints, however many, do not put this off
+            woken.clear()
+            hinted.clear()
+            try:
+                async with self._looking:
+                    changed = await asyncio.to_thread(watch.look, names)
+            except OSError as error:  # a file server that does not answer: unknown, looked at again
+                sys.stderr.write(f"relay: look at {self._spool}: {error}\n")
+                continue
+            finally:
+                next_look = min(next_look, clock() + watch.due()) if names is not None else clock() + watch.due()
+            for view in changed:
+                await self._send({"note": Note.ENTRY, "entry": view})
+
+    async def _tail(self, entry: Path, stream: str, offset: int) -> None:
+        """Send what the program printed from `offset` on; end when the entry has its sentinel and all was sent."""
+        grew = self._grew.setdefault(entry.name, asyncio.Event())
+        while entry.is_dir():
+            grew.clear()
+            ended = (entry / wire.EXIT).exists()  # before the reading: what is written before it is then read
+            data = await asyncio.to_thread(_read_piece, entry / stream, offset)
+            if data or ended:
+                note = {"note": Note.OUTPUT, "entry": entry.name, "stream": stream, "offset": offset}
+                offset += len(data)
+                if ended and len(data) < PIECE:
+                    await self._send({**note, "eof": True}, data)
+                    return
+                await self._send(note, data)
+            if len(data) < PIECE:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TAIL):
+                        await grew.wait()
+
+    # --- checks ---------------------------------------------------------------------------------------------------
+
+    def _known_installation(self) -> SpoolWatch:
+        if self._watch is None:
+            raise Refused("request", "the installation is not known yet", "say hello first")
+        return self._watch
+
+    def _entry(self, request: dict[str, Any], *, must_exist: bool = False) -> Path:
+        name: str = request["entry"]
+        if not _is_name(name):
+            raise Refused("path", f"entry {name!r} is not a name")
+        entry = self._spool / name
+        if must_exist and not entry.is_dir():
+            raise Refused("missing", f"no entry {name} in {self._spool}", "it was removed, or not prepared yet")
+        return entry
+
+
+def _prepare(entry: Path, manifest: bytes) -> None:
+    for folder in (entry, entry / wire.INPUTS, entry / wire.CONTROL):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = entry / wire.MANIFEST
+    if path.exists():
+        if path.read_bytes() != manifest:
+            raise Refused("conflict", f"prepare {entry.name}: it has another manifest, which is never changed")
+        return
+    spool.write_durable(path, manifest)
+    spool.sync_folder(entry.parent)
+
+
+def _revoke(entry: Path, record: OwnerRecord) -> OwnerRecord:
+    """An entry that is not there is made: the name is taken, whatever surfaces later."""
+    entry.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return spool.take_owner(entry, record)
+
+
+def _leave_wish(path: Path, why: str) -> None:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if not path.exists():
+        spool.write_durable(path, why.encode())
+
+
+def _remove(entry: Path, force: bool) -> None:
+    """Remove an entry in which nobody can act any more; where nobody has taken it, it is taken first."""
+    if not entry.is_dir():
+        return
+    if not force and not (entry / wire.EXIT).exists():
+        claim = f"remove:{secrets.token_hex(8)}"
+        owner = spool.take_owner(entry, OwnerRecord("controller", claim, 0, os.uname().nodename, "removed"))
+        if owner.by != "controller":
+            raise Refused(
+                "busy",
+                f"remove {entry.name}: {owner.by} {owner.claim} on {owner.node} has it and has left no sentinel",
+                "wait for its end, or make sure that it is dead and force the removal",
+            )
+    aside = entry.with_name(f".removed.{entry.name}.{secrets.token_hex(4)}")
+    os.rename(entry, aside)
+    relayfiles.remove(aside)
+
+
+def _read_piece(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(PIECE)
+    except FileNotFoundError:
+        return b""
+
+
+def _explain(message: dict[str, Any], error: Exception) -> dict[str, str]:
+    what = f"{message.get('op')} {message.get('entry') or message.get('path') or ''}".strip()
+    if isinstance(error, Refused):
+        return {"kind": error.kind, "message": error.message, "hint": error.hint}
+    if isinstance(error, (KeyError, TypeError, ValueError)):  # WireError is one of the last
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        return {"kind": "request", "message": f"{what}: {why}", "hint": "is the bundle of another version?"}
+    if isinstance(error, OSError):
+        kind, hint = {
+            28: ("space", "free space in the workdir, or evict images"),
+            122: ("space", "the account's quota is used up: free space, or evict images"),
+            13: ("permission", "the account must own its workdir"),
+        }.get(error.errno or 0, ("io", "look at the workdir's file system"))
+        return {"kind": kind, "message": f"{what}: {error}", "hint": hint}
+    return {"kind": "internal", "message": f"{what}: {type(error).__name__}: {error}", "hint": "report this as a bug"}
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= 200 and name[0] != "." and not set(name) & set("/\0\n")
+
+
+def _user() -> str:
+    # Not the account database: its modules are the site's, for another C library.
+    return os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid {os.getuid()}"
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+async def _serve(workdir: Path, out: int) -> int:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=wire.MAX_PAYLOAD)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(out, "wb", 0))
+    return await Relay(workdir, reader, asyncio.StreamWriter(transport, protocol, None, loop)).run()
+
+
+def main(argv: Sequence[str]) -> int:
+    """`relay --workdir DIR`: serve stdin and stdout until end of file; give the exit code."""
+    parser = argparse.ArgumentParser(prog="relay")
+    parser.add_argument("--workdir", type=Path, required=True)
+    workdir: Path = parser.parse_args(argv).workdir
+    os.umask(0o077)
+    workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    out = os.dup(1)
+    os.dup2(2, 1)  # whatever prints, it cannot break the framing
+    code = asyncio.run(_serve(workdir.resolve(), out))
+    sys.stderr.flush()
+    return code

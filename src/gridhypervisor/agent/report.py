@@ -1,0 +1,67 @@
+"""The pilot's account of itself: phases on its own clock, `status.json`, the hypervisor that was used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from gridhypervisor.agent import spool
+from gridhypervisor.agent.ending import now
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import HypervisorUsed, OwnerRecord, Phase, PhaseTime, Status
+
+
+class Report:
+    """What `status.json` says; it is replaced at each phase and each beat, once the entry is owned."""
+
+    def __init__(self, entry: Path, started: float) -> None:
+        self.entry = entry
+        self.started = started  # CLOCK_BOOTTIME
+        self.hypervisor: HypervisorUsed | None = None
+        self.note = ""
+        self.ready_at: float | None = None
+        self.owner: OwnerRecord | None = None
+        self._phases = [PhaseTime(Phase.PREPARE, 0.0)]
+        self._sequence = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the pilot started."""
+        return now() - self.started
+
+    def enter(self, phase: Phase, note: str = "") -> None:
+        """The phase before ends and this one begins, at the same moment."""
+        moment = self.elapsed
+        self._close(moment)
+        self._phases.append(PhaseTime(phase, moment))
+        self.note = note
+        self.write()
+
+    def finish(self) -> tuple[PhaseTime, ...]:
+        """All phases, the last one ended."""
+        self._close(self.elapsed)
+        return tuple(self._phases)
+
+    def ready(self) -> None:
+        """The guest has reported ready."""
+        self.ready_at = time.time()
+
+    def write(self) -> None:
+        """Replace `status.json`. That it cannot be written now ends nothing: it is a report, and the next follows."""
+        if self.owner is None:
+            return
+        self._sequence += 1
+        status = Status(
+            entry=self.entry.name, epoch=self.owner.epoch, claim=self.owner.claim, sequence=self._sequence,
+            phase=self._phases[-1].phase, phases=tuple(self._phases), elapsed=self.elapsed, node=self.owner.node,
+            pid=os.getpid(), hypervisor=self.hypervisor, note=self.note, ready_at=self.ready_at,
+        )  # fmt: skip
+        with contextlib.suppress(OSError):
+            spool.write_replace(self.entry / wire.STATUS, wire.canonical(status))
+
+    def _close(self, moment: float) -> None:
+        last = self._phases[-1]
+        if last.end is None:
+            self._phases[-1] = PhaseTime(last.phase, last.start, moment)

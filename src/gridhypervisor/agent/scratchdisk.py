@@ -1,0 +1,133 @@
+"""The disks that belong to one VM: `scratch`, made with the inputs in place, `out`, and the overlay of a whole disk.
+
+Inputs are verified while they are brought into the tree that mke2fs makes the file system from, so the guest finds
+them where the job expects them, and nothing is copied over a channel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from gridhypervisor.agent.ending import Ending
+from gridhypervisor.agent.world import World
+from gridhypervisor.model.wire import Input, Reason
+
+SMALLEST = 32 << 20
+"""Bytes of the smallest scratch disk that is made."""
+
+OUT_MARGIN = 64 << 20
+"""Bytes that the out disk has beyond the scratch disk: the tar stream's own headers."""
+
+_PIECE = 1 << 20
+_OPTIONS = (
+    # The disk is thrown away with the VM: no journal, no checksums, nothing zeroed before its time, nothing reserved.
+    "-q -F -t ext4 -b 4096 -m 0 -O ^metadata_csum,^has_journal,^64bit,^resize_inode "
+    "-E lazy_itable_init=1,nodiscard,root_owner=0:0"
+).split()
+
+
+def make_scratch(
+    world: World, run: Path, *, size: int, job_file: str, inputs: tuple[Input, ...], source: Path,
+    stop: Callable[[], bool],
+) -> Path:  # fmt: skip
+    """Make `scratch` in the folder `run`: the overlay's folders, the job file, and /job with the inputs.
+
+    Raises:
+        Ending: an input is missing or damaged (input), or the node is full (node-disk).
+    """
+    tree, path = run / "tree", run / "scratch"
+    job = tree / "scratch" / "job"
+    try:
+        for folder in (tree, tree / "upper", tree / "work", tree / "scratch", job):
+            folder.mkdir(mode=0o755)
+            folder.chmod(0o755)  # whatever the umask: `upper` is the guest's root folder
+        (tree / "job").write_text(job_file)
+        for item in inputs:
+            _bring(item, source, job, stop)
+        with path.open("wb") as file:
+            file.truncate(max(size, SMALLEST) & -4096)
+    except OSError as error:
+        raise full(f"make the scratch disk in {run}", error) from error
+    _run([*world.argv("mke2fs"), *_OPTIONS, "-d", str(tree), str(path)], "make the scratch disk", len(inputs) > 0)
+    shutil.rmtree(tree)
+    return path
+
+
+def make_out(run: Path, size: int) -> Path:
+    """Make the empty raw disk on which the guest writes one tar stream."""
+    path = run / "out"
+    with path.open("wb") as file:
+        file.truncate((max(size, SMALLEST) + OUT_MARGIN) & -4096)
+    return path
+
+
+def make_overlay(world: World, run: Path, base: Path, form: str) -> Path:
+    """Make the writable qcow2 overlay of an image that is one whole disk.
+
+    Raises:
+        Ending: qemu-img does not take the disk (image).
+    """
+    path = run / "disk"
+    words = [*world.argv("qemu-img"), "create", "-q", "-f", "qcow2", "-F", form, "-b", str(base), str(path)]
+    made = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, env=world.environment())
+    if made.returncode != 0:
+        said = made.stderr.decode(errors="replace").strip()[-300:]
+        raise Ending(Reason.IMAGE, f"make the overlay of disk {base.name[:12]}: {said}", "import the image again")
+    return path
+
+
+def _bring(item: Input, source: Path, job: Path, stop: Callable[[], bool]) -> None:
+    """Copy one input, verified on the way."""
+    parts = PurePosixPath(item.path)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+        raise Ending(Reason.INPUT, f"bring in {item.path!r}: not a path below the job's folder", "rename the input")
+    target = job / parts
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    hint = "submit again; if this comes back, check that nobody changes files in the account's workdir"
+    try:
+        file = (source / parts).open("rb")
+    except OSError as error:
+        raise Ending(Reason.INPUT, f"read input {item.path} at the site: {error.strerror}", hint) from error
+    with file, target.open("xb") as copy:
+        while data := file.read(_PIECE):
+            if stop():
+                raise Ending(Reason.CANCELLED, "stopped while bringing in inputs")
+            digest.update(data)
+            size += len(data)
+            copy.write(data)
+    if size != item.size:
+        raise Ending(Reason.INPUT, f"verify input {item.path}: {size} bytes instead of {item.size}", hint)
+    if item.sha256 and digest.hexdigest() != item.sha256:
+        raise Ending(Reason.INPUT, f"verify input {item.path}: its SHA-256 is not {item.sha256[:12]}…", hint)
+    target.chmod(item.mode)
+    for folder in list(target.relative_to(job).parents)[:-1]:
+        (job / folder).chmod(0o755)
+
+
+def _run(words: list[str], what: str, has_inputs: bool) -> None:
+    made = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, env={"PATH": "/usr/bin:/bin"})
+    if made.returncode == 0:
+        return
+    said = made.stderr.decode(errors="replace").strip()[-300:] or f"mke2fs ended with status {made.returncode}"
+    if has_inputs and "allocat" in said:
+        raise Ending(Reason.SCRATCH_FULL, f"{what}: the inputs do not fit: {said}", "ask for more scratch")
+    raise Ending(Reason.NODE_DISK, f"{what}: {said}", "free space on the node's scratch, or configure another")
+
+
+def full(what: str, error: OSError) -> Ending:
+    """A write on the node failed."""
+    return Ending(
+        Reason.NODE_DISK, f"{what}: {error.strerror or error}",
+        "free space on the node's scratch, or configure another scratch for the site",
+    )  # fmt: skip
+
+
+def allocated(path: Path) -> int:
+    """Bytes that a sparse file takes."""
+    return os.stat(path).st_blocks * 512

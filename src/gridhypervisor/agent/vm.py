@@ -1,0 +1,290 @@
+"""One running VM as the pilot sees it: its sockets, what the agent and the monitor said, and whether it is still there.
+
+It keeps what it heard as plain attributes, writes the streams and the console into the entry, and raises `Ending` from
+`check` when the guest is lost. What to do next is the pilot's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from gridhypervisor.agent.channel import Exit, Lines, Stream
+from gridhypervisor.agent.ending import Ending, now
+from gridhypervisor.agent.hypervisor import CHANNELS, Descriptors, Hypervisor, Machine
+from gridhypervisor.agent.loop import Loop
+from gridhypervisor.agent.watchdog import FIRST_DESCRIPTOR, Watchdog
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import Acceleration, Reason
+
+CONSOLE_LIMIT = 1 << 20
+"""Bytes of the console that are kept: a guest that prints without end must not fill the spool."""
+
+_TAIL = 4096  # bytes of the console that are remembered for messages
+_PANIC = b"Kernel panic - not syncing"
+_AFTER_PANIC = 2.0  # seconds in which QEMU should have ended by itself
+_TICK = 1.0  # seconds
+
+
+class Vm:
+    """A VM from the start of its hypervisor to its end."""
+
+    def __init__(self, loop: Loop, watchdog: Watchdog, hypervisor: Hypervisor, entry: Path, log: Path) -> None:
+        self._loop = loop
+        self._watchdog = watchdog
+        self._hypervisor = hypervisor
+        self._entry = entry
+        self._log = log
+        self._lines = Lines()
+        self._monitor = hypervisor.monitor()
+        self._sockets: dict[str, socket.socket] = {}
+        self._streams: dict[str, tuple[Stream, int]] = {}
+        self._console = b""
+        self._console_file = -1
+        self._console_length = 0
+        self._panicked: float | None = None
+        self._events: list[str] = []
+        self._asked = 0  # pings sent
+        self._answered = 0
+        self._silence = 0.0
+        self._silent_after = float("inf")
+        self._last_tick = now()
+        self.ready = False
+        self.staged = False
+        self.exit: Exit | None = None
+        self.packed = False
+        self.pack_failure = ""
+        self.missing: list[int] = []  # indices of the patterns that matched nothing
+        self.free: int | None = None  # bytes left on the scratch disk, at the agent's last word
+        self.cannot = ""
+        self.running = False
+        self.status: int | None = None  # the hypervisor's, as wait() gives it
+        self.cpu = 0.0  # seconds of the hypervisor
+        self.watchdog_cpu = 0.0
+        loop.read(watchdog.socket, self._hear_watchdog)
+
+    def start(self, machine: Machine, acceleration: Acceleration) -> None:
+        """Have the watchdog start the hypervisor."""
+        names = ("monitor", "console", *CHANNELS)
+        theirs = []
+        for name in names:
+            ours, other = socket.socketpair()
+            ours.setblocking(False)
+            self._sockets[name] = ours
+            theirs.append(other)
+        numbers = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + len(names))
+        descriptors = Descriptors(numbers[0], numbers[1], tuple(numbers[2:]))
+        command = self._hypervisor.command(machine, acceleration, descriptors)
+        self._watchdog.spawn(command, [other.fileno() for other in theirs], self._log)
+        self.running = True
+        for other in theirs:
+            other.close()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._console_file = os.open(self._entry / wire.CONSOLE, flags, 0o600)
+        handlers: dict[str, Callable[[bytes], None]] = {
+            "monitor": self._hear_monitor, "console": self._hear_console, "ctl": self._hear_agent,
+            "out": lambda data: self._hear_stream("out", data), "err": lambda data: self._hear_stream("err", data),
+        }  # fmt: skip
+        for name, handler in handlers.items():
+            self._loop.read(self._sockets[name], lambda name=name, handler=handler: self._receive(name, handler))
+        self._send("monitor", self._monitor.greet())
+        self._loop.every(_TICK, self._tick)
+
+    def say(self, line: str) -> None:
+        """Say a line to the agent. A guest that does not read loses it; its silence is noticed."""
+        self._send("ctl", line.encode() + b"\n")
+
+    def run(self, marker: str) -> None:
+        """Start the program; its streams go to the entry from now on."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        for name, file in (("out", wire.STDOUT), ("err", wire.STDERR)):
+            self._streams[name] = (Stream(marker.encode()), os.open(self._entry / file, flags, 0o600))
+        self.say(f"RUN {marker}")
+
+    @property
+    def streams_ended(self) -> bool:
+        return all(stream.ended for stream, _ in self._streams.values())
+
+    def watch_silence(self, limit: float, interval: float) -> None:
+        """Ask the agent every `interval` seconds for a word, and call it lost after `limit` seconds without one."""
+        self._silent_after = limit
+        self._loop.every(interval, self._ping)
+
+    def check(self) -> None:
+        """Raises: Ending: the guest is lost, or said that it cannot boot."""
+        if self.cannot:
+            raise Ending(Reason.BOOT, f"boot the guest: {self.cannot}", "mend the image; its console is in console.log")
+        if self._panicked is not None and (not self.running or now() - self._panicked > _AFTER_PANIC):
+            raise Ending(
+                Reason.GUEST_PANIC,
+                f"run the guest: its kernel panicked: {self.console_tail(2)}",
+                "see console.log; more memory helps where it ran out, else the image or the program is to blame",
+            )
+        if not self.running:
+            raise self._gone()
+        if self._silence > self._silent_after:
+            raise Ending(
+                Reason.GUEST_SILENT,
+                f"run the guest: it has not answered for {self._silence:.0f} s",
+                "see console.log; it may hang for want of memory, or the node is overloaded",
+            )
+
+    def console_tail(self, lines: int) -> str:
+        """The last lines of the console, in one line; of a panic, its first line and what was said before it."""
+        last = [line for line in self._console.splitlines() if line.strip()]
+        for index, line in enumerate(last):
+            if _PANIC in line:
+                last = last[max(0, index - lines + 1) : index + 1]
+                break
+        return b" | ".join(last[-lines:]).decode(errors="replace") or "(it printed nothing)"
+
+    def quit(self) -> None:
+        """Ask the hypervisor to end at once."""
+        self._send("monitor", self._monitor.quit())
+
+    def kill(self) -> None:
+        """Have the hypervisor killed."""
+        self._watchdog.kill()
+
+    def _gone(self) -> Ending:
+        if self.status is not None and os.WIFEXITED(self.status) and os.WEXITSTATUS(self.status) == 0:
+            how = "restarted" if "reset" in self._events else "powered off"
+            return Ending(
+                Reason.GUEST_SILENT,
+                f"run the guest: it {how} by itself: {self.console_tail(2)}",
+                "the program must not shut the guest down; see console.log",
+            )
+        said = ""
+        with contextlib.suppress(OSError):
+            said = self._log.read_text(errors="replace").strip()[-300:]
+        if self.status is None:
+            how = "lost: the watchdog was killed"
+        elif os.WIFSIGNALED(self.status):
+            how = f"killed by signal {os.WTERMSIG(self.status)}"
+        else:
+            how = f"ended with status {os.waitstatus_to_exitcode(self.status)}"
+        return Ending(
+            Reason.HYPERVISOR,
+            f"run the guest: the hypervisor was {how}" if "ended" not in how else f"run the guest: the hypervisor {how}",
+            f"it said: {said}" if said else "see the batch system's record of the job: was it out of memory?",
+        )
+
+    def _receive(self, name: str, handler: Callable[[bytes], None]) -> bool:
+        """Take in what one socket has; False when it has nothing or is at its end."""
+        source = self._sockets[name]
+        try:
+            data = source.recv(1 << 18)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._loop.forget(source)
+            return False
+        handler(data)
+        return True
+
+    def _send(self, name: str, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._sockets[name].send(data)
+
+    def _hear_agent(self, data: bytes) -> None:
+        for words in self._lines.feed(data):
+            match words:
+                case ["READY", *_]:
+                    self.ready = True
+                case ["STAGED"]:
+                    self.staged = True
+                case ["EXIT", *_]:
+                    self.exit = Exit.parse(words)
+                    if self.exit:
+                        self.free = self.exit.free
+                case ["NOOUTPUT", index] if index.isdecimal():
+                    self.missing.append(int(index))
+                case ["PACKED"]:
+                    self.packed = True
+                case ["PACKFAIL", *why]:
+                    self.packed, self.pack_failure = True, " ".join(why) or "tar failed"
+                case ["PONG", number, free] if number.isdecimal() and free.isdecimal():
+                    self._answered, self._silence, self.free = int(number), 0.0, int(free)
+                case ["CANNOT", *why]:
+                    self.cannot = " ".join(why)[:500] or "no reason given"
+
+    def _hear_stream(self, name: str, data: bytes) -> None:
+        if name not in self._streams:
+            return  # before the program nobody has anything to say there
+        stream, file = self._streams[name]
+        self._write(file, stream.feed(data))
+
+    def _hear_console(self, data: bytes) -> None:
+        self._console = (self._console + data)[-_TAIL - len(data) :]
+        if self._panicked is None and _PANIC in self._console:
+            self._panicked = now()
+        self._console = self._console[-_TAIL:]
+        keep = data[: CONSOLE_LIMIT - self._console_length]
+        self._console_length += len(keep)
+        self._write(self._console_file, keep)
+
+    def _hear_monitor(self, data: bytes) -> None:
+        for event in self._monitor.feed(data):
+            self._events.append(event)
+            if event == "nospace":
+                raise Ending(
+                    Reason.NODE_DISK,
+                    "run the guest: the node's scratch is full, so the guest's disk cannot grow",
+                    "free space on the node's scratch, or configure another scratch for the site",
+                )
+
+    def _hear_watchdog(self) -> None:
+        messages = self._watchdog.receive()
+        if messages is None:
+            self._loop.forget(self._watchdog.socket)
+            self._end(None)
+            return
+        for message in messages:
+            if message["op"] == "exited":
+                self.cpu, self.watchdog_cpu = message["cpu"], message["own_cpu"]
+                self._end(message["status"])
+
+    def _end(self, status: int | None) -> None:
+        """The hypervisor has ended: take in what is still on its way, then say so."""
+        if not self.running:
+            return
+        self.status = status
+        handlers = {"monitor": self._hear_monitor, "console": self._hear_console, "ctl": self._hear_agent}
+        for name, handler in handlers.items():
+            while self._receive(name, handler):
+                pass
+        for name in ("out", "err"):
+            while self._receive(name, lambda data, name=name: self._hear_stream(name, data)):
+                pass
+        for stream, file in self._streams.values():
+            self._write(file, stream.rest())
+        self.running = False
+
+    def _write(self, file: int, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(file, view) :]
+        except OSError as error:
+            raise Ending(
+                Reason.NODE_DISK,
+                f"write what the guest prints into {self._entry}: {error.strerror}",
+                "free space or quota where the account's workdir is, or print less",
+            ) from error
+
+    def _ping(self) -> None:
+        if self._asked == self._answered:
+            self._asked += 1
+            self.say(f"PING {self._asked}")
+
+    def _tick(self) -> None:
+        """Count silence only while this process ran too: a job that was stopped and continued is not silent."""
+        moment = now()
+        if self._asked != self._answered:
+            self._silence += min(moment - self._last_tick, 2 * _TICK)
+        self._last_tick = moment

@@ -1,0 +1,288 @@
+"""The watchdog: a small process that outlives the pilot and is the parent of the hypervisor.
+
+Forked from the pilot before anything else, single-threaded (PR_SET_PDEATHSIG follows the *thread* that spawned), deaf to
+the signals that batch systems send to every process of a job. It starts the hypervisor, says when it has ended, and
+enforces two things though the pilot be stopped or dead: the walltime, and that no guest outlives its pilot. It decides
+nothing else. `Watchdog` below is the pilot's end of it.
+
+Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's descriptors, which become 10, 11, … there.
+
+    pilot -> watchdog    arm {entry, run, claim, epoch, node, started, deadline} · spawn {argv, environment, log}
+                         kill {} · done {}
+    watchdog -> pilot    exited {status, cpu, own_cpu}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gridhypervisor.agent import spool
+from gridhypervisor.agent.ending import leave_sentinel, now
+from gridhypervisor.agent.hypervisor import Command
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import CpuUsage, ExitRecord, Outcome, Reason, Status
+
+FIRST_DESCRIPTOR = 10
+"""Where the descriptors given to `spawn` begin in the hypervisor's process."""
+
+DEAF = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+"""What watchdog and hypervisor do not hear: the guest is ended by the pilot, gracefully, or by SIGKILL."""
+
+_MAX_MESSAGE = 1 << 20
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper() -> None:
+    """Adopt the orphans among our descendants: process 1 of a container may never reap them."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class Watchdog:
+    """The pilot's end. Must be made before the pilot has threads or signal handlers."""
+
+    def __init__(self) -> None:
+        """Fork."""
+        self.socket, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.socket.close()
+            _Process(theirs).serve()
+        theirs.close()
+        self._buffer = b""
+
+    def arm(self, **what: Any) -> None:
+        """Give the watchdog what it needs to speak for the pilot, and the deadline (CLOCK_BOOTTIME)."""
+        self._send({"op": "arm", **what})
+
+    def spawn(self, command: Command, descriptors: list[int], log: Path) -> None:
+        """Start the hypervisor; `exited` follows, also where it cannot be started (status 127 << 8)."""
+        message = {"op": "spawn", "argv": command.argv, "environment": command.environment, "log": str(log)}
+        data = json.dumps(message).encode() + b"\n"
+        sent = socket.send_fds(self.socket, [data], descriptors)
+        self.socket.sendall(data[sent:])
+
+    def kill(self) -> None:
+        """End the hypervisor at once; `exited` follows."""
+        self._send({"op": "kill"})
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """Messages that have come; None when the watchdog is gone."""
+        try:
+            data = self.socket.recv(1 << 16)
+        except ConnectionError:
+            return None
+        if not data:
+            return None
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def dismiss(self) -> None:
+        """End the watchdog, which ends a hypervisor that may still run, and wait for it."""
+        with contextlib.suppress(OSError):
+            self._send({"op": "done"})
+        self.socket.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+
+class _Process:
+    """The watchdog's own side."""
+
+    def __init__(self, pilot: socket.socket) -> None:
+        self.pilot = pilot
+        self.pilot_pid = os.getppid()
+        self.hypervisor = 0
+        self.cpu = 0.0
+        self.duty: dict[str, Any] = {}
+        self.buffer = b""
+        self.descriptors: list[int] = []
+
+    def serve(self) -> NoReturn:
+        """Serve until the pilot has no more need; never returns, and runs nothing of the pilot's on its way out."""
+        code = 1
+        try:
+            for number in (*DEAF, signal.SIGCONT, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_IGN)
+            with contextlib.suppress(OSError):
+                os.setsid()  # not in the pilot's process group: what stops the group must not stop this
+            become_subreaper()
+            # A zombie's end wakes the poll below through this descriptor (pidfd is not in every site's kernel).
+            wake, waker = os.pipe()
+            os.set_blocking(wake, False)
+            os.set_blocking(waker, False)
+            signal.signal(signal.SIGCHLD, lambda *_: None)
+            signal.set_wakeup_fd(waker)
+            self._loop(wake)
+            code = 0
+        except BaseException as error:
+            print(f"watchdog: {error!r}", file=sys.stderr)
+        finally:
+            os._exit(code)
+
+    def _loop(self, wake: int) -> None:
+        poll = select.poll()
+        poll.register(self.pilot, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        while True:
+            deadline = self.duty.get("deadline")
+            left = 5.0 if deadline is None else min(5.0, deadline - now())
+            if left <= 0:
+                return self._overdue()
+            for descriptor, _ in poll.poll(max(1, int(left * 1000))):
+                if descriptor == wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake, 4096)
+                elif not self._hear():
+                    return None
+            self._reap()
+
+    def _hear(self) -> bool:
+        """Take in what the pilot says; False when there is nothing more to do."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.pilot, 1 << 16, 16)
+        except ConnectionError:
+            data, descriptors = b"", []
+        self.descriptors += descriptors
+        if not data:
+            self._bereaved()
+            return False
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        if len(self.buffer) > _MAX_MESSAGE:
+            raise ValueError("a message from the pilot without an end")
+        for line in lines:
+            message = json.loads(line)
+            match message["op"]:
+                case "arm":
+                    self.duty = message
+                case "spawn":
+                    self._spawn(message)
+                case "kill":
+                    self._kill()
+                case "done":
+                    self._end_hypervisor()
+                    return False
+        return True
+
+    def _spawn(self, message: dict[str, Any]) -> None:
+        log = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        me = os.getpid()
+        self.hypervisor = os.fork()
+        if self.hypervisor == 0:
+            try:
+                self._become(message["argv"], message["environment"], log, me)
+            except BaseException as error:
+                os.write(log, f"start {message['argv'][0]}: {error}\n".encode())
+            finally:
+                os._exit(127)
+        os.close(log)
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = []
+
+    def _become(self, argv: list[str], environment: dict[str, str], log: int, parent: int) -> NoReturn:
+        """In the child: become the hypervisor, in a session of its own, deaf, and dying with the watchdog."""
+        os.setsid()
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(127)
+        signal.set_wakeup_fd(-1)
+        # Blocked, not ignored: QEMU installs handlers of its own, but leaves its mask as it finds it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        # First out of the way of the numbers that they are to have. All others close by themselves at exec.
+        moved = [os.dup2(fd, FIRST_DESCRIPTOR + 100 + i, False) for i, fd in enumerate(self.descriptors)]
+        for i, fd in enumerate(moved):
+            os.dup2(fd, FIRST_DESCRIPTOR + i)
+        os.execve(argv[0], argv, environment)
+
+    def _reap(self, *, wait: bool = False) -> None:
+        """Collect whoever has ended; tell the pilot when it was the hypervisor."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(self.hypervisor if wait else -1, 0 if wait else os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.hypervisor:
+                self.hypervisor = 0
+                self.cpu = usage.ru_utime + usage.ru_stime
+                word = {"op": "exited", "status": status, "cpu": self.cpu, "own_cpu": _own_cpu()}
+                with contextlib.suppress(OSError):
+                    self.pilot.send(json.dumps(word).encode() + b"\n", socket.MSG_DONTWAIT)
+                if wait:
+                    return
+
+    def _kill(self) -> None:
+        if self.hypervisor:
+            os.kill(self.hypervisor, signal.SIGKILL)
+
+    def _end_hypervisor(self) -> None:
+        if self.hypervisor:
+            self._kill()
+            self._reap(wait=True)
+
+    def _overdue(self) -> None:
+        """The walltime is over and the pilot has not ended: it is stopped, or hangs."""
+        self._end_hypervisor()
+        self._speak(
+            Outcome.STOPPED,
+            Reason.WALLTIME,
+            "run the guest: the walltime is over, and the pilot was stopped or hung, so outputs could not be taken",
+            "find out why the job was stopped on its node, and submit again, with a longer walltime if it needs one",
+        )
+        # Never before the sentinel: our parent's end may be what the batch system waits for to kill us.
+        os.kill(self.pilot_pid, signal.SIGKILL)
+
+    def _bereaved(self) -> None:
+        """The pilot is gone without a farewell."""
+        self._end_hypervisor()
+        self._speak(
+            Outcome.FAILED,
+            Reason.PILOT,
+            "run the guest: the pilot was killed, so the guest was ended",
+            "see the batch system's record of the job (out of memory? killed by an administrator?) and retry",
+        )
+
+    def _speak(self, outcome: Outcome, reason: Reason, message: str, hint: str) -> None:
+        if not self.duty:
+            return  # nothing was owned, so nothing may be said
+        entry = Path(self.duty["entry"])
+        status = None
+        with contextlib.suppress(OSError, wire.WireError):
+            status = spool.read_json(entry / wire.STATUS, Status)
+        elapsed = now() - self.duty["started"]
+        phases = status.phases if status else ()
+        if phases and phases[-1].end is None:
+            phases = (*phases[:-1], wire.PhaseTime(phases[-1].phase, phases[-1].start, elapsed))
+        record = ExitRecord(
+            entry=entry.name, epoch=self.duty["epoch"], claim=self.duty["claim"], outcome=outcome, reason=reason,
+            message=message, hint=hint, phases=phases, elapsed=elapsed, node=self.duty["node"],
+            usage=CpuUsage(pilot=_own_cpu(), hypervisor=self.cpu), hypervisor=status.hypervisor if status else None,
+        )  # fmt: skip
+        with contextlib.suppress(OSError):
+            leave_sentinel(entry, record)
+        shutil.rmtree(self.duty["run"], ignore_errors=True)
+
+
+def _own_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

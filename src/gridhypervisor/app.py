@@ -1,0 +1,445 @@
+"""Wires everything together: the one module that knows every part. `python -m gridhypervisor.app serve` is the service.
+
+The clock, the environment, random numbers and process ids enter the system here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gridhypervisor import __version__
+from gridhypervisor.agent.bundle import BundleError, BundleInfo
+from gridhypervisor.agent.bundle import build as build_bundle
+from gridhypervisor.execution.controller import Controller, no_steps
+from gridhypervisor.execution.jobs import Jobs
+from gridhypervisor.execution.logs import Logs
+from gridhypervisor.execution.operations import Operations, Progress
+from gridhypervisor.execution.ports import Link, StagedInput, Store, Transport
+from gridhypervisor.execution.session import Session
+from gridhypervisor.images.errors import ImageError
+from gridhypervisor.images.repository import Image, Repository
+from gridhypervisor.model.commit import StoreError
+from gridhypervisor.model.errors import InputError, LinkError
+from gridhypervisor.model.records import Event, Job, Site, SiteKind
+from gridhypervisor.model.views import (
+    Check,
+    ImageBuildRequest,
+    ImageImportRequest,
+    ImageView,
+    LayerView,
+    Operation,
+    OperationItem,
+    Problem,
+    ServiceError,
+    ServiceView,
+    SiteRequest,
+    SiteView,
+)
+from gridhypervisor.model.wire import ImageManifest, Layer
+from gridhypervisor.model.yamlspec import SpecError
+from gridhypervisor.sites import Bundle, driver_for, transport_for
+from gridhypervisor.store import open_store
+
+LOCAL = "local"
+"""The site that every installation has: this machine."""
+
+
+class App(Jobs):
+    """The backend of the API, and the life of everything behind it."""
+
+    def __init__(self, data: Path, store: Store, steps: Callable[[str], None]) -> None:
+        self.data = data
+        self.started = time.time()
+        self.repository = Repository(data / "images")
+        controller = Controller(
+            store, {}, Logs(data / "jobs"), clock=time.time, cpu=time.process_time, steps=steps
+        )
+        super().__init__(controller, self.resolve_image, owner=getpass.getuser(), project="default")
+        self.operations = Operations(describe)
+        self.stopping = asyncio.Event()
+        self.bundle = BundleSource(data)
+        self._sites: dict[str, Site] = {}
+        self._runs: dict[str, asyncio.Task[None]] = {}
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def run(self, ready: Callable[[], Any]) -> None:
+        """Until `stop`: the loop and the sessions; what runs at the sites runs on."""
+        await self.controller.load()
+        await self._load_sites()
+        loop = asyncio.create_task(self.controller.run(), name="controller")
+        stopping = asyncio.create_task(self.stopping.wait())
+        ready()
+        await asyncio.wait({loop, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*self._runs.values(), loop, stopping):
+            task.cancel()
+        await self.operations.close()
+        results = await asyncio.gather(loop, *self._runs.values(), return_exceptions=True)
+        await self.controller.close()
+        self.store.close()
+        if isinstance(results[0], Exception):
+            raise results[0]
+
+    async def stop(self) -> None:
+        self.stopping.set()
+
+    async def status(self) -> ServiceView:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return ServiceView(
+            version=__version__,
+            pid=os.getpid(),
+            installation=self.store.installation,
+            started=self.started,
+            data=str(self.data),
+            jobs_alive=len(self.controller.cases),
+            cpu_seconds=usage.ru_utime + usage.ru_stime,
+            max_rss=usage.ru_maxrss << 10,
+        )
+
+    def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]:
+        return self.operations.follow(operation)
+
+    # -- images -------------------------------------------------------------------------------------------------
+
+    def resolve_image(self, reference: str) -> tuple[str, ImageManifest]:
+        with problems_of(f"find image {reference}", 404, "not-found"):
+            image = self.repository.show(reference)
+        return image.digest, image.manifest
+
+    async def images(self) -> list[ImageView]:
+        return [image_view(image) for image in await asyncio.to_thread(self.repository.list)]
+
+    async def image(self, reference: str) -> ImageView:
+        with problems_of(f"find image {reference}", 404, "not-found"):
+            return image_view(await asyncio.to_thread(self.repository.show, reference))
+
+    async def build_image(self, request: ImageBuildRequest) -> Operation:
+        from gridhypervisor.images.build import build
+        from gridhypervisor.images.recipe import load
+
+        async def work(progress: Progress) -> ImageView:
+            path = Path(request.recipe)
+            recipe = await asyncio.to_thread(load, path)
+            cache = self.data / "cache" / "images"
+            make = partial(build, recipe, path.parent, self.repository, cache, progress=progress)
+            digest = await asyncio.to_thread(make)
+            if request.tag:
+                await asyncio.to_thread(self.repository.tag, request.tag, digest)
+            return await self.image(f"{recipe.name}@{digest}")
+
+        return self.operations.start(work)
+
+    async def import_image(self, request: ImageImportRequest) -> Operation:
+        from gridhypervisor.images.importing import import_disk
+
+        async def work(progress: Progress) -> ImageView:
+            cache = self.data / "cache" / "images"
+            disk, tag = Path(request.path), request.tag
+            take = partial(import_disk, disk, tag, self.repository, cache, format=request.format, progress=progress)
+            digest = await asyncio.to_thread(take)
+            return await self.image(f"{tag.partition(':')[0]}@{digest}")
+
+        return self.operations.start(work)
+
+    async def verify_image(self, reference: str) -> Operation:
+        async def work(progress: Progress) -> list[Check]:
+            progress(f"verifying {reference}")
+            damages = await asyncio.to_thread(self.repository.verify, reference)
+            if not damages:
+                return [Check(f"the bytes of {reference} are those of its digest", True, "every chunk was read")]
+            return [Check(damage.part, False, str(damage)) for damage in damages]
+
+        return self.operations.start(work)
+
+    async def delete_image(self, reference: str) -> None:
+        in_use = {case.job.image_digest for case in self.controller.cases.values() if not case.job.state.final}
+        with problems_of(f"delete image {reference}", 409, "conflict"):
+            await asyncio.to_thread(self.repository.delete, reference, in_use=in_use)
+
+    def paths(self, layer: Layer) -> tuple[Path, Path]:
+        data, chunks = self.repository.layer_path(layer), self.repository.chunks_path(layer)
+        if not data.exists() or not chunks.exists():
+            raise InputError(
+                f"image layer {layer.digest[:12]} ({layer.role}) is not in the repository",
+                "build or import the image again",
+            )
+        return data, chunks
+
+    # -- inputs -------------------------------------------------------------------------------------------------
+
+    async def plan(self, job: Job, progress: Callable[[str], None]) -> Sequence[StagedInput]:
+        from gridhypervisor.staging import stage
+
+        loop = asyncio.get_running_loop()
+
+        def tell(name: str, done: int, total: int | None) -> None:
+            share = f" of {total >> 20}" if total else ""
+            loop.call_soon_threadsafe(progress, f"fetching {name}: {done >> 20}{share} MiB")
+
+        cache = self.data / "cache" / "inputs"
+        staged = await asyncio.to_thread(stage, job.spec.inputs, Path(job.folder), cache, tell)
+        return [StagedInput(each.local, each.described) for each in staged]
+
+    # -- sites --------------------------------------------------------------------------------------------------
+
+    async def _load_sites(self) -> None:
+        sites = await self.controller.in_store(self.store.sites)
+        if not any(site.name == LOCAL for site in sites):
+            local = Site(LOCAL, self.owner, self.project, SiteKind.FORK, slots=os.cpu_count() or 1, version=1)
+            await self.controller.in_store(self.store.put_site, local)
+            sites = [*sites, local]
+        for site in sites:
+            self._open(site)
+
+    def _open(self, site: Site) -> None:
+        session = Session(
+            site,
+            partial(driver_for, site),
+            DeferredTransport(self.bundle, site, self.data),
+            self.controller,
+            installation=self.store.installation,
+            layers=self,
+            inputs=self,
+            logs=self.logs,
+            clock=time.time,
+            jitter=lambda: random.uniform(0.75, 1.25),
+            progress=self.note,
+            report=traceback.print_exception,
+        )
+        self._sites[site.name] = site
+        self.controller.add_session(site.name, session)
+        self._runs[site.name] = asyncio.create_task(session.run(), name=f"session {site.name}")
+
+    def _session(self, name: str) -> Session:
+        session = self.controller.sessions.get(name)
+        if not isinstance(session, Session):
+            known = ", ".join(sorted(self.controller.sessions)) or "none"
+            problem = Problem(f"find site {name}", 404, "not-found", "there is no such site", f"sites: {known}")
+            raise ServiceError(problem)
+        return session
+
+    async def sites(self) -> list[SiteView]:
+        return [self._site_view(self._session(name)) for name in sorted(self.controller.sessions)]
+
+    async def site(self, name: str) -> SiteView:
+        return self._site_view(self._session(name))
+
+    def _site_view(self, session: Session) -> SiteView:
+        site, facts = session.site, session.facts
+        running = sum(
+            a.site == site.name and a.state == "running"
+            for case in self.controller.cases.values()
+            for a in case.allocations
+        )
+        address = f"{site.user + '@' if site.user else ''}{site.host}:{site.port}" if site.host else "this machine"
+        alive = self.controller.facts()[site.name].alive
+        return SiteView(
+            name=site.name,
+            kind=site.kind,
+            address=address,
+            health=session.health,
+            health_why=session.why or (self.bundle.doing if session.health == "connecting" else ""),
+            health_since=session.since,
+            queued=alive - running,
+            running=running,
+            max_jobs=facts.max_jobs,
+            workdir=session.workdir,
+            batch_system=session.batch_system,
+            options=site.options,
+        )
+
+    async def add_site(self, request: SiteRequest) -> SiteView:
+        if request.name in self.controller.sessions:
+            raise ServiceError(Problem(f"add site {request.name}", 409, "conflict", "there is one of this name already",
+                                       "choose another name, or remove it first"))
+        fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
+        site = Site(owner=self.owner, project=self.project, version=1, **fields)
+        await self.controller.in_store(self.store.put_site, site)
+        await self._site_event(site, "", "added")
+        self._open(site)
+        return await self.site(site.name)
+
+    async def remove_site(self, name: str) -> None:
+        session = self._session(name)
+        alive = self.controller.facts()[name].alive
+        if alive:
+            raise ServiceError(Problem(f"remove site {name}", 409, "conflict", f"{alive} of its jobs are alive",
+                                       f"wait for them or cancel them: ghv list --site {name}"))
+        task = self._runs.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        self.controller.remove_session(name)
+        await self.controller.in_store(self.store.remove_site, name)
+        await self._site_event(session.site, "added", "removed")
+
+    async def _site_event(self, site: Site, before: str, after: str) -> None:
+        event = Event(time.time(), site.owner, site.project, "", "site", site.name, before, after)
+        await self.controller.in_store(self.store.add_event, event)
+
+    async def check_site(self, name: str) -> Operation:
+        session = self._session(name)
+
+        async def work(progress: Progress) -> list[Check]:
+            progress(f"asking {name}")
+            return await session.check()
+
+        return self.operations.start(work)
+
+
+class BundleSource:
+    """The bundle of this installation, built when it is first needed and only once however many sites ask."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._lock = asyncio.Lock()
+        self._built: BundleInfo | None = None
+        self.doing = ""
+
+    async def get(self) -> BundleInfo:
+        async with self._lock:
+            if self._built is None:
+                self._built = await asyncio.to_thread(
+                    build_bundle, self._data / "bundle", cache=self._data / "cache" / "bundle", progress=self._tell
+                )
+            return self._built
+
+    def _tell(self, words: str) -> None:
+        self.doing = words
+        sys.stderr.write(f"bundle: {words}\n")  # the service's log
+
+
+class DeferredTransport:
+    """A transport that waits for the bundle before it connects."""
+
+    def __init__(self, source: BundleSource, site: Site, data: Path) -> None:
+        self._source, self._site, self._data = source, site, data
+        self._inner: Transport | None = None
+
+    @property
+    def bundle(self) -> str:
+        assert self._inner is not None, "asked before the first connection"
+        return self._inner.bundle
+
+    @asynccontextmanager
+    async def connect(self, on_note: Callable[[dict[str, Any], bytes], None]) -> AsyncIterator[Link]:
+        if self._inner is None:
+            try:
+                bundle = await self._source.get()
+            except (BundleError, OSError) as error:
+                raise LinkError(f"make the bundle: {error}") from error
+            log = self._data / "sites" / f"{self._site.name}.log"
+            self._inner = transport_for(self._site, Bundle(bundle.path), log=log)
+        async with AsyncExitStack() as stack:
+            yield await stack.enter_async_context(self._inner.connect(on_note))
+
+
+class problems_of:
+    """Turns what the parts raise into a Problem of the operation named."""
+
+    def __init__(self, title: str, status: int, code: str) -> None:
+        self._title, self._status, self._code = title, status, code
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ImageError):
+            raise ServiceError(
+                Problem(self._title, self._status, self._code, error.message, error.hint)
+            ) from error
+
+
+def describe(error: Exception) -> Problem:
+    """The Problem of whatever an operation raised."""
+    if isinstance(error, ServiceError):
+        return error.problem
+    if isinstance(error, SpecError):
+        return Problem(str(error), 422, "invalid", "", "mend the lines named")
+    hint = getattr(error, "hint", "")
+    if isinstance(error, (ImageError, StoreError, LinkError, InputError, BundleError)):
+        return Problem(str(getattr(error, "message", error)), 422, "refused", "", hint)
+    return Problem(type(error).__name__, 500, "internal", str(error), "see service.log in the data folder")
+
+
+def image_view(image: Image) -> ImageView:
+    manifest = image.manifest
+    return ImageView(
+        digest=image.digest,
+        tags=image.tags,
+        size=image.size,
+        description=manifest.description,
+        arch=manifest.arch,
+        user=manifest.user,
+        layers=tuple(LayerView(x.role, x.digest, x.size, x.format, x.mount) for x in manifest.layers),
+    )
+
+
+def deadly_steps(path: Path) -> Callable[[str], None]:
+    """For tests: the file's first line names the step at which this process dies by SIGKILL; it is then struck out."""
+
+    def step(name: str) -> None:
+        lines = path.read_text().splitlines()
+        if lines and lines[0] == name:
+            path.write_text("".join(f"{line}\n" for line in lines[1:]))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return step
+
+
+async def serve(data: Path, socket: Path, ready_fd: int | None) -> None:
+    from gridhypervisor.service.api import make_app
+    from gridhypervisor.service.server import serve as serve_api
+
+    os.umask(0o077)
+    store = open_store(data / "store.sqlite")
+    deadly = os.environ.get("GHV_TEST_DIE_AT")
+    app = App(data, store, deadly_steps(Path(deadly)) if deadly else no_steps)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, app.stopping.set)
+
+    def ready() -> None:
+        if ready_fd is not None:
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+
+    loaded = asyncio.Event()
+    running = asyncio.create_task(app.run(loaded.set))
+    await asyncio.wait({running, asyncio.create_task(loaded.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        await running
+    running.add_done_callback(lambda _: app.stopping.set())
+    await serve_api(make_app(app), socket, ready, app.stopping)
+    await running
+
+
+def main() -> None:
+    """The service's command line; `client.launcher` calls it."""
+    parser = argparse.ArgumentParser(prog="python -m gridhypervisor.app")
+    parser.add_argument("command", choices=["serve"])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--ready-fd", type=int)
+    arguments = parser.parse_args()
+    try:
+        asyncio.run(serve(arguments.data, arguments.socket, arguments.ready_fd))
+    except (StoreError, ServiceError) as error:
+        sys.exit(f"ghv service: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m gridhypervisor.cli`: the same as `ghv`."""
+
+from gridhypervisor.cli.main import main
+
+main()

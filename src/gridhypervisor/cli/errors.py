@@ -1,0 +1,28 @@
+"""Turns what a command raised into words on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import traceback
+
+from gridhypervisor.cli import exits, output
+from gridhypervisor.model.views import Problem, ServiceError
+
+
+def report(error: Exception) -> int:
+    """Say what went wrong, and return the exit code for it."""
+    if isinstance(error, ServiceError):
+        output.say_problem(error.problem)
+        return exits.of_problem(error.problem)
+    if type(error).__name__ == "SpecError":  # by name: its module costs an import that most commands need not pay
+        for line in str(error).splitlines():
+            output.echo(f"{output.paint('error:', output.RED)} {line}", err=True)
+        return exits.Exit.INVALID
+    if isinstance(error, OSError) and error.filename is not None:
+        output.say_problem(Problem(f"open {os.fsdecode(error.filename)}", 404, "not-found", error.strerror or ""))
+        return exits.Exit.MISSING
+    if os.environ.get("GHV_DEBUG"):
+        traceback.print_exception(error)
+    hint = "This is a fault in ghv. With GHV_DEBUG=1 set it also prints where it happened."
+    output.say_problem(Problem("carry out the command", 500, "internal", f"{type(error).__name__}: {error}", hint))
+    return exits.Exit.INTERNAL

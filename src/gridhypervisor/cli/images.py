@@ -1,0 +1,109 @@
+"""`ghv image`: what virtual machines boot."""
+
+from __future__ import annotations
+
+import os
+
+import click
+import msgspec
+
+from gridhypervisor.cli import complete
+from gridhypervisor.cli.operations import finish
+from gridhypervisor.cli.output import GREEN, bold, dim, echo, emit, format_option, paint, pairs, size, table
+from gridhypervisor.client.launcher import connect
+from gridhypervisor.model.views import ImageBuildRequest, ImageImportRequest, ImageView
+
+_one_image = click.argument("image", shell_complete=complete.images)
+
+
+@click.group()
+def image() -> None:
+    """Build, import and look after images."""
+
+
+@image.command()
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=True))
+@click.option("--tag", default="", metavar="NAME[:TAG]", help="What to call it.  [default: the recipe's name]")
+@format_option
+def build(recipe: str, tag: str, output: str) -> None:
+    """Build an image from a RECIPE: packages and files, in layers."""
+    client = connect()
+    _made(finish(client, client.build_image(ImageBuildRequest(os.path.abspath(recipe), tag))), output)
+
+
+@image.command("import")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False))
+@click.option("--tag", required=True, metavar="NAME[:TAG]", help="What to call it.")
+@click.option("--format", "kind", type=click.Choice(["qcow2", "raw"]),
+              help="How the file is written.  [default: by its name's ending]")
+@format_option
+def import_image(path: str, tag: str, kind: str | None, output: str) -> None:
+    """Take in a disk image that boots Linux."""
+    kind = kind or {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}.get(os.path.splitext(path)[1])
+    if kind is None:
+        raise click.UsageError(f"The name {path} does not say how it is written: give --format qcow2 or --format raw.")
+    client = connect()
+    _made(finish(client, client.import_image(ImageImportRequest(os.path.abspath(path), tag, kind))), output)
+
+
+def _made(result: object, output: str) -> None:
+    made = msgspec.convert(result, ImageView)
+    if output != "table":
+        emit(made, output)
+    else:
+        echo(f"{paint('ok', GREEN)}  {', '.join(made.tags)}  {dim(made.digest[:12])}  {size(made.size)}")
+
+
+@image.command("list")
+@format_option
+def list_images(output: str) -> None:
+    """List images."""
+    found = connect().images()
+    if output != "table":
+        emit(found, output)
+    elif not found:
+        echo("No images. Build one with: ghv image build RECIPE", err=True)
+    else:
+        rows = [(", ".join(i.tags) or "-", i.digest[:12], size(i.size), i.arch, i.description) for i in found]
+        table(("IMAGE", "DIGEST", "SIZE", "ARCH", "DESCRIPTION"), rows, right=(2,))
+
+
+@image.command()
+@_one_image
+@format_option
+def show(image: str, output: str) -> None:
+    """Show an image and its layers."""
+    found = connect().image(image)
+    if output != "table":
+        emit(found, output)
+        return
+    pairs([
+        ("image", bold(", ".join(found.tags) or found.digest[:12])), ("digest", found.digest),
+        ("size", size(found.size)), ("arch", found.arch), ("runs as", found.user), ("about", found.description),
+    ])
+    echo(f"\n{bold('Layers')}")
+    rows = [(layer.role, layer.format, size(layer.size), layer.digest[:12], layer.mount) for layer in found.layers]
+    table(("ROLE", "FORMAT", "SIZE", "DIGEST", "MOUNT"), rows, right=(2,), indent="  ")
+
+
+@image.command()
+@_one_image
+@format_option
+def verify(image: str, output: str) -> None:
+    """Read all of an image's bytes and compare them with its digest."""
+    client = connect()
+    result = finish(client, client.verify_image(image))
+    if output != "table":
+        emit(result, output)
+    else:
+        echo(f"{paint('ok', GREEN)}  {image} is whole")
+
+
+@image.command()
+@click.argument("images", nargs=-1, required=True, shell_complete=complete.images)
+def delete(images: tuple[str, ...]) -> None:
+    """Remove images, and the layers that no other image uses."""
+    client = connect()
+    for name in images:
+        client.delete_image(name)
+        echo(f"{name}  deleted")

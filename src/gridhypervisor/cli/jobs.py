@@ -1,0 +1,285 @@
+"""The verbs about jobs that exist: list, show, logs, events, wait, cancel, delete, explain, recover."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+
+import click
+
+from gridhypervisor.cli import complete, exits
+from gridhypervisor.cli.output import (
+    GREEN,
+    ago,
+    bar,
+    bold,
+    dim,
+    doing,
+    echo,
+    emit,
+    emit_item,
+    format_option,
+    paint,
+    pairs,
+    state,
+    table,
+)
+from gridhypervisor.cli.output import age as length
+from gridhypervisor.client.launcher import connect
+from gridhypervisor.client.sync import Client
+from gridhypervisor.model.records import JobState, Ledger
+from gridhypervisor.model.views import EventView, FollowKind, JobDetail, JobView
+
+_one_job = click.argument("job", shell_complete=complete.jobs)
+_some_jobs = click.argument("jobs", nargs=-1, required=True, shell_complete=complete.jobs)
+
+
+@click.command("list")
+@click.option("--state", "states", multiple=True, type=click.Choice([str(s) for s in JobState]),
+              help="Only jobs in this state. May be repeated.")
+@click.option("--before", default="", metavar="JOB", help="Only jobs older than this one.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N")
+@format_option
+def list_jobs(states: tuple[str, ...], before: str, limit: int, output: str) -> None:
+    """List jobs, newest first. Also: ghv ls."""
+    jobs = connect().jobs(states=states, before=before, limit=limit)
+    if output != "table":
+        emit(jobs, output)
+        return
+    if not jobs:
+        echo("No jobs. Start one with: ghv run --image NAME -- COMMAND", err=True)
+        return
+    now = time.time()
+    table(
+        ("ID", "NAME", "STATE", "SITE", "AGE", "WHAT"),
+        [(j.id, j.name, state(j), j.site or "-", ago(now - j.created), _what(j)) for j in jobs],
+    )
+    if len(jobs) == limit:
+        echo(dim(f"Older ones: ghv list --before {jobs[-1].id}"), err=True)
+
+
+def _what(job: JobView) -> str:
+    """One line: what a job is doing, or how it ended."""
+    if job.state is JobState.FAILED:
+        return f"{job.reason}: {job.message}" if job.message else str(job.reason)
+    if job.state.final:
+        took = f"took {length(job.ended - job.created)}" if job.ended is not None else ""
+        return f"{job.message} ({took})" if job.message and took else job.message or took
+    return f"{doing(job)}: {job.note}" if job.note else doing(job)
+
+
+@click.command()
+@_one_job
+@format_option
+def show(job: str, output: str) -> None:
+    """Show a job: its state, its attempts, and where its time went."""
+    detail = connect().job(job)
+    if output != "table":
+        emit(detail, output)
+        return
+    _show_job(detail)
+    if detail.attempts:
+        _show_attempts(detail)
+    if detail.ledger is not None:
+        _show_ledger(detail.ledger)
+    if detail.outputs:
+        echo(f"\n{bold('Results')}")
+        for path in detail.outputs:
+            echo(f"  {path}")
+    if detail.job.hint:
+        echo(f"\n{dim('next:')} {detail.job.hint}")
+
+
+def _show_job(detail: JobDetail) -> None:
+    job, now = detail.job, time.time()
+    wants = detail.spec.resources
+    ended = f", ended {ago(now - job.ended)} ago, took {length(job.ended - job.created)}" if job.ended else ""
+    code = f", exit code {job.exit_code}" if job.exit_code is not None and not job.state.final else ""
+    pairs([
+        ("job", f"{bold(job.id)}  {job.name}" if job.name != job.id else bold(job.id)),
+        ("state", state(job) + code + (f"  {dim(doing(job))}" if doing(job) != job.state else "")),
+        ("waiting for" if job.state in (JobState.PENDING, JobState.QUEUED) else "note", job.note),
+        ("reason", f"{job.reason}" if job.reason and job.reason != "exited" else ""),
+        ("why", job.message),
+        ("image", f"{job.image}  {dim(job.image_digest[:12])}"),
+        ("command", shlex.join(job.command)),
+        ("wants", f"{wants.cpus} cpu, {wants.memory} memory, {wants.scratch} scratch, {wants.walltime} walltime"),
+        ("site", job.site),
+        ("handed in", f"{ago(now - job.created)} ago{ended}"),
+        ("results to", job.destination),
+    ])
+
+
+def _show_attempts(detail: JobDetail) -> None:
+    echo(f"\n{bold('Attempts')}")
+    rows = []
+    for a in detail.attempts:
+        note = a.message or (f"{a.note} ({ago(a.note_age)} ago)" if a.note else "")
+        doing_now = f"{a.state}: {a.phase}" if a.phase else str(a.state)
+        rows.append((a.id, a.site, a.batch_id or "-", a.node or "-", doing_now, a.hypervisor or "-", note))
+    table(("ID", "SITE", "BATCH JOB", "NODE", "STATE", "HYPERVISOR", "NOTE"), rows, indent="  ")
+
+
+def _show_ledger(ledger: Ledger) -> None:
+    echo(f"\n{bold('Where the time went')}")
+    several = len({row.attempt for row in ledger.rows}) > 1
+    rows = []
+    for row in ledger.rows:
+        share = row.seconds / ledger.wall if ledger.wall else 0.0
+        name = f"{row.attempt}  {row.phase}" if several else row.phase
+        blocks = dim(bar(share)) if row.phase == "middleware" else paint(bar(share), GREEN)
+        rows.append((name, f"{row.seconds:.2f}", f"{share:.1%}", blocks))
+    rows.append((bold("wall"), bold(f"{ledger.wall:.2f}"), "", ""))
+    table(("PHASE", "SECONDS", "SHARE", ""), rows, right=(1, 2), indent="  ")
+    if ledger.cpu:
+        echo(f"  {dim('CPU seconds:')} " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in ledger.cpu.items()))
+    if ledger.hypervisor:
+        echo(f"  {dim('hypervisor:')} {ledger.hypervisor}")
+
+
+@click.command()
+@_one_job
+@click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
+@click.option("--stream", type=click.Choice(["stdout", "stderr", "console", "pilot"]),
+              help="One log alone; console is the guest's, pilot the node's.  [default: stdout and stderr]")
+def logs(job: str, following: bool, stream: str | None) -> None:
+    """Print what a job's program printed."""
+    client = connect()
+    if following and stream in ("console", "pilot"):
+        raise click.UsageError("Only stdout and stderr can be followed.")
+    if not following:
+        for name in (stream,) if stream else ("stdout", "stderr"):
+            _copy_log(client, job, name)
+        return
+    for item in client.follow(job):
+        if item.kind is FollowKind.OUTPUT and stream in (None, item.stream):
+            _write(item.stream, item.data)
+
+
+def _copy_log(client: Client, job: str, name: str) -> None:
+    offset = 0
+    while data := client.log(job, name, offset=offset):
+        _write(name, data)
+        offset += len(data)
+
+
+def _write(stream: str, data: bytes) -> None:
+    out = (sys.stderr if stream == "stderr" else sys.stdout).buffer
+    out.write(data)
+    out.flush()
+
+
+@click.command()
+@click.argument("job", default="", shell_complete=complete.jobs)
+@click.option("-w", "--watch", is_flag=True, help="Go on as they happen.")
+@click.option("--after", default=0, type=click.IntRange(0), metavar="N", help="Only events above this sequence number.")
+@format_option
+def events(job: str, watch: bool, after: int, output: str) -> None:
+    """Print each change of a job, or of all jobs: when, and why."""
+    client = connect()
+    if watch:
+        for event in client.watch_events(after=after, job=job):
+            echo(_event_line(event)) if output == "table" else emit_item(event, output)
+            sys.stdout.flush()
+        return
+    found: list[EventView] = []
+    while page := client.events(after=found[-1].sequence if found else after, job=job):
+        found += page
+    if output != "table":
+        emit(found, output)
+        return
+    for event in found:
+        echo(_event_line(event))
+
+
+def _event_line(event: EventView) -> str:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+    change = f"{event.before} → {event.after}" if event.before else event.after
+    why = ": ".join(filter(None, (event.reason, event.message)))
+    subject = event.subject if event.subject == event.job or not event.job else f"{event.job} {event.subject}"
+    line = f"{dim(at)}  {dim(str(event.sequence).rjust(5))}  {event.kind} {subject}  {change}"
+    return f"{line}  {dim(why)}" if why else line
+
+
+@click.command()
+@_some_jobs
+@format_option
+def wait(jobs: tuple[str, ...], output: str) -> int:
+    """Wait until jobs have ended, and exit as they did.
+
+    The exit code is that of the first of them that did not end well.
+    """
+    client = connect()
+    code = 0
+    ended = []
+    for job in jobs:
+        for item in client.follow(job, output=False):
+            if item.kind is FollowKind.END and item.job is not None:
+                ended.append(item.job)
+                code = code or exits.of_job(item.job)
+                if output == "table":
+                    echo(f"{item.job.id}  {state(item.job)}  {_what(item.job)}".rstrip())
+    if output != "table":
+        emit(ended, output)
+    return code
+
+
+@click.command()
+@_some_jobs
+@format_option
+def cancel(jobs: tuple[str, ...], output: str) -> None:
+    """End jobs. Results so far come home; the records stay."""
+    client = connect()
+    _say_each([client.cancel(job) for job in jobs], output)
+
+
+@click.command()
+@_some_jobs
+@format_option
+def recover(jobs: tuple[str, ...], output: str) -> None:
+    """Try again now what is stuck."""
+    client = connect()
+    _say_each([client.recover(job) for job in jobs], output)
+
+
+def _say_each(jobs: list[JobView], output: str) -> None:
+    if output != "table":
+        emit(jobs, output)
+        return
+    for job in jobs:
+        echo(f"{job.id}  {job.state if job.state.final else doing(job)}")
+
+
+@click.command()
+@_some_jobs
+def delete(jobs: tuple[str, ...]) -> None:
+    """End jobs and forget them; results stay. Also: ghv rm."""
+    client = connect()
+    for job in jobs:
+        client.delete(job)
+        echo(f"{job}  deleted")
+
+
+@click.command()
+@_one_job
+@format_option
+def explain(job: str, output: str) -> None:
+    """Say why a job is where it is, site by site."""
+    explanation = connect().explain(job)
+    if output != "table":
+        emit(explanation, output)
+        return
+    echo(f"{bold(explanation.job)}  {explanation.summary}")
+    if explanation.candidates:
+        echo()
+        rows = []
+        for candidate in explanation.candidates:
+            mark = paint("chosen", GREEN) if candidate.chosen else dim("no")
+            rank = "-" if candidate.rank is None else f"{candidate.rank:g}"
+            rows.append((candidate.site, mark, rank, candidate.verdict))
+        table(("SITE", "CHOSEN", "RANK", "WHY"), rows, indent="  ")
+    if explanation.hint:
+        echo(f"\n{dim('next:')} {explanation.hint}")
+
+

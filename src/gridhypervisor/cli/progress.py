@@ -1,0 +1,114 @@
+"""Shows on stderr what a job is doing, without disturbing what its program prints.
+
+On a terminal one line lives below the program's output and is redrawn twice a second; it hides while the program's own
+last line is unfinished. Elsewhere each change is a line of its own. Quiet shows nothing but warnings.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from gridhypervisor.cli import output
+from gridhypervisor.model.views import JobView
+
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_TICK = 0.5
+_CLEAR = "\r\x1b[2K"
+
+
+class Progress:
+    """The job's line, and the way for its output. Used in `with`; may be used from several threads."""
+
+    def __init__(self, *, quiet: bool = False, stdout_is_stderr: bool = False) -> None:
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
+        self._lock = threading.RLock()  # a signal's handler may speak while the main thread does
+        self._drawn = False
+        self._unfinished = {"stdout": False, "stderr": False}
+        self._streams = {
+            "stdout": sys.stderr.buffer if stdout_is_stderr else sys.stdout.buffer, "stderr": sys.stderr.buffer,
+        }
+        self._shares_screen = {"stdout": stdout_is_stderr or sys.stdout.isatty(), "stderr": True}
+        self._job: JobView | None = None
+        self._words, self._since = "", time.monotonic()
+        self._turn = 0
+        self._ended = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._live:
+            self._ticker.join()
+        with self._lock:
+            self._hide()
+
+    def show(self, job: JobView) -> None:
+        """The job changed."""
+        with self._lock:
+            self._job = job
+            words = output.doing(job)
+            if words != self._words:
+                self._words, self._since = words, time.monotonic()
+                if not self._quiet and not self._live and not job.state.final:
+                    note = f": {job.note}" if job.note else ""
+                    self.say(f"{job.id} {words}{note}")
+            self._draw()
+
+    def write(self, stream: str, data: bytes) -> None:
+        """Pass on what the program printed, byte for byte.
+
+        Raises:
+            BrokenPipeError: nobody reads it any more.
+        """
+        with self._lock:
+            self._hide()
+            out: BinaryIO = self._streams[stream]
+            out.write(data)
+            out.flush()
+            self._unfinished[stream] = self._shares_screen[stream] and not data.endswith(b"\n")
+            self._draw()
+
+    def say(self, text: str) -> None:
+        """A line of our own, above the live one; never in the middle of one of the program's."""
+        with self._lock:
+            self._hide()
+            start = "\n" if any(self._unfinished.values()) else ""
+            self._unfinished = dict.fromkeys(self._unfinished, False)
+            output.echo(f"{start}{output.dim('ghv:')} {text}", err=True)
+            self._draw()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(_TICK):
+            with self._lock:
+                self._turn += 1
+                self._draw()
+
+    def _draw(self) -> None:
+        job = self._job
+        if not self._live or job is None or job.state.final or self._ended.is_set() or any(self._unfinished.values()):
+            return
+        mark = _SPINNER[self._turn % len(_SPINNER)] if output.unicode(sys.stderr) else "-\\|/"[self._turn % 4]
+        parts = [job.id, self._words, output.age(time.monotonic() - self._since), job.note]
+        line = f"{mark} {'  '.join(filter(None, parts))}"
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"{_CLEAR}{line[:width]}")
+        sys.stderr.flush()
+        self._drawn = True
+
+    def _hide(self) -> None:
+        if self._drawn:
+            sys.stderr.write(_CLEAR)
+            sys.stderr.flush()
+            self._drawn = False

@@ -1,0 +1,205 @@
+"""`ghv run`: hands in a job, streams what it prints, and ends as its program ended.
+
+The first Ctrl-C cancels the job and goes on streaming until it has ended; the second leaves at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from gridhypervisor.cli import complete, exits
+from gridhypervisor.cli.output import RED, YELLOW, age, bold, dim, echo, emit, format_option, paint
+from gridhypervisor.cli.progress import Progress
+from gridhypervisor.cli.request import DURATION, SIZE, Flags, InputType, PairType, make_request
+from gridhypervisor.client.launcher import connect
+from gridhypervisor.client.sync import Client
+from gridhypervisor.model.records import JobState
+from gridhypervisor.model.views import FollowKind, JobDetail, JobView, ServiceError
+from gridhypervisor.model.wire import Phase
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("-f", "--file", metavar="FILE", help="The job's YAML file; - for stdin. Flags override it.")
+@click.option("--image", metavar="NAME", shell_complete=complete.images,
+              help="What to boot: name[:tag] or name@digest.")
+@click.option("--in", "inputs", multiple=True, type=InputType(), metavar="INPUT",
+              help="PATH, PATH=NAME, or URL#sha256=HEX&name=NAME. May be repeated.")
+@click.option("--out", "outputs", multiple=True, metavar="GLOB", help="Results to bring home. May be repeated.")
+@click.option("--to", "destination", default=".", metavar="DIR", help="Where the results go.  [default: here]")
+@click.option("--cpus", type=click.IntRange(1, 1024), metavar="N", help="Virtual CPUs.  [default: 1]")
+@click.option("--memory", type=SIZE, metavar="SIZE", help="The guest's memory.  [default: 512Mi]")
+@click.option("--scratch", type=SIZE, metavar="SIZE", help="The guest's scratch disk.  [default: 2Gi]")
+@click.option("--walltime", type=DURATION, metavar="TIME", help="Longest time for the whole job.  [default: 30m]")
+@click.option("--env", "environment", multiple=True, type=PairType(inherit=True), metavar="KEY[=VALUE]",
+              help="A variable for the program; without a value, this environment's. May be repeated.")
+@click.option("--name", metavar="NAME", help="A name for people.")
+@click.option("--site", envvar="GHV_SITE", metavar="NAME", shell_complete=complete.sites, help="Only at this site.")
+@click.option("--retry", type=click.IntRange(0, 100), metavar="N",
+              help="More tries when the infrastructure fails, never the program.  [default: 1]")
+@click.option("--network", type=click.Choice(["none", "restricted", "outbound"]),
+              help="What the guest may reach.  [default: none]")
+@click.option("--acceleration", type=click.Choice(["auto", "kvm", "tcg"]),
+              help="How the guest's CPU runs: kvm is native speed, tcg is emulation.  [default: auto]")
+@click.option("--detach", is_flag=True, help="Hand in the job, print its id, and leave.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@format_option
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run(detach: bool, quiet: bool, output: str, **given: Any) -> int:
+    """Run a program in a virtual machine of its own, inside a batch job.
+
+    \b
+    ghv run --image xmm --in events.fits --out 'products/*' -- evproducts events.fits
+    ghv run -f job.yaml --walltime 2h
+
+    Prints what the program prints, and exits with its exit code. With -o json or yaml the
+    program's output goes to stderr, and the job's record to stdout at the end.
+    """
+    request = make_request(Flags(**given))
+    client = connect()
+    if detach:
+        job = client.submit(request)
+        echo(job.id) if output == "table" else emit(job, output)
+        return exits.Exit.OK
+    with Progress(quiet=quiet, stdout_is_stderr=output != "table") as progress, _interruptible(progress) as interrupts:
+        job = client.submit(request, uuid.uuid4().hex)
+        interrupts.cancels(client, job.id)
+        end = follow(client, job.id, progress, interrupts=interrupts)
+        detail = client.job(job.id)
+        interrupts.over()
+    if output != "table":
+        emit(detail, output)
+    tell_end(detail, quiet=quiet)
+    return exits.of_job(end)
+
+
+def follow(client: Client, job: str, progress: Progress, *, interrupts: _Interrupts | None = None) -> JobView:
+    """Show a job's changes and output until it has ended; returns how it ended."""
+    warned = False
+    deaf: set[str] = set()
+    for item in client.follow(job):
+        if item.kind is FollowKind.OUTPUT and item.stream not in deaf:
+            try:
+                progress.write(item.stream, item.data)
+            except BrokenPipeError:
+                deaf.add(item.stream)  # nobody reads it; how the program ends still matters
+                _silence(item.stream)
+        elif item.job is not None:
+            progress.show(item.job)
+            if not warned and (_in_guest(item.job) or item.kind is FollowKind.END):
+                warned = _warn_of_emulation(client, job, progress)
+            if item.kind is FollowKind.END:
+                return item.job
+    raise AssertionError("a follow stream ends with END")
+
+
+def _in_guest(job: JobView) -> bool:
+    return job.state is JobState.RUNNING and job.phase not in (None, Phase.PREPARE)
+
+
+def _warn_of_emulation(client: Client, job: str, progress: Progress) -> bool:
+    """Say once if there is no KVM. Returns whether it is known by now how the guest runs."""
+    attempts = client.job(job).attempts
+    used = attempts[-1].hypervisor if attempts else ""
+    kind, _, why = used.partition(":")
+    if "tcg" in kind:
+        where = attempts[-1].node or attempts[-1].site
+        text = f"{paint('EMULATED', YELLOW)}: no KVM at {where}: the guest's CPU is emulated, many times slower"
+        progress.say(f"{text} ({why.strip()})" if why.strip() else text)
+    return bool(used)
+
+
+def _silence(stream: str) -> None:
+    """Nothing more can be written there: keep Python from trying at its exit."""
+    import os
+
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), getattr(sys, stream).fileno())
+
+
+def tell_end(detail: JobDetail, *, quiet: bool) -> None:
+    """The last word about a job, on stderr."""
+    job = detail.job
+    took = f" after {age(job.ended - job.created)}" if job.ended is not None else ""
+    if job.state is JobState.DONE:
+        if not quiet:
+            ending = "done" if not job.exit_code else paint(f"ended with code {job.exit_code}", YELLOW)
+            results = f", {_results(detail)}" if detail.outputs else ""
+            echo(f"{dim('ghv:')} {job.id} {ending}{took}{results}", err=True)
+        return
+    echo(f"{dim('ghv:')} {job.id} {paint(bold(str(job.state)), RED)}{took}: {job.reason or 'unknown'}", err=True)
+    for line in job.message.splitlines():
+        echo(f"  {line}", err=True)
+    if detail.outputs:
+        echo(f"  what it left: {_results(detail)}", err=True)
+    echo(f"  {dim('next:')} {job.hint or f'ghv show {job.id}'}", err=True)
+
+
+def _results(detail: JobDetail) -> str:
+    count = len(detail.outputs)
+    return f"{count} result{'' if count == 1 else 's'} in {detail.job.destination}"
+
+
+class _Interrupts:
+    """What Ctrl-C means while a job runs."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._count = 0
+        self._job = ""
+        self._client: Client | None = None
+        self._over = False
+
+    def cancels(self, client: Client, job: str) -> None:
+        """From now on the first Ctrl-C cancels this job; one that came before does so now."""
+        self._client, self._job = client, job
+        if self._count:
+            self._cancel()
+
+    def over(self) -> None:
+        """The job has ended: there is nothing to interrupt."""
+        self._over = True
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self._over:
+            return
+        self._count += 1
+        if self._count > 1:
+            told = f"; {self._job} is being cancelled: ghv show {self._job}" if self._job else ""
+            self._progress.say(f"left{told}")
+            raise KeyboardInterrupt
+        self._progress.say("cancelling; Ctrl-C again leaves at once")
+        if self._job:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        # A thread: the handler runs in the middle of whatever the main thread does, and must not wait.
+        threading.Thread(target=self._ask, daemon=True).start()
+
+    def _ask(self) -> None:
+        assert self._client is not None
+        try:
+            self._client.cancel(self._job)
+        except ServiceError as error:
+            self._progress.say(f"cannot cancel {self._job}: {error}")
+
+
+@contextmanager
+def _interruptible(progress: Progress) -> Iterator[_Interrupts]:
+    interrupts = _Interrupts(progress)
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    before = signal.signal(signal.SIGINT, interrupts.handle)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)

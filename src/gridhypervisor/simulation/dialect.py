@@ -1,0 +1,74 @@
+"""How to talk to the simulated batch system: the fork queue's words. See `execution.ports.Driver`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
+from gridhypervisor.model.records import Site
+from gridhypervisor.model.wire import Command, CommandResult
+
+_QUEUE = ("sh", "start", "forkq", "--dir", "forkq")
+
+_STATES = {
+    "PENDING": BatchState.PENDING,
+    "RUNNING": BatchState.RUNNING,
+    "ENDED": BatchState.ENDED,
+    "NODE_LOST": BatchState.NODE_LOST,
+}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Lags and interval in seconds."""
+
+    listing_lag: float = 0.0
+    spool_lag: float = 0.0
+    listing_interval: float = 2.0
+
+    def max_jobs(self, site: Site) -> int:
+        return site.max_jobs or 1000
+
+    def probe(self) -> list[Command]:
+        return []
+
+    def limits(self, results: Sequence[CommandResult]) -> Limits:
+        return Limits(version="simulated")
+
+    def submit(self, jobs: Sequence[Submission], site: Site) -> list[Command]:
+        return [
+            Command(
+                (*_QUEUE, "submit", "--name", j.name, "--cpus", str(j.cpus), "--walltime", str(j.walltime)),
+                stdin=f"exec sh {j.start} pilot --scratch {j.scratch} --entry {j.entry}\n",
+            )
+            for j in jobs
+        ]
+
+    def submitted(self, results: Sequence[CommandResult]) -> list[Submitted]:
+        return [
+            Submitted(True, r.stdout.strip())
+            if r.code == 0
+            else Submitted(None if r.code is None else False, message=r.stderr)
+            for r in results
+        ]
+
+    def query(self, installation: str) -> list[Command]:
+        return [Command((*_QUEUE, "list"))]
+
+    def listing(self, results: Sequence[CommandResult], as_of: float) -> tuple[Listing | None, str]:
+        [result] = results
+        if result.code != 0:
+            return None, result.stderr
+        jobs = {}
+        for line in result.stdout.splitlines():
+            said = json.loads(line)
+            state = _STATES.get(said["state"], BatchState.UNKNOWN)
+            jobs[said["name"]] = BatchJob(
+                said["id"], said["name"], state, said["reason"], said["node"], said["code"], said["restarts"]
+            )
+        return Listing(as_of, jobs), ""
+
+    def cancel(self, jobs: Sequence[tuple[str, str]]) -> list[Command]:
+        return [Command((*_QUEUE, "cancel", *(batch_id or name for name, batch_id in jobs)))]

@@ -1,0 +1,258 @@
+"""A relay of a simulated account: bytes of the wire in, bytes of the wire out, the real one's answers.
+
+One instance is one relay process on one connection; spool, files and batch system are the account's and outlive it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gridhypervisor.model.wire import (
+    PROTOCOL,
+    SPOOL,
+    Command,
+    Decoder,
+    EntryView,
+    Manifest,
+    Note,
+    Op,
+    OwnerRecord,
+    encode,
+    from_plain,
+    to_plain,
+)
+from gridhypervisor.simulation.batch import Batch
+from gridhypervisor.simulation.spool import Entry, File, Spool
+
+
+class Refused(Exception):
+    """A request that is answered by an error."""
+
+    def __init__(self, kind: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.hint = kind, hint
+
+
+class Account:
+    """What a site holds for us: workdir files below `files`, the spool's entries, and what was lost by removals."""
+
+    def __init__(self, spool: Spool, batch: Batch, now: Callable[[], float]) -> None:
+        self.spool, self.batch, self.now = spool, batch, now
+        self.files: dict[str, bytes] = {}  # by path below the workdir, but for the spool
+        self.removed: list[Entry] = []
+        self.claims = 0
+
+    def entry(self, name: object) -> Entry:
+        entry = self.spool.entries.get(str(name))
+        if entry is None:
+            raise Refused("missing", f"no entry {name} in the spool", "it was removed, or not prepared yet")
+        return entry
+
+
+class Relay:
+    """`send` takes bytes for the controller."""
+
+    def __init__(self, account: Account, send: Callable[[bytes], None]) -> None:
+        self._account, self._send = account, send
+        self._decoder = Decoder()
+        self._prefix = ""
+        self._watched: dict[str, dict[str, int]] = {}
+        self._handlers: dict[str, Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]] = {
+            Op.HELLO: self._hello, Op.EXEC: self._exec, Op.HAVE: self._have, Op.PUT: self._put,
+            Op.LINK_IN: self._link_in, Op.GET: self._get, Op.PREPARE: self._prepare, Op.REVOKE: self._revoke,
+            Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch, Op.LIST_OUT: self._list_out,
+            Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
+        }  # fmt: skip
+
+    def close(self) -> None:
+        if self._seen in self._account.spool.watchers:
+            self._account.spool.watchers.remove(self._seen)
+
+    def receive(self, data: bytes) -> None:
+        for message, payload in self._decoder.feed(data):
+            self._send(self.answer(message, payload))
+
+    def answer(self, message: dict[str, Any], payload: bytes) -> bytes:
+        reply: dict[str, Any] = {"id": message.get("id")}
+        try:
+            handler = self._handlers.get(str(message.get("op")))
+            if handler is None:
+                raise Refused("request", f"no such operation: {message.get('op')!r}")
+            reply["ok"], data = handler(message, payload)
+            return encode(reply, data)
+        except Refused as error:
+            reply["error"] = {"kind": error.kind, "message": str(error), "hint": error.hint}
+        except (KeyError, TypeError, ValueError) as error:
+            reply["error"] = {"kind": "request", "message": f"{message.get('op')}: {error!r}", "hint": ""}
+        return encode(reply)
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def _hello(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        if request["protocol"] != PROTOCOL:
+            raise Refused("protocol", f"this relay speaks protocol {PROTOCOL}, not {request['protocol']}")
+        self._prefix = f"{request['installation']}-"
+        self.close()
+        self._account.spool.watchers.append(self._seen)
+        return {"protocol": PROTOCOL, "host": "front", "user": "user", "uid": 1000, "workdir": "/work-dir",
+                "boot_id": "1", "pid": 0}, b""  # fmt: skip
+
+    def _exec(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        results = [self._account.batch.command(from_plain(Command, item)) for item in request["commands"]]
+        return {"results": results}, b""
+
+    def _have(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        sizes: dict[str, int | None] = {}
+        for path in request["paths"]:
+            for name in (path, f"{path}.part"):
+                data = self._bytes(name)
+                sizes[name] = None if data is None else len(data)
+        return {"sizes": sizes}, b""
+
+    def _put(self, request: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
+        path, offset = str(request["path"]), int(request["offset"])
+        part = (self._bytes(f"{path}.part") or b"")[:offset]
+        if len(part) < offset:
+            raise Refused("offset", f"put {path}: piece at {offset}, but only {len(part)} bytes are here")
+        data = part + payload
+        if not request.get("last"):
+            self._store(f"{path}.part", data)
+            return {"size": len(data)}, b""
+        self._drop(f"{path}.part")
+        self._verify(request, data)
+        self._store(path, data)
+        return {"size": len(data)}, b""
+
+    def _link_in(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        data = Path(request["source"]).read_bytes()
+        self._verify(request, data)
+        self._store(str(request["path"]), data)
+        return {"size": len(data)}, b""
+
+    def _get(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        path, offset = str(request["path"]), int(request["offset"])
+        data = self._bytes(path)
+        if data is None:
+            raise Refused("missing", f"no file {path}", "it may have been removed, or not be made")
+        piece = data[offset : offset + int(request["length"])]
+        end = offset + len(piece) >= len(data)
+        if end and path.startswith(f"{SPOOL}/"):
+            self._file(path).fetched = True
+        return {"size": len(data), "eof": end}, piece
+
+    def _prepare(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        manifest = from_plain(Manifest, request["manifest"])
+        entry = self._account.spool.make(str(request["entry"]))
+        if entry.manifest is not None and entry.manifest != manifest:
+            raise Refused("conflict", f"prepare {entry.name}: it has another manifest, which is never changed")
+        entry.manifest = manifest
+        return {}, b""
+
+    def _revoke(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        entry = self._account.spool.make(str(request["entry"]))
+        self._account.claims += 1
+        claim = f"controller:{self._account.claims}"
+        record = OwnerRecord("controller", claim, int(request["epoch"]), "front", str(request.get("by", "")))
+        return {"owner": self._account.spool.take_owner(entry, record)}, b""
+
+    def _request(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        self._account.spool.wish(self._account.entry(request["entry"]))
+        return {}, b""
+
+    def _scan(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        entries = self._account.spool.entries
+        return {"entries": [e.seen for name, e in sorted(entries.items()) if name.startswith(self._prefix)]}, b""
+
+    def _watch(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        entry = self._account.entry(request["entry"])
+        wanted = {s: int(request[s]) for s in ("stdout", "stderr") if request.get(s) is not None}
+        self._watched.pop(entry.name, None)
+        if wanted:
+            self._watched[entry.name] = wanted
+            self._tell_output(entry)
+        return {}, b""
+
+    def _list_out(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        entry = self._account.entry(request["entry"])
+        digests = {f.path: f.sha256 for f in entry.exit.outputs} if entry.exit is not None else {}
+        files = [
+            {"path": path[4:], "size": len(file.data), "mode": 0o644, "sha256": digests.get(path[4:], "")}
+            for path, file in sorted(entry.files.items())
+            if path.startswith("out/") and file.visible <= self._account.now()
+        ]
+        return {"files": files, "more": False}, b""
+
+    def _remove(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        entry = self._account.spool.entries.get(str(request["entry"]))
+        if entry is not None:
+            if not request.get("force") and entry.exit is None:
+                me = OwnerRecord("controller", "remove", 0, "front")
+                if self._account.spool.take_owner(entry, me).by != "controller":
+                    raise Refused("busy", f"remove {entry.name}: a pilot has it and has left no sentinel")
+            self._account.removed.append(entry)
+            self._account.spool.remove(entry.name)
+        return {}, b""
+
+    def _evict(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        return {"freed": sum(len(self._account.files.pop(str(path), b"")) for path in request["paths"])}, b""
+
+    def _usage(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        return {"cpu_seconds": 0.0, "max_rss_bytes": 0, "free_bytes": 1 << 40}, b""
+
+    # -- what it says unasked --------------------------------------------------------------------------------------
+
+    def _seen(self, view: EntryView) -> None:
+        if view.entry.startswith(self._prefix):
+            self._send(encode({"note": Note.ENTRY, "entry": to_plain(view)}))
+            if view.exit is not None and view.entry in self._watched:
+                self._tell_output(self._account.entry(view.entry))
+
+    def _tell_output(self, entry: Entry) -> None:
+        for stream, offset in self._watched.get(entry.name, {}).items():
+            data = entry.files[stream].data[offset:] if stream in entry.files else b""
+            if data:
+                self._watched[entry.name][stream] += len(data)
+                note = {"note": Note.OUTPUT, "entry": entry.name, "stream": stream, "offset": offset}
+                self._send(encode(note, data))
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def _file(self, path: str) -> File:
+        _, name, inner = path.split("/", 2)
+        return self._account.entry(name).files[inner]
+
+    def _bytes(self, path: str) -> bytes | None:
+        if not path.startswith(f"{SPOOL}/"):
+            return self._account.files.get(path)
+        _, name, inner = path.split("/", 2)
+        entry = self._account.spool.entries.get(name)
+        file = entry.files.get(inner) if entry is not None else None
+        return file.data if file is not None and file.visible <= self._account.now() else None
+
+    def _store(self, path: str, data: bytes) -> None:
+        if path.startswith(f"{SPOOL}/"):
+            _, name, inner = path.split("/", 2)
+            self._account.entry(name).files[inner] = File(data, 0.0)
+        else:
+            self._account.files[path] = data
+
+    def _drop(self, path: str) -> None:
+        if path.startswith(f"{SPOOL}/"):
+            _, name, inner = path.split("/", 2)
+            self._account.entry(name).files.pop(inner, None)
+        else:
+            self._account.files.pop(path, None)
+
+    def _verify(self, request: dict[str, Any], data: bytes) -> None:
+        """By the digest given, or by the chunk list that came before."""
+        expected = request.get("sha256")
+        if expected and hashlib.sha256(data).hexdigest() != expected:
+            raise Refused("digest", f"verify {request['path']}: not the file that was announced")
+        if chunks := request.get("chunks"):
+            size = int(request.get("chunk_size", 1 << 20))
+            pieces = b"".join(hashlib.sha256(data[i : i + size]).digest() for i in range(0, len(data), size))
+            if self._bytes(str(chunks)) != pieces:
+                raise Refused("digest", f"verify {request['path']}: a chunk is not that of {chunks}")

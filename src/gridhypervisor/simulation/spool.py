@@ -1,0 +1,113 @@
+"""A spool as its relay sees it: what a node writes is true at once and seen later, in any order.
+
+Ownership alone is never stale: `link(2)` asks the file server itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from gridhypervisor.model.wire import EXIT, EntryView, ExitRecord, Manifest, OwnerRecord, Status, canonical
+
+
+@dataclass
+class File:
+    data: bytes
+    visible: float  # the loop's time from which the relay sees it
+    fetched: bool = False  # read to its end through the relay
+
+
+@dataclass
+class Entry:
+    """One folder of the spool."""
+
+    name: str
+    manifest: Manifest | None = None
+    owner: OwnerRecord | None = None
+    exit: ExitRecord | None = None
+    cancel: bool = False
+    files: dict[str, File] = field(default_factory=dict)
+    seen: EntryView = EntryView("")
+    on_cancel: Callable[[], None] | None = None  # the pilot that watches control/
+
+    @property
+    def uncollected(self) -> list[str]:
+        """Results that exist nowhere else."""
+        return [path for path, file in self.files.items() if path.startswith("out/") and not file.fetched]
+
+
+class Spool:
+    """The entries of one account. `lag` gives, for each write, the seconds until the relay sees it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lag: Callable[[], float]) -> None:
+        self._loop, self._lag = loop, lag
+        self.entries: dict[str, Entry] = {}
+        self.watchers: list[Callable[[EntryView], None]] = []
+
+    def make(self, name: str) -> Entry:
+        entry = self.entries.get(name)
+        if entry is None:
+            entry = self.entries[name] = Entry(name, seen=EntryView(name))
+        return entry
+
+    def take_owner(self, entry: Entry, record: OwnerRecord) -> OwnerRecord:
+        """Take the ownership, unless somebody has it; the record that stands."""
+        if entry.owner is None:
+            entry.owner = record
+            if record.by == "controller":
+                self._reveal(entry, owner=record)
+            else:
+                self._later(lambda: self._reveal(entry, owner=record))
+        return entry.owner
+
+    def say(self, entry: Entry, status: Status) -> None:
+        def reveal() -> None:
+            known = entry.seen.status
+            if known is None or known.sequence < status.sequence:
+                self._reveal(entry, status=status)
+
+        self._later(reveal)
+
+    def leave(self, entry: Entry, exit: ExitRecord) -> None:
+        """The sentinel: written once, last."""
+        assert entry.exit is None, f"{entry.name} got a second sentinel"
+        entry.exit = exit
+        lag = self._lag()
+        entry.files[EXIT] = File(canonical(exit), self._loop.time() + lag)
+        # The relay leaves the outputs out of its views: the file and LIST_OUT have them.
+        self._later(lambda: self._reveal(entry, exit=replace(exit, outputs=())), lag)
+
+    def write(self, entry: Entry, path: str, data: bytes) -> None:
+        entry.files[path] = File(data, self._loop.time() + self._lag())
+
+    def wish(self, entry: Entry) -> None:
+        """`control/cancel`: the pilot sees it after the lag."""
+        if not entry.cancel:
+            entry.cancel = True
+            self._later(lambda: entry.on_cancel() if entry.on_cancel is not None else None)
+
+    def remove(self, name: str) -> Entry | None:
+        return self.entries.pop(name, None)
+
+    def _later(self, reveal: Callable[[], None], lag: float | None = None) -> None:
+        lag = self._lag() if lag is None else lag
+        if lag > 0:
+            self._loop.call_later(lag, reveal)
+        else:
+            reveal()
+
+    def _reveal(
+        self,
+        entry: Entry,
+        *,
+        owner: OwnerRecord | None = None,
+        status: Status | None = None,
+        exit: ExitRecord | None = None,
+    ) -> None:
+        seen = entry.seen
+        entry.seen = EntryView(entry.name, owner or seen.owner, status or seen.status, exit or seen.exit)
+        if self.entries.get(entry.name) is entry:
+            for watcher in list(self.watchers):
+                watcher(entry.seen)

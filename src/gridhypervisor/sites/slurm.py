@@ -1,0 +1,250 @@
+"""Slurm: command lines for sbatch, squeue and scancel, and what their answers mean. Learnt from 22.05 itself.
+
+It asks for no JSON (22.05's is slow or missing) and keeps no clock. Slurm counts walltimes in whole minutes and ends
+jobs up to a minute late; the pilot's own watchdog is exact.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+
+from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
+from gridhypervisor.model.errors import LinkError
+from gridhypervisor.model.records import Site
+from gridhypervisor.model.wire import Command, CommandResult
+from gridhypervisor.sites.driver import (
+    BATCH_LOG,
+    OVERHEAD,
+    batch_script,
+    by_name,
+    explain,
+    known_options,
+    seconds_option,
+)
+
+WARNING, WARNED_FROM = 30, 300
+"""Seconds before the end at which Slurm sends USR1, and the shortest walltime that gets one. Slurm may send it a minute
+early, which in a short job would be most of the job; the pilot watches its own walltime in any case."""
+
+STATES = {
+    **dict.fromkeys(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "POWER_UP_NODE"), BatchState.PENDING),
+    **dict.fromkeys(("REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"), BatchState.HELD),
+    **dict.fromkeys(("RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING"), BatchState.RUNNING),
+    **dict.fromkeys(("COMPLETING", "STAGE_OUT"), BatchState.ENDING),
+    **dict.fromkeys(
+        ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "OUT_OF_MEMORY", "PREEMPTED",
+         "RECONFIG_FAIL", "TIMEOUT"), BatchState.ENDED
+    ),
+    # Slurm declares these ends without having heard from the node: the processes may well go on there.
+    **dict.fromkeys(("NODE_FAIL", "REVOKED"), BatchState.NODE_LOST),
+}  # fmt: skip
+
+NEVER_STARTS = {
+    "PartitionTimeLimit": "the walltime is above the partition's limit: ask for less, or for another partition",
+    "PartitionNodeLimit": "the partition does not give that many nodes or CPUs to one job",
+    "PartitionConfig": "no node of the partition has that many CPUs or that much memory",
+    "BadConstraints": "no node has what `constraint` asks for",
+    "InvalidAccount": "the site does not know the `account` for this user",
+    "InvalidQOS": "the site does not allow this `qos` for this account",
+    "DependencyNeverSatisfied": "the job depends on one that failed",
+    "JobHeldUser": "the job was held by its user: scontrol release",
+    "JobHeldAdmin": "the job was held by the site's administrators: ask them",
+    "QOSMaxWallDurationPerJobLimit": "the walltime is above the limit of the `qos`",
+    "AssocMaxWallDurationPerJobLimit": "the walltime is above the limit of the `account`",
+    "launch failed requeued held": "the site could not start it and holds it: ask its administrators",
+}
+"""Reasons of a pending job that time alone does not mend, and what does."""
+
+NO_ANSWER = re.compile(
+    r"unable to contact|connect failure|timed out|zero bytes|communication|connection|transport|unexpected message"
+    r"|message (receive|send) failure|authentication error",
+    re.IGNORECASE,
+)
+"""After these the controller may have the job all the same: one that 22.05 called timed out surfaced seconds later."""
+
+HINTS = (
+    ("partition", "set the site's option `partition` to one that `sinfo` lists"),
+    ("time limit", "ask for less walltime, or choose another partition"),
+    ("account", "set the site's options `account` and `qos` to what `sacctmgr show assoc user=$USER` lists"),
+    ("feature", "set the site's option `constraint` to what `sinfo -o %f` lists"),
+    ("node configuration", "ask for fewer CPUs or less memory, or choose another partition"),
+    ("memory", "ask for less memory, or choose another partition"),
+    ("unrecognized option", "this Slurm lacks that option: change the site's option `native`"),
+    ("no such file", "Slurm's commands are not in PATH: set PATH in the site's `environment`"),
+    ("configuration source", "set SLURM_CONF in the site's `environment`"),
+)
+
+FLAGS = {"partition": "--partition", "account": "--account", "qos": "--qos", "constraint": "--constraint"}
+OPTIONS = frozenset({*FLAGS, "native", "spool_lag"})
+LISTED = ("State:|", "Reason:|", "exit_code:|", "RestartCnt:|", "NodeList:|", "Name:|")
+FIELDS = 2 + len(LISTED)
+
+
+class SlurmDriver:
+    """See `execution.ports.Driver`.
+
+    Raises:
+        LinkError: the site has options that this driver does not know, or cannot read.
+    """
+
+    listing_lag = 2.0  # squeue asks the controller that took the job; its own start may have been earlier, though
+    listing_interval = 10.0
+
+    def __init__(self, site: Site) -> None:
+        known_options(site, OPTIONS)
+        # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
+        self.spool_lag = seconds_option(site, "spool_lag", 65.0)
+        self._site = site
+        try:
+            self._native = shlex.split(site.options.get("native", ""))
+        except ValueError as error:
+            raise LinkError(
+                f"configure site {site.name}: options.native: {error}", hint="quote it as for a shell"
+            ) from error
+
+    def max_jobs(self, site: Site) -> int:
+        return site.max_jobs or 100
+
+    def probe(self) -> list[Command]:
+        return [
+            self._command("sbatch", "--version"),
+            self._command("sinfo", "--noheader", "--exact", "--format=%P|%a|%l|%c|%m"),
+        ]
+
+    def limits(self, results: Sequence[CommandResult]) -> Limits:
+        """The limits of the partition that the site's options name, or of the default one."""
+        if not results:
+            return Limits()
+        version, partitions = results
+        for result, what in ((version, "sbatch"), (partitions, "sinfo")):
+            if result.code != 0:
+                return Limits(problem=f"{explain(result, what)}; {_hint(result.stderr)}")
+        wanted = set(self._site.options.get("partition", "").split(",")) - {""}
+        rows = [row for line in partitions.stdout.splitlines() if len(row := line.split("|")) == 5]
+        names = sorted({row[0].rstrip("*") for row in rows})
+        rows = [row for row in rows if (row[0].rstrip("*") in wanted if wanted else row[0].endswith("*"))]
+        if not rows:
+            asked = f"no partition {','.join(sorted(wanted))}" if wanted else "no default partition"
+            return Limits(problem=f"{asked} at the site; set the option `partition` to one of {', '.join(names)}")
+        times = [seconds(limit) for _, _, limit, _, _ in rows]
+        return Limits(
+            version=version.stdout.strip(),
+            max_walltime=None if None in times else max(time for time in times if time is not None),
+            max_cpus=max(_number(cpus) for *_, cpus, _ in rows),
+            max_memory=(max(_number(memory) for *_, memory in rows) << 20) - OVERHEAD,
+        )
+
+    def submit(self, jobs: Sequence[Submission], site: Site) -> list[Command]:
+        return [self._command(*self._sbatch(job), stdin=batch_script(job)) for job in jobs]
+
+    def submitted(self, results: Sequence[CommandResult]) -> list[Submitted]:
+        return [_submitted(result) for result in results]
+
+    def query(self, installation: str) -> list[Command]:
+        # Every line carries the installation, so that the answer can be read by itself. With `all`, squeue shows also
+        # what ended within MinJobAge: where a site keeps no accounts, that is the only record of it.
+        columns = ",".join((f"JobID:|{installation}|", *LISTED))
+        return [self._command("squeue", "--noheader", "--all", "--states=all", "--me", f"--Format={columns}")]
+
+    def listing(self, results: Sequence[CommandResult], as_of: float) -> tuple[Listing | None, str]:
+        [result] = results
+        # squeue can fail, say so, print nothing and still exit with 0: for a user that it does not know, for one.
+        if result.code != 0 or "error" in result.stderr.lower():
+            return None, explain(result, "squeue")
+        return Listing(as_of, by_name(job for line in result.stdout.splitlines() if (job := _job(line)))), ""
+
+    def cancel(self, jobs: Sequence[tuple[str, str]]) -> list[Command]:
+        # By name: it reaches a doubled submission too, and an id may meanwhile be somebody else's.
+        return [self._command("scancel", f"--name={name}") for name, _ in jobs]
+
+    def _sbatch(self, job: Submission) -> list[str]:
+        # sbatch fills in %-patterns in file names; our entry is to be taken as it stands.
+        log = f"{job.entry}/{BATCH_LOG}".replace("%", "%%")
+        argv = [
+            "sbatch", "--parsable", "--no-requeue", f"--job-name={job.name}", f"--time={minutes(job.walltime)}",
+            "--nodes=1", "--ntasks=1", f"--cpus-per-task={job.cpus}",
+            f"--mem={math.ceil((job.memory + OVERHEAD) / (1 << 20))}M",
+            f"--chdir={job.entry}", f"--output={log}", f"--error={log}", "--open-mode=append",
+            # Anything but ALL has 22.05 run the user's login through `su` on the node: seconds, or a slurmd that dies.
+            "--export=ALL",
+        ]  # fmt: skip
+        if job.walltime >= WARNED_FROM:
+            argv.append(f"--signal=B:USR1@{WARNING}")
+        argv += [f"{flag}={value}" for key, flag in FLAGS.items() if (value := self._site.options.get(key))]
+        return argv + self._native
+
+    def _command(self, *argv: str, stdin: str = "") -> Command:
+        return Command(argv, stdin=stdin, environment=self._site.environment)
+
+
+def minutes(walltime: int) -> int:
+    """Whole minutes that hold `walltime` seconds."""
+    return max(1, math.ceil(walltime / 60))
+
+
+def seconds(text: str) -> int | None:
+    """Slurm's `[days-]hours:minutes:seconds`, `minutes:seconds` or `minutes`; None where it sets no limit.
+
+    >>> seconds("1-00:00:00"), seconds("5:00"), seconds("90"), seconds("infinite")
+    (86400, 300, 5400, None)
+    """
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in parts) or bool(dash) != days.isdigit():
+        return None
+    numbers = [int(part) for part in parts]
+    if dash or len(numbers) == 3:  # from hours down
+        hours, mins, secs = (*numbers, 0, 0)[:3]
+    else:  # from minutes down
+        hours, (mins, secs) = 0, (*numbers, 0)[:2]
+    return int(days or 0) * 86400 + hours * 3600 + mins * 60 + secs
+
+
+def _submitted(result: CommandResult) -> Submitted:
+    number = result.stdout.strip().split(";")[0].rpartition("\n")[2]
+    if result.code == 0 and number.isdigit():
+        return Submitted(True, number)
+    message = explain(result, "sbatch")
+    if result.code is None or result.code <= 0 or NO_ANSWER.search(result.stderr):
+        return Submitted(None, message=message)
+    return Submitted(False, message=f"{message}; {_hint(result.stderr)}")
+
+
+def _hint(words: str) -> str:
+    return next((hint for word, hint in HINTS if word in words.lower()), "ask the site's administrators")
+
+
+def _job(line: str) -> BatchJob | None:
+    """A line of `query`, if it is ours. Names of other jobs may hold any character: any line may be a piece of one."""
+    fields = line.split("|", FIELDS - 1)
+    if len(fields) != FIELDS or not fields[0].isdigit():
+        return None
+    number, installation, word, reason, status, restarts, node, rest = fields
+    name = rest.removesuffix("|")
+    if not name.startswith(f"{installation}-"):
+        return None
+    state = STATES.get(word.split(" ")[0], BatchState.UNKNOWN)
+    if state is BatchState.UNKNOWN:
+        reason = f"Slurm's state {word}: {reason}"
+    elif state is BatchState.NODE_LOST:
+        reason = word
+    elif state is BatchState.PENDING and reason in NEVER_STARTS:
+        state, reason = BatchState.HELD, f"{reason}: {NEVER_STARTS[reason]}"
+    elif state is BatchState.ENDED and reason in ("None", ""):
+        reason = word
+    code = _exit_code(int(status)) if state is BatchState.ENDED and status.isdigit() else None
+    return BatchJob(number, name, state, "" if reason == "None" else reason, node, code, _number(restarts))
+
+
+def _exit_code(status: int) -> int:
+    """What a shell would show for a status of wait(2), which is what Slurm prints."""
+    return 128 + (status & 127) if status & 127 else status >> 8
+
+
+def _number(text: str) -> int:
+    """Slurm marks with a plus where nodes differ, and leaves out or words what it does not count."""
+    digits = text.rstrip("+")
+    return int(digits) if digits.isdigit() else 0

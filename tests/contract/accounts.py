@@ -1,0 +1,110 @@
+"""Accounts at real sites for the contract tests: a fork site on this machine, and a Slurm behind SSH in a bare root."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gridhypervisor.model.batch import BatchJob, BatchState, Listing, Submission, Submitted
+from gridhypervisor.model.records import Site
+from gridhypervisor.model.wire import PROTOCOL, Op
+from gridhypervisor.sites import Bundle, ForkDriver, SlurmDriver, driver_for, transport_for
+from gridhypervisor.sites.relayclient import RelayLink
+from testsites import SlurmSite
+
+OURS = "a1b2c3d4e"
+CAPACITY = 2
+"""Jobs of two CPUs that each site of the suite can run at once."""
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Account:
+    """How to get to one, and how this machine sees its workdir."""
+
+    site: Site
+    bundle: Bundle
+    folder: Path
+    log: Path
+    slurm: SlurmSite | None = None
+
+    @asynccontextmanager
+    async def connect(self, progress: Callable[[str], None] = lambda words: None) -> AsyncIterator[Connected]:
+        transport = transport_for(self.site, self.bundle, log=self.log, progress=progress)
+        notes: list[tuple[dict[str, Any], bytes]] = []
+        async with transport.connect(lambda note, payload: notes.append((note, payload))) as link:
+            hello, _ = await link.call(Op.HELLO, {"installation": OURS, "protocol": PROTOCOL}, timeout=30)
+            driver = driver_for(self.site, hello["workdir"], self.bundle.digest)
+            yield Connected(self, link, driver, hello["workdir"], hello, notes)
+
+
+@dataclass
+class Connected:
+    account: Account
+    link: RelayLink
+    driver: ForkDriver | SlurmDriver
+    workdir: str
+    hello: dict[str, Any]
+    notes: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
+
+    def new_name(self) -> str:
+        return f"{OURS}-j{next(_numbers)}-1"
+
+    def entry(self, name: str) -> Path:
+        """The entry as this machine sees it."""
+        return self.account.folder / "spool" / name
+
+    async def submit(
+        self, script: str, *, name: str = "", cpus: int = 2, walltime: int = 600, memory: int = 64 << 20
+    ) -> tuple[str, Submitted]:
+        """Submit a batch job whose pilot is a script of ours; its name and the site's answer."""
+        name = name or self.new_name()
+        self.account.log.parent.mkdir(parents=True, exist_ok=True)
+        local = self.account.log.parent / f"{name}.sh"
+        local.write_text(script)
+        await self.link.upload(local, f"spool/{name}/start", {}, timeout=30)
+        entry = f"{self.workdir}/spool/{name}"
+        job = Submission(name, entry, f"{entry}/start", self.account.site.scratch, cpus, memory, walltime)
+        results = await self.link.commands(self.driver.submit([job], self.account.site), {})
+        [answer] = self.driver.submitted(results)
+        return name, answer
+
+    async def accepted(self, script: str, *, cpus: int = 2, walltime: int = 600) -> str:
+        name, answer = await self.submit(script, cpus=cpus, walltime=walltime)
+        assert answer.accepted, answer.message
+        return name
+
+    async def listing(self) -> tuple[Listing | None, str]:
+        return self.driver.listing(await self.link.commands(self.driver.query(OURS), {}), time.monotonic())
+
+    async def cancel(self, *names: str) -> None:
+        listing, problem = await self.listing()
+        assert listing is not None, problem
+        ids = [(name, listing.jobs[name].id if name in listing.jobs else "") for name in names]
+        for result in await self.link.commands(self.driver.cancel(ids), {}):
+            assert result.code == 0, result.stderr
+
+    async def until(self, name: str, *states: BatchState, seconds: float = 30) -> BatchJob:
+        """The job once it is in one of these states. A listing that fails meanwhile is looked at again."""
+        deadline = time.monotonic() + seconds
+        while True:
+            listing, problem = await self.listing()
+            job = listing.jobs.get(name) if listing else None
+            if job is not None and job.state in states:
+                return job
+            assert time.monotonic() < deadline, f"{name}: {job or problem or 'not listed'} after {seconds} s"
+            await asyncio.sleep(0.1)
+
+
+async def until(what: str, holds: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.02)

@@ -1,0 +1,287 @@
+"""`ghv` as people use it, against the real server: what it prints where, how it ends, what Ctrl-C does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click.testing
+import pytest
+import yaml
+
+from gridhypervisor.cli.main import cli
+from gridhypervisor.client.launcher import find_paths
+from tests.unit.fake_service import WAIT, Service
+
+GHV = (sys.executable, "-m", "gridhypervisor.cli")
+
+Ghv = Callable[..., click.testing.Result]
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    monkeypatch.setenv("GHV_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("GHV_RUNTIME", str(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir(mode=0o700)
+    with Service(find_paths().socket) as running:
+        yield running
+
+
+@pytest.fixture
+def ghv(service: Service) -> Ghv:
+    def run(*arguments: str) -> click.testing.Result:
+        return click.testing.CliRunner().invoke(cli, arguments)
+
+    return run
+
+
+def run(*command: str) -> tuple[str, ...]:
+    return ("run", "--image", "xmm", "--", *command)
+
+
+def test_run_prints_what_the_program_prints_and_ends_as_it_ended(ghv: Ghv) -> None:
+    result = ghv(*run("print", "a\x00b\x1b[0m\r\nno newline", "warn", "careful", "exit", "7"))
+    assert result.stdout_bytes == b"a\x00b\x1b[0m\r\nno newline"
+    assert b"careful" in result.stderr_bytes
+    assert "j1 ended with code 7" in result.stderr
+    assert result.exit_code == 7
+
+
+def test_run_says_loudly_and_once_that_the_guest_is_emulated(ghv: Ghv) -> None:
+    result = ghv(*run("print", "x", "print", "y"))
+    assert result.stderr.count("EMULATED") == 1
+    assert "/dev/kvm is not there" in result.stderr
+
+
+def test_quiet_run_adds_nothing_of_its_own(ghv: Ghv) -> None:
+    result = ghv("run", "-q", "--acceleration", "tcg", "--image", "xmm", "warn", "w", "exit", "0")
+    ours = [line for line in result.stderr.splitlines() if "ghv:" in line]
+    assert all("EMULATED" in line for line in ours), "a warning is no progress"
+
+
+@pytest.mark.parametrize(("reason", "code"), [("walltime", 124), ("guest-panic", 76), ("lost", 75), ("input", 66)])
+def test_run_tells_failures_of_ours_apart(ghv: Ghv, reason: str, code: int) -> None:
+    result = ghv(*run("fail", reason))
+    assert result.exit_code == code
+    assert f"failed after 0s: {reason}" in result.stderr
+    assert "next: Look at the console." in result.stderr
+
+
+def test_run_with_json_keeps_stdout_for_the_record(ghv: Ghv) -> None:
+    result = ghv("run", "-o", "json", "--image", "xmm", "--", "print", "hello", "exit", "75")
+    record = json.loads(result.stdout)
+    assert (record["job"]["state"], record["job"]["reason"], record["job"]["exit_code"]) == ("done", "exited", 75)
+    assert "hello" in result.stderr
+    assert result.exit_code == 75
+
+
+def test_detach_prints_the_id_alone(ghv: Ghv) -> None:
+    result = ghv("run", "--detach", "--image", "xmm", "hold")
+    assert (result.stdout, result.stderr, result.exit_code) == ("j1\n", "", 0)
+
+
+def test_a_job_file_with_faults_names_file_line_and_field(ghv: Ghv, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("image: xmm\ncommand: [true]\nresources: {memory: lots}\nimaeg: x\n")
+    for verb in ("run", "validate"):
+        result = ghv(verb, "-f", "job.yaml")
+        assert result.exit_code == 65
+        assert 'job.yaml:3: resources.memory: "lots" is not a size' in result.stderr
+        assert 'job.yaml:4: imaeg: unknown field; did you mean "image"?' in result.stderr
+
+
+def test_wrong_words_end_with_64_and_missing_things_with_66(ghv: Ghv) -> None:
+    for wrong in (["frobnicate"], ["run"], ["run", "--memory", "lots", "--image", "x", "y"], ["show"]):
+        assert ghv(*wrong).exit_code == 64
+    missing = ghv("show", "j9")
+    assert missing.exit_code == 66
+    assert missing.stderr.splitlines() == [
+        "error: find job j9", "  there is no such job", "  next: ghv list shows your jobs.",
+    ]  # fmt: skip
+    assert ghv("run", "--image", "none", "true").exit_code == 66
+    assert ghv("run", "--in", "no-such-file", "--image", "xmm", "true").exit_code == 66
+
+
+def test_lists_and_details_come_as_tables_json_and_yaml(ghv: Ghv) -> None:
+    ghv(*run("print", "x"))
+    for verb in (["list"], ["show", "j1"], ["explain", "j1"], ["events", "j1"], ["wait", "j1"], ["image", "list"],
+                 ["image", "show", "xmm"], ["image", "verify", "xmm"], ["site", "list"], ["site", "show", "here"],
+                 ["site", "check", "here"], ["service", "status"]):  # fmt: skip
+        shown, as_json, as_yaml = (ghv(*verb, "-o", kind) for kind in ("table", "json", "yaml"))
+        assert shown.stdout and shown.exit_code == as_json.exit_code == 0
+        assert json.loads(as_json.stdout) == yaml.safe_load(as_yaml.stdout)
+
+
+def test_show_accounts_for_the_time(ghv: Ghv) -> None:
+    ghv(*run("print", "x"))
+    shown = ghv("show", "j1").stdout
+    assert re.search(r"boot +4\.00 +40\.0%", shown)
+    assert re.search(r"wall +10\.00", shown)
+    assert "products/spectrum.fits" in shown
+
+
+def test_logs_and_waiting_for_jobs_that_have_ended(ghv: Ghv) -> None:
+    ghv(*run("print", "one\ntwo", "warn", "three"))
+    ghv(*run("exit", "4"))
+    for more in ([], ["-f"]):
+        result = ghv("logs", "j1", *more)
+        assert (result.stdout, result.stderr) == ("one\ntwo", "three")
+    assert ghv("logs", "j1", "--stream", "console").stdout == "Linux\n"
+    assert ghv("wait", "j1", "j2").exit_code == 4
+
+
+def test_cancel_recover_and_delete(ghv: Ghv) -> None:
+    ghv("run", "--detach", "--image", "xmm", "hold")
+    assert ghv("recover", "j1").exit_code == 0
+    assert ghv("cancel", "j1").stdout == "j1  cancelled\n"
+    assert ghv("wait", "j1").exit_code == 130
+    conflict = ghv("recover", "j1")
+    assert (conflict.exit_code, "it has ended" in conflict.stderr) == (78, True)
+    assert ghv("delete", "j1").exit_code == 0
+    assert ghv("show", "j1").exit_code == 66
+
+
+def test_images_and_sites(ghv: Ghv, tmp_path: Path) -> None:
+    (tmp_path / "disk.qcow2").touch()
+    (tmp_path / "disk").touch()
+    built = ghv("image", "build", ".", "--tag", "mine:1")
+    assert built.stdout.startswith("ok  mine:1")
+    assert "base: 1 of 2" in built.stderr
+    assert ghv("image", "import", "disk.qcow2", "--tag", "d").exit_code == 0
+    assert "give --format" in ghv("image", "import", "disk", "--tag", "d").stderr
+    added = ghv("site", "add", "a", "--kind", "slurm", "--host", "h", "--user", "u", "--option", "partition=p")
+    assert added.exit_code == 0
+    assert "partition=p" in ghv("site", "show", "a").stdout
+    check = ghv("site", "check", "a")
+    assert (check.exit_code, "squeue: not found" in check.stdout) == (75, True)
+    assert ghv("site", "remove", "a").exit_code == 0
+    assert ghv("image", "delete", "xmm:latest").exit_code == 0
+
+
+def test_the_service_is_shown_but_not_started_by_status(ghv: Ghv, service: Service) -> None:
+    assert "running" in ghv("service", "status").stdout
+    service.stop()
+    assert ghv("service", "status").exit_code == 69
+    assert ghv("service", "stop").stdout == "not running\n"
+    service.start()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(ghv: Ghv, shell: str) -> None:
+    script = ghv("completion", shell)
+    assert script.exit_code == 0
+    assert "_GHV_COMPLETE" in script.stdout
+    ghv("run", "--detach", "--image", "xmm", "hold")
+    at = "j" if shell == "fish" else "2"
+    words = os.environ | {"COMP_WORDS": "ghv show j", "COMP_CWORD": at, "_GHV_COMPLETE": f"{shell}_complete"}
+    done = subprocess.run(["ghv"], executable=Path(sys.executable).with_name("ghv"), env=words, capture_output=True)
+    assert b"j1" in done.stdout
+
+
+def test_help_names_every_verb_and_every_verb_has_help(ghv: Ghv) -> None:
+    shown = ghv("--help").stdout
+    for verb in cli.list_commands(click.Context(cli)):
+        assert f"  {verb}" in shown
+        assert ghv(verb, "--help").exit_code == 0
+
+
+class Terminal:
+    """`ghv` on a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._leader, follower = pty.openpty()
+        self.process = subprocess.Popen([*GHV, *arguments], stdin=follower, stdout=follower, stderr=follower)
+        os.close(follower)
+        self.seen = b""
+
+    def read_until(self, text: bytes) -> None:
+        deadline = time.monotonic() + WAIT
+        while text not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            if select.select([self._leader], [], [], 0.5)[0]:
+                self.seen += os.read(self._leader, 1 << 16)
+
+    def end(self) -> int:
+        code = self.process.wait(WAIT)
+        while select.select([self._leader], [], [], 0)[0]:
+            try:
+                self.seen += os.read(self._leader, 1 << 16)
+            except OSError:
+                break
+        os.close(self._leader)
+        return code
+
+
+def test_on_a_terminal_one_line_lives_below_the_output(service: Service) -> None:
+    terminal = Terminal(*run("print", "hello\n", "hold", "print", "part", "exit", "0"))
+    terminal.read_until(b"j1  running")
+    service.do(lambda: service.backend.release("j1"))
+    assert terminal.end() == 0
+    screen = [line.rpartition(b"\x1b[2K")[2] for line in terminal.seen.replace(b"\r\n", b"\n").split(b"\n")]
+    assert b"hello" in screen
+    assert any(line.startswith(b"part") for line in screen)
+    assert b"\xe2\xa0" in terminal.seen, "the line turned"
+    assert not any(line.startswith(b"\xe2\xa0") for line in screen), "and nothing of it stayed"
+
+
+def test_the_first_interrupt_cancels_and_streams_on(service: Service) -> None:
+    process = subprocess.Popen([*GHV, *run("print", "hello\n", "hold")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"hello\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=WAIT)
+    assert process.returncode == 130
+    assert b"cancelling" in said
+    assert b"j1 cancelled" in said
+
+
+def test_the_second_interrupt_leaves_at_once(service: Service) -> None:
+    may_cancel = asyncio.Event()
+
+    async def slowly(job: str) -> None:
+        await may_cancel.wait()
+
+    service.backend.cancel = slowly  # type: ignore[method-assign, assignment]
+    terminal = Terminal(*run("print", "hello\n", "hold"))
+    terminal.read_until(b"hello")
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.read_until(b"cancelling")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 130
+    assert b"j1 is being cancelled" in terminal.seen
+    service.do(may_cancel.set)
+
+
+def test_a_reader_who_has_seen_enough_does_not_end_the_job(service: Service) -> None:
+    read, write = os.pipe()
+    command = run("hold", "print", "unread", "exit", "5")
+    process = subprocess.Popen([*GHV, *command], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    os.close(read)
+    deadline = time.monotonic() + WAIT
+    while not service.backend.submissions:
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.02)
+    service.do(lambda: service.backend.release("j1"))
+    process.communicate(timeout=WAIT)
+    assert process.returncode == 5
+
+
+def test_ghv_starts_fast() -> None:
+    """0.06 s on the machine of the first measurement; the bound leaves room for a busy one."""
+    times = []
+    for _ in range(5):
+        start = time.monotonic()
+        subprocess.run([*GHV, "--version"], check=True, stdout=subprocess.DEVNULL)
+        times.append(time.monotonic() - start)
+    assert min(times) < 0.3

@@ -1,0 +1,196 @@
+"""The REST API as any HTTP client sees it, over its real socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gridhypervisor.model.views import ServiceError
+from gridhypervisor.service.server import peer_user
+from tests.unit.fake_service import WAIT, Service
+
+JOB = {"spec": {"image": "xmm", "command": ["print", "hello"]}, "folder": "/tmp", "destination": "/tmp"}
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with Service(tmp_path / "s.sock") as running:
+        yield running
+
+
+@pytest.fixture
+def http(service: Service) -> Iterator[httpx.Client]:
+    transport = httpx.HTTPTransport(uds=str(service.socket))
+    with httpx.Client(transport=transport, base_url="http://ghv", timeout=WAIT) as client:
+        yield client
+
+
+def problem(response: httpx.Response) -> dict[str, Any]:
+    assert response.headers["content-type"] == "application/problem+json"
+    found: dict[str, Any] = response.json()
+    assert found["status"] == response.status_code
+    assert found["title"] and found["detail"]
+    return found
+
+
+def submit(http: httpx.Client, *command: str) -> str:
+    response = http.post("/v1/jobs", json=JOB | {"spec": {"image": "xmm", "command": command}})
+    assert response.status_code == 202
+    return str(response.json()["id"])
+
+
+def test_a_job_is_accepted_once_for_each_key(http: httpx.Client) -> None:
+    first = http.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "k1"})
+    assert (first.status_code, first.headers["location"]) == (202, "/v1/jobs/j1")
+    assert http.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "k1"}).json()["id"] == "j1"
+    assert http.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "k2"}).json()["id"] == "j2"
+
+
+def test_a_jobs_life_through_the_api(http: httpx.Client) -> None:
+    job = submit(http, "print", "hello", "hold")
+    assert http.get(f"/v1/jobs/{job}").json()["job"]["id"] == job
+    assert http.get(f"/v1/jobs/{job}/explain").json()["candidates"]
+    assert http.post(f"/v1/jobs/{job}/recover").status_code == 202
+    assert http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+    assert problem(http.post(f"/v1/jobs/{job}/recover"))["code"] == "conflict"
+    assert http.delete(f"/v1/jobs/{job}").status_code == 204
+    assert problem(http.get(f"/v1/jobs/{job}"))["code"] == "not-found"
+
+
+def test_lists_are_paged_and_filtered(http: httpx.Client) -> None:
+    for _ in range(3):
+        submit(http, "hold")
+    first = http.get("/v1/jobs", params={"limit": 2}).json()
+    assert [job["id"] for job in first] == ["j3", "j2"]
+    assert [job["id"] for job in http.get("/v1/jobs", params={"before": "j2"}).json()] == ["j1"]
+    assert http.get("/v1/jobs", params={"state": ["done", "failed"]}).json() == []
+
+
+def test_a_job_is_followed_to_its_end(http: httpx.Client) -> None:
+    job = submit(http, "print", "one\n", "warn", "two\n", "exit", "3")
+    response = http.get(f"/v1/jobs/{job}/follow", params={"stdout": 2})
+    assert response.headers["content-type"].startswith("application/x-ndjson")
+    items = [json.loads(line) for line in response.text.splitlines()]
+    assert [(i["stream"], i["offset"]) for i in items if i["kind"] == "output"] == [("stdout", 2), ("stderr", 0)]
+    assert items[-1]["kind"] == "end"
+    assert items[-1]["job"]["exit_code"] == 3
+    assert http.get(f"/v1/jobs/{job}/logs", params={"offset": 1, "limit": 2}).content == b"ne"
+
+
+def test_events_come_as_a_list_as_lines_and_as_server_sent_events(http: httpx.Client) -> None:
+    job = submit(http, "print", "x")
+    http.get(f"/v1/jobs/{job}/follow")
+    listed = http.get("/v1/events", params={"job": job}).json()
+    assert [e["after"] for e in listed] == ["pending", "prolog", "queued", "running", "done"]
+    with http.stream("GET", "/v1/events", params={"watch": "true", "after": 2}) as lines:
+        assert lines.headers["content-type"].startswith("application/x-ndjson")
+        assert json.loads(next(lines.iter_lines()))["sequence"] == 3
+    accept = {"Accept": "text/event-stream", "Last-Event-ID": "3"}
+    with http.stream("GET", "/v1/events", headers=accept) as sent:
+        assert sent.headers["content-type"].startswith("text/event-stream")
+        text = sent.iter_lines()
+        assert [next(text), next(text)] == ["id: 4", "event: job"]
+        assert json.loads(next(text).removeprefix("data: "))["after"] == "running"
+
+
+def test_operations_say_how_they_end(http: httpx.Client) -> None:
+    operation = http.post("/v1/images/xmm/verify").json()["id"]
+    kinds = [json.loads(line)["kind"] for line in http.get(f"/v1/operations/{operation}").text.splitlines()]
+    assert kinds == ["progress", "done"]
+    assert problem(http.get("/v1/operations/o99"))["code"] == "not-found"
+
+
+def test_sites_and_images_are_kept(http: httpx.Client) -> None:
+    assert http.post("/v1/sites", json={"name": "a", "kind": "slurm", "host": "h"}).status_code == 201
+    assert {s["name"] for s in http.get("/v1/sites").json()} == {"here", "a"}
+    assert http.delete("/v1/sites/a").status_code == 204
+    assert http.get("/v1/images/xmm:latest").json()["tags"] == ["xmm:latest"]
+    assert problem(http.get("/v1/images/none"))["hint"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [
+    ("GET", "/v1/nothing", 404), ("PUT", "/v1/jobs", 405), ("GET", "/v1/jobs?limit=0", 400),
+    ("GET", "/v1/jobs?state=asleep", 400), ("GET", "/v1/jobs/j1/logs?stream=secret", 400), ("POST", "/v1/jobs", 400),
+])  # fmt: skip
+def test_every_refusal_is_a_problem(http: httpx.Client, method: str, path: str, status: int) -> None:
+    response = http.request(method, path)
+    assert response.status_code == status
+    problem(response)
+
+
+def test_a_fault_of_ours_shows_no_traceback(service: Service, http: httpx.Client) -> None:
+    async def fail() -> None:
+        raise RuntimeError("the store is on fire")
+
+    service.backend.status = fail  # type: ignore[method-assign, assignment]
+    found = problem(http.get("/v1/service"))
+    assert (found["code"], found["detail"]) == ("internal", "RuntimeError: the store is on fire")
+
+
+def test_the_document_describes_what_is_served(http: httpx.Client) -> None:
+    assert http.get("/healthz").text == "ok\n"
+    document = http.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    assert {"/v1/jobs", "/v1/jobs/{job}/follow", "/v1/events", "/healthz"} <= set(document["paths"])
+    post = document["paths"]["/v1/jobs"]["post"]
+    assert post["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobRequest")
+    assert "application/problem+json" in post["responses"]["422"]["content"]
+
+
+def test_the_socket_is_the_users_alone(service: Service) -> None:
+    assert stat.S_IMODE(service.socket.stat().st_mode) == 0o600
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(service.socket))
+        assert peer_user(sock) == os.getuid()
+
+
+def test_another_user_is_turned_away(service: Service) -> None:
+    """Even one who got past the folder: here, root's child that became `nobody` with the socket opened to all."""
+    os.chmod(service.socket, 0o666)
+    os.chmod(service.socket.parent, 0o755)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        answer = b"?"
+        try:
+            os.chdir(service.socket.parent)
+            os.setuid(65534)
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(WAIT)
+                sock.connect(service.socket.name)
+                sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: ghv\r\n\r\n")
+                answer = sock.recv(100)
+        except ConnectionError:
+            answer = b""
+        finally:
+            os.write(write, b"got:" + answer)
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as told:
+        assert told.read() == b"got:"
+    os.waitpid(child, 0)
+
+
+def test_two_services_do_not_share_a_socket(service: Service) -> None:
+    with pytest.raises(ServiceError, match="another service listens there"):
+        Service(service.socket).start()
+
+
+def test_a_stop_ends_streams_and_takes_the_socket_away(service: Service, http: httpx.Client) -> None:
+    job = submit(http, "print", "x", "hold")
+    with http.stream("GET", f"/v1/jobs/{job}/follow") as response:
+        lines = response.iter_lines()
+        next(lines)
+        service.stop()
+        assert not service.socket.exists()
+        assert all(json.loads(line)["kind"] != "end" for line in lines)
+    service.start()
+    assert http.get("/healthz").status_code == 200

@@ -1,0 +1,179 @@
+"""What every kind of site must do, asked of real ones through the real relay: fork here, Slurm behind SSH."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gridhypervisor.model.batch import BatchState
+from gridhypervisor.model.records import Site, SiteKind
+from gridhypervisor.sites import Bundle
+from testsites import SlurmSite
+from tests.contract.accounts import CAPACITY, Account, Connected, until
+
+WAITS = "trap 'echo TERM >>$5/seen; exit 5' TERM; echo $$ >$5/began; while :; do sleep 0.1; done"
+"""A pilot that tells when it began and which signal ended it. Its arguments: pilot --scratch S --entry E."""
+
+
+@pytest.fixture(scope="module", params=[SiteKind.FORK, SiteKind.SLURM])
+def account(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Account]:
+    folder = Path(tempfile.mkdtemp(prefix="ghv-contract-"))
+    if request.param is SiteKind.FORK:
+        site = Site("local", "o", "p", SiteKind.FORK, workdir=str(folder / "work"), scratch="/tmp", slots=CAPACITY)
+        yield Account(site, bundle, folder / "work", folder / "log" / "relay")
+    else:
+        slurm: SlurmSite = request.getfixturevalue("slurm_site")
+        login = slurm.login
+        site = Site("slurm-a", "o", "p", SiteKind.SLURM, host=login.host, port=login.port, user=login.user,
+                    key=str(login.key), known_hosts=str(login.known_hosts))  # fmt: skip
+        yield Account(site, bundle, slurm.home / ".ghv", folder / "log" / "relay", slurm)
+    shutil.rmtree(folder)
+
+
+def test_a_job_ends_with_its_code_and_its_words_are_in_the_entry(account: Account, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            name = await at.accepted("echo out; echo err >&2; exit 78")
+            job = await at.until(name, BatchState.ENDED)
+            assert job.code == 78 and job.name == name
+            await at.link.download(f"spool/{name}/batch.log", tmp_path / "log", timeout=10)
+            assert (tmp_path / "log").read_text() == "out\nerr\n"
+
+    asyncio.run(scenario())
+
+
+def test_an_accepted_job_is_listed_at_once_under_the_id_that_was_told(account: Account) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            name, answer = await at.submit("exit 0")
+            listing, problem = await at.listing()
+            assert listing is not None, problem
+            assert listing.jobs[name].id == answer.batch_id
+
+    asyncio.run(scenario())
+
+
+def test_cancelling_sends_term_to_the_pilot_itself(account: Account) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            name = await at.accepted(WAITS)
+            await at.until(name, BatchState.RUNNING)
+            await until("the job's beginning", (at.entry(name) / "began").exists)
+            await at.cancel(name)
+            await at.until(name, BatchState.ENDED)
+            assert (at.entry(name) / "seen").read_text() == "TERM\n"
+
+    asyncio.run(scenario())
+
+
+def test_a_job_beyond_the_capacity_waits_and_can_be_cancelled_before_it_began(account: Account) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            running = [await at.accepted(WAITS) for _ in range(CAPACITY)]
+            for name in running:
+                await at.until(name, BatchState.RUNNING)
+            waiting = await at.accepted(WAITS)
+            await at.until(waiting, BatchState.PENDING)
+            await at.cancel(waiting)
+            await at.until(waiting, BatchState.ENDED)
+            assert not (at.entry(waiting) / "began").exists()
+            for name in running:
+                assert (await at.until(name, BatchState.RUNNING, BatchState.ENDED)).state is BatchState.RUNNING
+            await at.cancel(*running)
+            for name in running:
+                await at.until(name, BatchState.ENDED)
+
+    asyncio.run(scenario())
+
+
+def test_a_name_that_the_site_never_heard_of_is_absent_and_may_be_cancelled(account: Account) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            name = at.new_name()
+            listing, _ = await at.listing()
+            assert listing is not None and name not in listing.jobs
+            await at.cancel(name)
+
+    asyncio.run(scenario())
+
+
+def test_a_job_that_ignores_term_is_ended_all_the_same(account: Account) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            name = await at.accepted("trap '' TERM; echo >$5/began; while :; do sleep 0.1; done")
+            await until("the job's beginning", (at.entry(name) / "began").exists)
+            await at.cancel(name)
+            await at.until(name, BatchState.ENDED)
+
+    asyncio.run(scenario())
+
+
+def test_jobs_outlive_the_relay_that_submitted_them(account: Account) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            name = await at.accepted(WAITS)
+            await at.until(name, BatchState.RUNNING)
+        async with account.connect() as at:
+            assert (await at.until(name, BatchState.RUNNING, BatchState.ENDED)).state is BatchState.RUNNING
+            await at.cancel(name)
+            await at.until(name, BatchState.ENDED)
+
+    asyncio.run(scenario())
+
+
+def test_a_probe_finds_nothing_wrong_and_names_the_version(account: Account) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            limits = at.driver.limits(await at.link.commands(at.driver.probe(), {}))
+            assert not limits.problem and limits.version
+
+    asyncio.run(scenario())
+
+
+def test_eight_submissions_at_once_are_eight_jobs(account: Account) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            names = await asyncio.gather(*(at.accepted("exit 3", cpus=1) for _ in range(8)))
+            assert len({(await at.until(name, BatchState.ENDED)).id for name in names}) == 8
+
+    asyncio.run(scenario())
+
+
+async def begun(at: Connected, name: str) -> None:
+    await until(f"{name} to begin", (at.entry(name) / "began").exists)
+
+
+def test_a_fork_job_is_ended_at_its_walltime(bundle: Bundle, tmp_path: Path) -> None:
+    """Slurm's limits are whole minutes: there, only what was asked for is looked at; see test_sites_slurm."""
+    site = Site("local", "o", "p", SiteKind.FORK, workdir=str(tmp_path / "work"), scratch="/tmp", slots=1)
+    account = Account(site, bundle, tmp_path / "work", tmp_path / "log" / "relay")
+
+    async def scenario() -> None:
+        async with account.connect() as at:
+            name = await at.accepted(WAITS, walltime=1)
+            job = await at.until(name, BatchState.ENDED)
+            assert job.reason == "walltime"
+            assert (at.entry(name) / "seen").read_text() == "TERM\n"
+
+    asyncio.run(scenario())
+
+
+def test_a_jobs_environment_has_none_of_the_services_secrets(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+
+    async def scenario() -> None:
+        async with account.connect() as at:
+            name = await at.accepted("env >$5/env")
+            await at.until(name, BatchState.ENDED)
+            assert "hunter2" not in (at.entry(name) / "env").read_text()
+
+    asyncio.run(scenario())
+    assert os.environ["SECRET_TOKEN"] == "hunter2"

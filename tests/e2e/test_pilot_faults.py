@@ -1,0 +1,231 @@
+"""Real faults, provoked: each ends in a sentinel that says what happened and what to do, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from gridhypervisor.agent import spool
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import Outcome, Phase, Reason, Resources
+from tests.e2e import guestkit
+from tests.e2e.guestkit import Site
+
+
+@pytest.fixture
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    yield from guestkit.sites(tmp_path_factory.mktemp("site"))
+
+
+def test_a_killed_pilot_takes_its_guest_along_and_the_watchdog_says_so(site: Site) -> None:
+    entry = site.prepare("sleep 1000")
+    pilot = site.start(entry)
+    site.wait_for_phase(entry, Phase.EXECUTE)
+    assert site.hypervisors(entry)
+    pilot.kill()
+    record = site.sentinel(entry)
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.PILOT)
+    assert record.usage.hypervisor > 0
+    assert record.phases[-1].phase is Phase.EXECUTE
+    assert record.phases[-1].end is not None
+    site.is_clean(entry)
+
+
+def test_a_pilot_stopped_beyond_its_walltime_is_ended_by_the_watchdog(site: Site) -> None:
+    resources = Resources(memory=256 << 20, scratch=64 << 20, walltime=15)
+    entry = site.prepare("sleep 1000", resources=resources, stop_grace=2)
+    pilot = site.start(entry)
+    site.wait_for_phase(entry, Phase.EXECUTE)
+    os.kill(pilot.pid, signal.SIGSTOP)
+    record = site.sentinel(entry, 25)
+    assert (record.outcome, record.reason) == (Outcome.STOPPED, Reason.WALLTIME)
+    assert record.elapsed < 16
+    assert pilot.wait(10) == -signal.SIGKILL
+    site.is_clean(entry)
+
+
+def test_a_job_that_was_stopped_for_a_while_goes_on(site: Site) -> None:
+    """What a batch system's suspend does: a pause is not the guest's silence."""
+    entry = site.prepare("for i in 1 2 3 4 5 6 7 8; do sleep 1; done; echo done", beat=1, debug={"silent_after": "3"})
+    pilot = site.start(entry)
+    site.wait_for_phase(entry, Phase.EXECUTE)
+    processes = [pilot.pid, *site.hypervisors(entry)]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    stopped_at = os.times().elapsed
+    guestkit.wait_for(lambda: os.times().elapsed > stopped_at + 6, 10, "the pause to be longer than the silence limit")
+    for process in processes:
+        os.kill(process, signal.SIGCONT)
+    assert pilot.wait(60) == 0
+    assert site.sentinel(entry).outcome is Outcome.COMPLETED
+
+
+def test_a_killed_hypervisor(site: Site) -> None:
+    entry = site.prepare("echo so far; sleep 1000")
+    pilot = site.start(entry)
+    stdout = entry / wire.STDOUT
+    guestkit.wait_for(lambda: stdout.exists() and stdout.read_text() == "so far\n", 60, "the program's first word")
+    [hypervisor] = site.hypervisors(entry)
+    os.kill(hypervisor, signal.SIGKILL)
+    assert pilot.wait(20) == 1
+    record = site.sentinel(entry)
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.HYPERVISOR)
+    assert "signal 9" in record.message
+    assert stdout.read_text() == "so far\n"
+    site.is_clean(entry)
+
+
+def test_a_kernel_panic(site: Site) -> None:
+    entry = site.prepare("echo c > /proc/sysrq-trigger; sleep 1000")
+    record = site.run(entry)
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.GUEST_PANIC), record
+    assert "sysrq triggered crash" in record.message
+    assert "sysrq triggered crash" in (entry / wire.CONSOLE).read_text()
+    site.is_clean(entry)
+
+
+def test_a_guest_that_hangs(site: Site) -> None:
+    """Root in the guest freezes the agent: the kernel lives, the program runs, and nobody answers any more."""
+    entry = site.prepare(
+        "mkdir /sys/fs/cgroup/ice; echo 1 > /sys/fs/cgroup/ice/cgroup.procs; echo 1 > /sys/fs/cgroup/ice/cgroup.freeze;"
+        " sleep 1000",
+        beat=1,
+        debug={"silent_after": "4"},
+    )
+    record = site.run(entry)
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.GUEST_SILENT), record
+    assert "has not answered" in record.message
+    site.is_clean(entry)
+
+
+def test_a_guest_that_the_program_powers_off(site: Site) -> None:
+    record = site.run(entry := site.prepare("poweroff -f"))
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.GUEST_SILENT), record
+    assert "powered off by itself" in record.message
+    site.is_clean(entry)
+
+
+def test_a_flipped_bit_in_a_layer_is_found_and_named(site: Site) -> None:
+    base = next(layer for layer in site.image.layers if layer.role == "base")
+    path = site.workdir / "cache" / base.digest
+    data = bytearray(path.read_bytes())
+    data[700_000] ^= 1
+    path.write_bytes(data)
+    record = site.run(entry := site.prepare("true"))
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.IMAGE)
+    assert base.digest[:12] in record.message
+    assert "chunk 0" in record.message
+    assert not list((site.scratch / f"ghv-{os.getuid()}/cache").glob(f"*{base.digest}*"))
+    site.is_clean(entry)
+
+
+def test_a_truncated_layer_and_an_absent_one(site: Site) -> None:
+    base = next(layer for layer in site.image.layers if layer.role == "base")
+    path = site.workdir / "cache" / base.digest
+    os.truncate(path, base.size - 1)
+    assert f"{base.size - 1} bytes instead of {base.size}" in (record := site.run(site.prepare("true"))).message
+    assert record.reason is Reason.IMAGE
+    path.unlink()
+    record = site.run(site.prepare("true"))
+    assert (record.reason, "cleans the account's workdir" in record.hint) == (Reason.IMAGE, True)
+
+
+def test_an_image_that_cannot_boot_says_so_at_once(site: Site) -> None:
+    garbage = guestkit.add_layer(site.workdir / "cache", os.urandom(1 << 20), "base", "squashfs")
+    layers = tuple(layer for layer in site.image.layers if layer.role != "base")
+    image = dataclasses.replace(site.image, layers=(*layers, garbage))
+    record = site.run(entry := site.prepare("true", image=image))
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.BOOT), record
+    assert "no squashfs file system" in record.message
+    assert record.elapsed < 60
+    site.is_clean(entry)
+
+
+def test_a_kernel_that_says_nothing_runs_into_the_boot_timeout(site: Site) -> None:
+    silent = guestkit.add_layer(site.workdir / "cache", b"no archive at all", "initrd", "raw")
+    layers = tuple(layer for layer in site.image.layers if layer.role != "initrd")
+    image = dataclasses.replace(site.image, layers=(*layers, silent), cmdline="rdinit=/nothing panic=0")
+    record = site.run(entry := site.prepare("true", image=image, boot_timeout=6))
+    assert (record.outcome, record.reason) in [
+        (Outcome.FAILED, Reason.BOOT),
+        (Outcome.FAILED, Reason.GUEST_PANIC),
+    ], record
+    site.is_clean(entry)
+
+
+def test_a_missing_and_a_damaged_input(site: Site) -> None:
+    entry = site.prepare("true", inputs={"data": b"12345"})
+    (entry / "in/data").write_bytes(b"12346")
+    record = site.run(entry)
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.INPUT)
+    assert "data" in record.message
+    entry = site.prepare("true", inputs={"data": b"12345"})
+    (entry / "in/data").unlink()
+    record = site.run(entry)
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.INPUT)
+    site.is_clean(entry)
+
+
+def test_a_manifest_that_cannot_be_read_or_is_of_another_protocol(site: Site) -> None:
+    entry = site.prepare("true")
+    (entry / wire.MANIFEST).write_text("{")
+    assert site.run(entry).reason is Reason.MANIFEST
+    entry = site.prepare("true", protocol=99)
+    record = site.run(entry)
+    assert (record.reason, "protocol 99" in record.message) == (Reason.MANIFEST, True)
+
+
+def test_a_full_node_is_said(site: Site) -> None:
+    """A tmpfs too small for the layers stands for a full disk."""
+    import subprocess
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(site.scratch)], check=True)
+    try:
+        record = site.run(entry := site.prepare("true"))
+        assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.NODE_DISK), record
+        assert "free space" in record.hint
+        site.is_clean(entry)
+    finally:
+        subprocess.run(["umount", str(site.scratch)], check=True)
+
+
+def test_a_node_that_fills_up_while_the_guest_writes(site: Site) -> None:
+    import subprocess
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m,mode=700", "tmpfs", str(site.scratch)], check=True)
+    try:
+        resources = Resources(memory=256 << 20, scratch=512 << 20, walltime=120)
+        record = site.run(entry := site.prepare("dd if=/dev/urandom of=big bs=1M count=300; sync; sleep 1000",
+                                                resources=resources))  # fmt: skip
+        assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.NODE_DISK), record
+        site.is_clean(entry)
+    finally:
+        subprocess.run(["umount", str(site.scratch)], check=True)
+
+
+def test_what_a_dead_node_left_is_swept_by_the_next_pilot(site: Site) -> None:
+    left = site.scratch / f"ghv-{os.getuid()}" / "run" / "test-dead"
+    left.mkdir(parents=True)
+    for folder in (left.parent.parent, left.parent):
+        folder.chmod(0o700)
+    (left / "scratch").write_bytes(b"x")
+    (left / "lock").touch()
+    assert site.run(site.prepare("true")).outcome is Outcome.COMPLETED
+    assert not left.exists()
+
+
+def test_kvm_is_refused_where_it_was_not_proven(site: Site) -> None:
+    record = site.run(entry := site.prepare("true", acceleration="auto"))
+    assert record.hypervisor is not None
+    proof = spool.json.loads((site.scratch / f"ghv-{os.getuid()}/kvm-proof.json").read_bytes())
+    assert record.hypervisor.acceleration is (wire.Acceleration.KVM if proof["kvm"] else wire.Acceleration.TCG)
+    assert record.hypervisor.why == proof["why"]
+    if not proof["kvm"]:
+        record = site.run(entry := site.prepare("true", acceleration="kvm"))
+        assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.HYPERVISOR)
+        assert proof["why"] in record.message
+        site.is_clean(entry)

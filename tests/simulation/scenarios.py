@@ -1,0 +1,242 @@
+"""Stories that between them make the controller take every step that it can take. Each ends settled.
+
+A story must hold wherever the controller dies in it: it waits for conditions, and says what befalls the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from gridhypervisor.simulation.batch import BatchEntry
+from gridhypervisor.simulation.pilot import Pilot
+
+from tests.simulation.world import World
+
+Story = Callable[[World], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    story: Story
+    options: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.story.__name__
+
+
+async def reaches(world: World, job: str, *states: str) -> None:
+    """Wait until it is there, or beyond any hope of it."""
+    await world.until(lambda: world.state(job) in (*states, "cleaned", "deleted"), 2000.0, f"{job} gets to {states}")
+
+
+def batch_jobs(world: World) -> list[BatchEntry]:
+    return [j for site in world.sites.values() for j in site.batch.jobs.values()]
+
+
+def pilots(world: World) -> list[Pilot]:
+    return [p for site in world.sites.values() for p in site.batch.pilots()]
+
+
+async def a_normal_run(world: World) -> None:
+    await world.submit(3.0)
+    await world.submit(3.0, 7)
+    await world.settled()
+
+
+async def cancelled_before_any_site_answers(world: World) -> None:
+    for site in world.sites.values():
+        site.way.cut(60.0)
+    job = await world.submit()
+    await world.cancel(job)
+    await world.settled()
+
+
+async def cancelled_while_planned(world: World) -> None:
+    for site in world.sites.values():
+        site.way.hang(20.0)
+    job = await world.submit()
+    await reaches(world, job, "planned")
+    await world.cancel(job)
+    await world.settled()
+
+
+async def cancelled_while_submitting(world: World) -> None:
+    for site in world.sites.values():
+        site.batch.weather.submissions.append("mute")
+    job = await world.submit()
+    await reaches(world, job, "submitting")
+    await world.cancel(job)
+    await world.settled()
+
+
+async def cancelled_in_the_queue(world: World) -> None:
+    first = await world.submit(30.0, site="site0")
+    second = await world.submit(30.0, site="site0")
+    third = await world.submit(1.0, site="site0")
+    await reaches(world, third, "queued")
+    await world.cancel(third)
+    await world.cancel(second)
+    await reaches(world, first, "running")
+    await world.settled()
+
+
+async def cancelled_while_running(world: World) -> None:
+    job = await world.submit(60.0)
+    await reaches(world, job, "running")
+    await world.cancel(job)
+    await world.settled()
+
+
+async def cancelled_while_its_pilot_is_stopped(world: World) -> None:
+    job = await world.submit(60.0)
+    await reaches(world, job, "running")
+    for pilot in pilots(world):
+        pilot.pause()
+    await world.cancel(job)
+    await world.settled()
+
+
+async def a_pilot_is_faster_than_its_revocation(world: World) -> None:
+    """Nobody sees the owner yet when the user cancels."""
+    job = await world.submit(5.0)
+    await world.until(lambda: any(p.entry is not None for p in pilots(world)) or world.state(job) == "cleaned", 300.0,
+                      "a pilot owns it")  # fmt: skip
+    await world.cancel(job)
+    await world.settled()
+
+
+async def a_pilot_is_faster_than_the_answer_to_its_submission(world: World) -> None:
+    for site in world.sites.values():
+        site.batch.weather.submissions.append("mute")
+    await world.submit(5.0)
+    await world.settled()
+
+
+async def a_submission_is_lost(world: World) -> None:
+    for site in world.sites.values():
+        site.batch.weather.submissions.append("lost")
+    await world.submit()
+    await world.settled()
+
+
+async def a_submission_surfaces_late(world: World) -> None:
+    for site in world.sites.values():
+        site.batch.weather.submissions.append("late")
+        site.batch.weather.late = 40.0
+    await world.submit()
+    await world.settled()
+    await world.until(lambda: all(not s.unfinished for s in world.sites.values()), 200.0, "what is late is over")
+
+
+async def a_submission_is_refused(world: World) -> None:
+    for site in world.sites.values():
+        site.batch.weather.submissions.extend(["refused", "refused"])
+    await world.submit(retry=5)
+    await world.submit(retry=0)
+    await world.settled()
+
+
+async def a_pilot_is_killed(world: World) -> None:
+    job = await world.submit(30.0)
+    await reaches(world, job, "running")
+    for pilot in pilots(world):
+        pilot.kill()
+    await world.settled()
+
+
+async def a_pilot_ends_without_a_word(world: World) -> None:
+    job = await world.submit(30.0)
+    await reaches(world, job, "running")
+    for pilot in pilots(world):
+        pilot.destroy()
+    await world.settled()
+
+
+async def a_pilot_is_stopped_beyond_its_walltime(world: World) -> None:
+    job = await world.submit(30.0)
+    await reaches(world, job, "running")
+    for pilot in pilots(world):
+        pilot.pause()
+    await world.settled()
+
+
+async def a_node_is_lost_and_lives_on(world: World) -> None:
+    job = await world.submit(30.0)
+    await reaches(world, job, "running")
+    for site in world.sites.values():
+        for entry in list(site.batch.jobs.values()):
+            if entry.node is not None and entry.state == "RUNNING":
+                site.batch.lose_node(entry.node, alive=True)
+    await world.settled()
+
+
+async def a_run_is_repeated_while_the_first_lives_on(world: World) -> None:
+    job = await world.submit(30.0)
+    await reaches(world, job, "running")
+    for site in world.sites.values():
+        for entry in list(site.batch.jobs.values()):
+            site.batch.requeue(entry, confirmed=False)
+    await world.settled()
+
+
+async def listings_are_empty_for_a_minute(world: World) -> None:
+    job = await world.submit(30.0)
+    await reaches(world, job, "running")
+    for site in world.sites.values():
+        site.batch.weather.listing = "empty"
+    await world.submit(5.0)
+    await world.until(lambda: False or world.loop.time() > 80.0, 200.0, "a minute passes")
+    for site in world.sites.values():
+        site.batch.weather.listing = ""
+    await world.settled()
+
+
+async def a_site_falls_silent(world: World) -> None:
+    job = await world.submit(20.0)
+    await reaches(world, job, "running")
+    for site in world.sites.values():
+        site.way.cut(90.0)
+    await world.settled()
+
+
+async def deleted_while_running(world: World) -> None:
+    job = await world.submit(60.0)
+    await reaches(world, job, "running")
+    await world.delete(job)
+    await world.settled()
+
+
+async def deleted_with_its_results_uncollected(world: World) -> None:
+    job = await world.submit(5.0)
+    await reaches(world, job, "ended")
+    await world.delete(job)
+    await world.settled()
+
+
+LAGS = {"listing_lag": 3.0, "spool_lag": 4.0}
+
+SCENARIOS = [
+    Scenario(a_normal_run),
+    Scenario(cancelled_before_any_site_answers),
+    Scenario(cancelled_while_planned),
+    Scenario(cancelled_while_submitting),
+    Scenario(cancelled_in_the_queue),
+    Scenario(cancelled_while_running),
+    Scenario(cancelled_while_its_pilot_is_stopped),
+    Scenario(a_pilot_is_faster_than_its_revocation, {"spool_lag": 30.0}),
+    Scenario(a_pilot_is_faster_than_the_answer_to_its_submission, {"listing_lag": 30.0}),
+    Scenario(a_submission_is_lost, LAGS),
+    Scenario(a_submission_surfaces_late),
+    Scenario(a_submission_is_refused),
+    Scenario(a_pilot_is_killed, LAGS),
+    Scenario(a_pilot_ends_without_a_word, LAGS),
+    Scenario(a_pilot_is_stopped_beyond_its_walltime),
+    Scenario(a_node_is_lost_and_lives_on),
+    Scenario(a_run_is_repeated_while_the_first_lives_on),
+    Scenario(listings_are_empty_for_a_minute),
+    Scenario(a_site_falls_silent),
+    Scenario(deleted_while_running),
+    Scenario(deleted_with_its_results_uncollected),
+]

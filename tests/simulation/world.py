@@ -1,0 +1,237 @@
+"""The real planner, controller, session and store over simulated sites: a world that can be hurt, and then judged."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from random import Random
+
+from gridhypervisor.execution.controller import Controller
+from gridhypervisor.execution.logs import Logs
+from gridhypervisor.execution.ports import StagedInput
+from gridhypervisor.execution.session import Session
+from gridhypervisor.model.commit import JobRecords
+from gridhypervisor.model.records import Event, Job, JobState, Site, SiteKind, Vm, Wish
+from gridhypervisor.model.spec import JobSpec, ResourcesSpec, RetrySpec
+from gridhypervisor.model.wire import ImageManifest, Layer, Outcome
+from gridhypervisor.simulation.loop import VirtualLoop
+from gridhypervisor.simulation.site import Census, SimulatedSite
+from gridhypervisor.store import open_store
+
+EPOCH = 1_000_000.0
+"""The controller's clock when the loop's is 0."""
+
+WALLTIME = 120
+"""Seconds of every job's walltime."""
+
+
+FINAL = {str(state) for state in JobState if state.final}
+
+
+class Crash(BaseException):
+    """The controller dies here. No Exception: nobody may handle it."""
+
+
+class World:
+    """Sites that outlive the controller, and the controller of the moment."""
+
+    def __init__(self, folder: Path, *, sites: int = 2, seed: int = 0, listing_lag: float = 0.0, spool_lag: float = 0.0,
+                 nodes: int = 2) -> None:  # fmt: skip
+        self.folder, self.loop = folder, asyncio.get_running_loop()
+        self.random = Random(seed)
+        self.census = Census()
+        self.sites = {
+            name: SimulatedSite(name, self.loop, nodes=nodes, census=self.census, random=self.random,
+                                listing_lag=listing_lag, spool_lag=spool_lag)
+            for name in (f"site{i}" for i in range(sites))
+        }  # fmt: skip
+        self.deadly = ""  # the step at which the controller dies next
+        self.reached: set[str] = set()
+        self.crashed = asyncio.Event()
+        self.crashes = 0
+        self.jobs: list[str] = []
+        self.deleted: set[str] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def clock(self) -> float:
+        return EPOCH + self.loop.time()
+
+    # -- the controller's lives ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self.crashed.clear()
+        self.store = open_store(self.folder / "store.sqlite")
+        logs = Logs(self.folder / "logs")
+        self.controller = Controller(self.store, {}, logs, clock=self.clock, cpu=lambda: 0.0, steps=self._step)
+        await self.controller.load()
+        self._tasks = [asyncio.create_task(self.controller.run())]
+        for name, site in self.sites.items():
+            session = Session(
+                Site(name, "me", "default", SiteKind.FORK),
+                lambda workdir, bundle, site=site: site.driver,  # type: ignore[misc]
+                site.transport,
+                self.controller,
+                installation=self.store.installation,
+                layers=self,
+                inputs=self,
+                logs=logs,
+                clock=self.clock,
+                jitter=lambda: self.random.uniform(0.75, 1.25),
+            )
+            self.controller.add_session(name, session)
+            self._tasks.append(asyncio.create_task(session.run()))
+
+    async def stop(self) -> None:
+        """As abrupt as a kill can be within one process: nothing more is committed, no connection says good-bye."""
+        for site in self.sites.values():
+            site.way.cut(0.0)
+        for task in self._tasks:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.controller.close()
+        self.store.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def restart(self) -> None:
+        self.crashes += 1
+        await self.stop()
+        await self.start()
+
+    def _step(self, step: str) -> None:
+        if self.crashed.is_set():
+            raise Crash(step)  # dead is dead, until the restart
+        self.reached.add(step)
+        if step == self.deadly:
+            self.deadly = ""
+            self.crashed.set()
+            raise Crash(step)
+
+    # -- what its ports need ---------------------------------------------------------------------------------------
+
+    def paths(self, layer: Layer) -> tuple[Path, Path]:
+        return self.folder / layer.digest, self.folder / f"{layer.digest}.chunks"
+
+    async def plan(self, job: Job, progress: Callable[[str], None]) -> Sequence[StagedInput]:
+        return ()
+
+    # -- the user --------------------------------------------------------------------------------------------------
+
+    async def submit(self, seconds: float = 5.0, code: int = 0, *, retry: int = 2, site: str = "") -> str:
+        spec = JobSpec(
+            "image",
+            ("sleep", str(seconds), str(code)),
+            outputs=("products/*",),
+            resources=ResourcesSpec(walltime=f"{WALLTIME}s"),
+            retry=RetrySpec(retry),
+            site=site,
+        )
+        folder = str(self.folder)
+        job = Job("", "me", "default", "test", spec, f"{folder}/results/{len(self.jobs)}", folder, ImageManifest(()),
+                  "0" * 64, self.clock(), version=1)  # fmt: skip
+        event = Event(self.clock(), "me", "default", "", "job", "", "", JobState.PENDING)
+        records = await self.controller.in_store(self.store.create_job, job, Vm("", "me", "default", ""), event)
+        self.jobs.append(records.job.id)
+        self.controller.adopt(records)
+        return records.job.id
+
+    async def cancel(self, job: str) -> None:
+        await self.controller.wish(job, Wish.CANCEL)
+
+    async def delete(self, job: str) -> None:
+        self.deleted.add(job)
+        await self.controller.wish(job, Wish.DELETE)
+
+    # -- watching --------------------------------------------------------------------------------------------------
+
+    async def until(self, holds: Callable[[], bool], bound: float, what: str) -> None:
+        """Go on until it holds, restarting a controller that died meanwhile; at most `bound` virtual seconds."""
+        end = self.loop.time() + bound
+        while not holds():
+            assert self.loop.time() < end, f"not within {bound:g} s: {what}\n{self.story()}"
+            assert not self._tasks[0].done() or self.crashed.is_set(), self._tasks[0].exception()
+            if self.crashed.is_set():
+                await self.restart()
+            await asyncio.sleep(0.25)
+
+    async def settled(self, bound: float = 3000.0) -> None:
+        """Until nothing is left to do; two patient retries, a walltime and its fence fit well into the bound."""
+        await self.until(lambda: not self.controller.cases, bound, "every job ends and every site is clean")
+
+    def records(self, job: str) -> JobRecords:
+        found = self.store.job(job)
+        assert found is not None
+        return found
+
+    def state(self, job: str) -> str:
+        """Of its newest allocation; of the job, where it has none."""
+        case = self.controller.cases.get(job)
+        records = (case.allocations, case.job) if case is not None else None
+        if records is None:
+            found = self.store.job(job)
+            return "deleted" if found is None else "cleaned"
+        return str(records[0][-1].state if records[0] else records[1].state)
+
+    def story(self) -> str:
+        events = [f"{e.at - EPOCH:8.2f} {e.subject:8} {e.before:>10} > {e.after:10} {e.reason} {e.message}"
+                  for e in self.store.events()]  # fmt: skip
+        waiting = [f"{job} {self.state(job)}: {words}" for job, words in self.controller.waiting.items()]
+        return "\n".join([*events, f"{self.loop.time():8.2f} now", *waiting])
+
+    # -- judging ---------------------------------------------------------------------------------------------------
+
+    def judge(self) -> None:
+        """What must hold when everything has settled."""
+        self.judge_always()
+        for job in self.jobs:
+            ends = [e for e in self.store.events(job=job) if e.kind == "job" and e.after in FINAL and e.before != e.after]
+            assert len(ends) == 1, f"{job} ended {len(ends)} times\n{self.story()}"
+            found = self.store.job(job)
+            if found is None:
+                assert job in self.deleted
+                continue
+            if found.job.state is JobState.DONE:
+                result = Path(found.job.destination) / "products/result"
+                words = result.read_text().split()
+                assert words[0] == job, f"{job} is done without its results\n{self.story()}"
+            ledger = self.store.ledger(job)
+            assert ledger is not None
+            assert abs(sum(row.seconds for row in ledger.rows) - ledger.wall) < 1e-3, ledger
+            assert all(row.seconds >= -1e-6 for row in ledger.rows), ledger
+        for site in self.sites.values():
+            assert not site.spool.entries, f"left at {site.name}: {list(site.spool.entries)}\n{self.story()}"
+            assert not site.unfinished, f"{site.name} still has {site.unfinished}\n{self.story()}"
+        assert not +self.census.guests, self.census.guests
+
+    def judge_always(self) -> None:
+        assert not self.census.harm, f"{self.census.harm}\n{self.story()}"
+        for site in self.sites.values():
+            for entry in site.account.removed:
+                assert entry.manifest is None or entry.manifest.job in self.deleted or not (
+                    entry.exit is not None and entry.exit.outcome is Outcome.COMPLETED and entry.uncollected
+                ), f"the results of {entry.name} were removed before they were home\n{self.story()}"  # fmt: skip
+
+
+def in_world(story: Callable[[World], Awaitable[None]], **options: float) -> World:
+    """Tell a story in a world of its own, in virtual time."""
+    memory = Path("/dev/shm")  # the store's fsyncs cost nothing there; what they are worth is tested elsewhere
+    folder = Path(tempfile.mkdtemp(prefix="ghv-world-", dir=memory if memory.is_dir() else None))
+
+    async def tell() -> World:
+        world = World(folder, **options)  # type: ignore[arg-type]
+        await world.start()
+        try:
+            await story(world)
+        finally:
+            await world.stop()
+        return world
+
+    try:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            return runner.run(tell())
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,107 @@
+"""Serves a `FakeBackend` for real: in a thread of the test, or as a process that the launcher starts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gridhypervisor.service.api import make_app
+from gridhypervisor.service.server import serve
+from tests.unit.fake_backend import FakeBackend
+
+WAIT = 20.0
+"""Seconds after which a test gives up waiting for what must happen."""
+
+
+class Service(AbstractContextManager["Service"]):
+    """A service in a thread. May be stopped and started again, with the same backend."""
+
+    def __init__(self, socket: Path, backend: FakeBackend | None = None) -> None:
+        self.socket = socket
+        self.backend = backend or FakeBackend()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._stopping: asyncio.Event | None = None
+        self._served: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        asyncio.run_coroutine_threadsafe(self._cancel_rest(), self._loop).result(WAIT)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(WAIT)
+        self._loop.close()
+
+    def start(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(WAIT)
+
+    def stop(self) -> None:
+        """As the service stops when it is told to: streams end, the socket goes."""
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(WAIT)
+
+    def do(self, action: Callable[[], object]) -> None:
+        """Call something of the backend's, in its event loop."""
+
+        async def call() -> None:
+            action()
+
+        asyncio.run_coroutine_threadsafe(call(), self._loop).result(WAIT)
+
+    async def _start(self) -> None:
+        ready = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._served = asyncio.create_task(serve(make_app(self.backend), self.socket, ready.set, self._stopping))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait((waiting, self._served), return_when=asyncio.FIRST_COMPLETED, timeout=WAIT)
+        if self._served.done():
+            await self._served
+
+    async def _stop(self) -> None:
+        assert self._stopping is not None and self._served is not None
+        self._stopping.set()
+        await self._served
+
+    @staticmethod
+    async def _cancel_rest() -> None:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=WAIT)
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--data", "--socket"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    given = parser.parse_args()
+    if (given.data / "broken").exists():
+        sys.exit("cannot open the store: it is broken")
+    with (given.data / "starts").open("a") as starts:
+        starts.write("started\n")
+    stopping = asyncio.Event()
+
+    def ready() -> None:
+        os.write(given.ready_fd, b"ready\n")
+        os.close(given.ready_fd)
+
+    await serve(make_app(FakeBackend(stop=stopping.set, pid=os.getpid())), given.socket, ready, stopping)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

@@ -1,0 +1,113 @@
+"""What `ghv run`'s flags and file mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+import pytest
+
+from gridhypervisor.cli.request import Flags, InputType, PairType, make_request
+from gridhypervisor.model.spec import InputSpec, ResourcesSpec
+from gridhypervisor.model.views import ServiceError
+from gridhypervisor.model.yamlspec import SpecError
+
+NOTHING = Flags(
+    file=None, image=None, command=(), name=None, inputs=(), outputs=(), environment=(), cpus=None, memory=None,
+    scratch=None, walltime=None, site=None, retry=None, network=None, acceleration=None, destination=".",
+)  # fmt: skip
+
+JOB = """
+image: xmm
+command: [evproducts, events.fits]
+inputs: [events.fits]
+outputs: ["products/*"]
+environment: {A: "1", B: "2"}
+resources: {memory: 1Gi, walltime: 2h}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "events.fits").touch()
+    (tmp_path / "a=b").touch()
+    return tmp_path
+
+
+def flags(**given: object) -> Flags:
+    return Flags(**(vars(NOTHING) | given))  # type: ignore[arg-type]
+
+
+def test_flags_alone_make_a_job(here: Path) -> None:
+    request = make_request(flags(image="xmm", command=("ls", "-l"), memory="1Gi", destination="out"))
+    assert request.spec.command == ("ls", "-l")
+    assert request.spec.resources == ResourcesSpec(memory="1Gi")
+    assert (request.folder, request.destination) == (str(here), str(here / "out"))
+
+
+@pytest.mark.parametrize(("given", "missing"), [({"command": ("ls",)}, "--image"), ({"image": "xmm"}, "what to run")])
+def test_what_is_missing_is_said(given: dict[str, object], missing: str) -> None:
+    with pytest.raises(click.UsageError, match=missing):
+        make_request(flags(**given))
+
+
+def test_flags_override_the_file_and_nothing_else(here: Path) -> None:
+    (here / "jobs").mkdir()
+    (here / "jobs" / "job.yaml").write_text(JOB)
+    (here / "jobs" / "events.fits").touch()
+    request = make_request(flags(file="jobs/job.yaml"))
+    assert request.spec.inputs == ("events.fits",)
+    assert request.folder == str(here / "jobs")
+    assert request.destination == str(here)
+    given = flags(file="jobs/job.yaml", walltime="5m", environment=(("B", "3"),), command=("true",), retry=0)
+    spec = make_request(given).spec
+    assert spec.resources == ResourcesSpec(memory="1Gi", walltime="5m")
+    assert spec.environment == {"A": "1", "B": "3"}
+    assert (spec.command, spec.image, spec.retry.times) == (("true",), "xmm", 0)
+
+
+def test_a_wrong_file_names_its_lines(here: Path) -> None:
+    (here / "job.yaml").write_text(JOB + "network: all\noutputs2: []\n")
+    with pytest.raises(SpecError) as error:
+        make_request(flags(file="job.yaml"))
+    assert [(p.line, p.field) for p in error.value.problems] == [(8, "network"), (9, "outputs2")]
+
+
+def test_an_input_that_is_not_there_is_found_at_once(here: Path) -> None:
+    with pytest.raises(ServiceError, match="no such file") as error:
+        make_request(flags(image="xmm", command=("true",), inputs=(InputSpec(path=str(here / "none")),)))
+    assert error.value.problem.title == f"read the input {here}/none"
+
+
+def test_what_leaves_the_jobs_folder_is_refused(here: Path) -> None:
+    with pytest.raises(click.UsageError, match="stays inside the job's folder"):
+        make_request(flags(image="xmm", command=("true",), outputs=("../*",)))
+
+
+@pytest.mark.parametrize(("text", "read"), [
+    ("events.fits", InputSpec(path="HERE/events.fits")),
+    ("events.fits=in/e.fits", InputSpec(path="HERE/events.fits", name="in/e.fits")),
+    ("a=b", InputSpec(path="HERE/a=b")),
+    ("https://x.org/d?a=b", InputSpec(url="https://x.org/d?a=b")),
+    (f"s3://b/k#sha256={'0f' * 32}&name=k2", InputSpec(url="s3://b/k", sha256="0f" * 32, name="k2")),
+])  # fmt: skip
+def test_inputs(here: Path, text: str, read: InputSpec) -> None:
+    found = InputType().convert(text, None, None)
+    assert found == dataclasses.replace(read, path=read.path.replace("HERE", str(here)))
+
+
+@pytest.mark.parametrize("text", ["http://x/y#sha256=12", "http://x/y#md5=ab", "http://x/y#part"])
+def test_inputs_that_mean_nothing(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        InputType().convert(text, None, None)
+
+
+def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GHV_TEST_HERE", "yes")
+    assert PairType(inherit=True).convert("GHV_TEST_HERE", None, None) == ("GHV_TEST_HERE", "yes")
+    assert PairType().convert("A=b=c", None, None) == ("A", "b=c")
+    for wrong in ("A", "=b"):
+        with pytest.raises(click.BadParameter):
+            PairType().convert(wrong, None, None)

@@ -1,0 +1,243 @@
+"""Slurm's dialect: what we say to it, and what its answers mean. The answers are 22.05's own."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gridhypervisor.model.batch import BatchJob, BatchState, Submission
+from gridhypervisor.model.errors import LinkError
+from gridhypervisor.model.records import Site, SiteKind
+from gridhypervisor.model.wire import CommandResult
+from gridhypervisor.sites.driver import batch_script
+from gridhypervisor.sites.slurm import NEVER_STARTS, STATES, SlurmDriver, minutes, seconds
+
+OURS = "a1b2c3d4e"
+
+
+def site(**options: str) -> Site:
+    return Site("slurm-a", "o", "p", SiteKind.SLURM, options=options, environment={"SLURM_CONF": "/etc/s.conf"})
+
+
+def job(walltime: int = 1800, scratch: str = "", entry: str = "/w/spool/x") -> Submission:
+    return Submission(f"{OURS}-j1-1", entry, "/w/bundle/d/start", scratch, 2, 512 << 20, walltime)
+
+
+def listed(stdout: str, code: int | None = 0, stderr: str = "") -> dict[str, BatchJob] | None:
+    listing, problem = SlurmDriver(site()).listing([CommandResult(code, stdout, stderr)], 5.0)
+    assert (listing is None) == bool(problem)
+    return listing.jobs if listing else None
+
+
+def row(word: str, reason: str = "None", status: int = 0, name: str = f"{OURS}-j1-1", restarts: str = "0") -> str:
+    return f"7|{OURS}|{word}|{reason}|{status}|{restarts}|n1|{name}|\n"
+
+
+# What we say
+
+
+def test_a_submission_carries_the_users_options_verbatim_and_the_sites_environment() -> None:
+    driver = SlurmDriver(site(partition="short", account="p7", qos="q", constraint="a&b", native="--x='1 2' -C y"))
+    [command] = driver.submit([job()], site())
+    assert command.environment == {"SLURM_CONF": "/etc/s.conf"}
+    for word in ("--partition=short", "--account=p7", "--qos=q", "--constraint=a&b", "--x=1 2", "-C", "y"):
+        assert word in command.argv
+    assert f"--job-name={OURS}-j1-1" in command.argv and "--no-requeue" in command.argv
+    assert "--mem=896M" in command.argv  # the guest's and what the emulator needs beside it
+
+
+def test_a_percent_sign_in_the_entry_is_no_pattern_of_sbatch() -> None:
+    [command] = SlurmDriver(site()).submit([job(entry="/w/100%u/x")], site())
+    assert "--output=/w/100%%u/x/batch.log" in command.argv and "--chdir=/w/100%u/x" in command.argv
+
+
+@pytest.mark.parametrize(("walltime", "warned"), [(60, False), (299, False), (300, True), (7200, True)])
+def test_a_short_job_is_not_warned_a_minute_early(walltime: int, warned: bool) -> None:
+    [command] = SlurmDriver(site()).submit([job(walltime)], site())
+    assert any(word.startswith("--signal=B:USR1@") for word in command.argv) == warned
+
+
+@given(st.integers(1, 10**7))
+def test_whole_minutes_hold_the_walltime_and_no_minute_more(walltime: int) -> None:
+    assert walltime <= 60 * minutes(walltime) < walltime + 60
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
+def test_the_script_hands_over_any_folder_name_unchanged(name: str) -> None:
+    words = shlex.split(batch_script(job(scratch=f"/{name}", entry=f"/w/{name}")).partition("exec ")[2])
+    assert words[-3:] == [f"/{name}", "--entry", f"/w/{name}"]
+
+
+def test_without_a_scratch_the_nodes_own_tmpdir_is_used_and_one_that_is_not_there_is_not(tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    start.write_text('echo "$@"\n')
+    script = batch_script(Submission("n", "/e", str(start), "", 1, 1, 60))
+    for tmpdir, expected in ((str(tmp_path), str(tmp_path)), ("/only/on/the/front-end", "/tmp")):
+        done = subprocess.run(["sh"], input=script, env={"TMPDIR": tmpdir}, capture_output=True, text=True, check=True)
+        assert done.stdout == f"pilot --scratch {expected} --entry /e\n"
+
+
+def test_options_that_would_be_ignored_are_refused_with_those_that_exist() -> None:
+    with pytest.raises(LinkError, match=r"options\.partitoin") as refusal:
+        SlurmDriver(site(partitoin="x"))
+    assert "partition" in refusal.value.hint
+    with pytest.raises(LinkError, match="native"):
+        SlurmDriver(site(native="'open"))
+    with pytest.raises(LinkError, match="spool_lag"):
+        SlurmDriver(site(spool_lag="soon"))
+
+
+# What its answers mean
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "stderr", "accepted"),
+    [
+        (0, "17\n", "", True),
+        (0, "17;cluster\n", "", True),
+        (0, "sbatch: a site's greeting\n17\n", "", True),
+        (0, "", "", None),
+        (None, "", "sbatch: no end within 30 s, killed", None),
+        (-9, "", "", None),
+        (1, "", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n", None),
+        (1, "", "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)\n", None),
+        (1, "", "sbatch: error: Batch job submission failed: Protocol authentication error\n", None),
+        (1, "", "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received\n", None),
+        (1, "", "sbatch: error: Batch job submission failed: Invalid partition name specified\n", False),
+        (1, "", "sbatch: error: Batch job submission failed: Requested node configuration is not available\n", False),
+        (1, "", "sbatch: error: Batch job submission failed: Invalid feature specification\n", False),
+        (255, "", "sbatch: unrecognized option '--bogus=64'\n", False),
+        (127, "", "start sbatch: No such file or directory", False),
+    ],
+)  # fmt: skip
+def test_an_answer_is_yes_no_or_unclear(code: int | None, stdout: str, stderr: str, accepted: bool | None) -> None:
+    [answer] = SlurmDriver(site()).submitted([CommandResult(code, stdout, stderr)])
+    assert answer.accepted is accepted
+    assert answer.batch_id == ("17" if accepted else "")
+    assert accepted or "sbatch" in answer.message
+
+
+def test_a_refusal_says_what_to_change() -> None:
+    words = "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
+    [answer] = SlurmDriver(site()).submitted([CommandResult(1, "", words)])
+    assert "Invalid partition name" in answer.message and "option `partition`" in answer.message
+
+
+@given(st.text(st.characters(categories=["Lu"]), min_size=1))
+def test_a_state_that_nobody_told_us_of_is_unknown_and_never_an_end(word: str) -> None:
+    jobs = listed(row(word))
+    assert jobs is not None
+    state = jobs[f"{OURS}-j1-1"].state
+    assert state is STATES.get(word, BatchState.UNKNOWN)
+    assert word in STATES or word in jobs[f"{OURS}-j1-1"].reason
+
+
+@pytest.mark.parametrize(
+    ("line", "state", "reason", "code"),
+    [
+        (row("PENDING", "Resources"), BatchState.PENDING, "Resources", None),
+        (row("COMPLETED"), BatchState.ENDED, "COMPLETED", 0),
+        (row("FAILED", "NonZeroExitCode", 78 << 8), BatchState.ENDED, "NonZeroExitCode", 78),
+        (row("FAILED", "JobLaunchFailure", 9), BatchState.ENDED, "JobLaunchFailure", 137),
+        (row("CANCELLED by 20001"), BatchState.ENDED, "CANCELLED by 20001", 0),
+        (row("TIMEOUT", "TimeLimit"), BatchState.ENDED, "TimeLimit", 0),
+        (row("COMPLETING"), BatchState.ENDING, "", None),
+        (row("SUSPENDED"), BatchState.RUNNING, "", None),
+        (row("NODE_FAIL", "None"), BatchState.NODE_LOST, "NODE_FAIL", None),
+    ],
+)
+def test_what_the_words_for_a_job_mean(line: str, state: BatchState, reason: str, code: int | None) -> None:
+    jobs = listed(line)
+    assert jobs is not None
+    assert jobs[f"{OURS}-j1-1"] == BatchJob("7", f"{OURS}-j1-1", state, reason, "n1", code)
+
+
+@pytest.mark.parametrize("reason", sorted(NEVER_STARTS))
+def test_a_job_that_time_alone_will_not_start_is_held_and_says_what_to_change(reason: str) -> None:
+    jobs = listed(row("PENDING", reason))
+    assert jobs is not None
+    assert jobs[f"{OURS}-j1-1"].state is BatchState.HELD
+    assert jobs[f"{OURS}-j1-1"].reason == f"{reason}: {NEVER_STARTS[reason]}"
+
+
+def test_a_listing_holds_ours_alone_whatever_others_call_their_jobs() -> None:
+    text = row("RUNNING", name="the user's own") + row("RUNNING", name="b\nc|d|e|f|g|h|i\n||||||||") + row("RUNNING")
+    jobs = listed(text + row("PENDING", name="f0000000-j1-1"))
+    assert jobs is not None
+    assert set(jobs) == {f"{OURS}-j1-1"}
+
+
+def test_a_job_that_the_site_ran_again_says_how_often() -> None:
+    jobs = listed(row("RUNNING", restarts="2"))
+    assert jobs is not None
+    assert jobs[f"{OURS}-j1-1"].restarts == 2
+
+
+def test_of_a_doubled_submission_the_one_that_lives_counts() -> None:
+    for text in (row("CANCELLED") + row("RUNNING"), row("RUNNING") + row("CANCELLED")):
+        jobs = listed(text)
+        assert jobs is not None
+        assert jobs[f"{OURS}-j1-1"].state is BatchState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "stderr"),
+    [
+        (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"),
+        (None, row("RUNNING"), ""),  # killed in the middle
+        (1, row("RUNNING"), ""),
+        (0, "", "squeue: error: Invalid user: scientist\n\n"),  # 22.05 exits with 0 all the same
+    ],
+)
+def test_a_listing_that_failed_is_no_listing_not_an_empty_one(code: int | None, stdout: str, stderr: str) -> None:
+    assert listed(stdout, code, stderr) is None
+
+
+def test_an_empty_listing_is_one() -> None:
+    assert listed("") == {}
+
+
+PARTITIONS = "batch*|up|1-00:00:00|2|4000\nbatch*|up|1-00:00:00|64+|8000\nshort|up|5:00|2|4000\nopen|up|infinite|2|4000\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "walltime", "cpus"),
+    [({}, 86400, 64), ({"partition": "short"}, 300, 2), ({"partition": "open"}, None, 2),
+     ({"partition": "short,batch"}, 86400, 64)],
+)  # fmt: skip
+def test_the_limits_are_those_of_the_partition_that_is_used(
+    options: dict[str, str], walltime: int | None, cpus: int
+) -> None:
+    answers = [CommandResult(0, "slurm-wlm 22.05.8\n"), CommandResult(0, PARTITIONS)]
+    limits = SlurmDriver(site(**options)).limits(answers)
+    assert (limits.version, limits.max_walltime, limits.max_cpus) == ("slurm-wlm 22.05.8", walltime, cpus)
+    assert not limits.problem
+
+
+def test_a_partition_that_does_not_exist_is_a_problem_that_names_those_that_do() -> None:
+    answers = [CommandResult(0, "slurm-wlm 22.05.8\n"), CommandResult(0, PARTITIONS)]
+    assert "batch, open, short" in SlurmDriver(site(partition="fast")).limits(answers).problem
+
+
+def test_no_slurm_at_the_site_is_a_problem_with_its_mend() -> None:
+    missing = CommandResult(127, "", "start sbatch: No such file or directory")
+    assert "PATH" in SlurmDriver(site()).limits([missing, missing]).problem
+
+
+@given(st.integers(0, 30), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_slurms_times_are_read(days: int, hours: int, mins: int, secs: int) -> None:
+    total = ((days * 24 + hours) * 60 + mins) * 60 + secs
+    assert seconds(f"{days}-{hours:02}:{mins:02}:{secs:02}") == total
+    assert seconds(f"{hours:02}:{mins:02}:{secs:02}") == total - days * 86400
+    assert seconds(f"{mins}:{secs:02}") == mins * 60 + secs
+    assert seconds(str(mins)) == mins * 60
+
+
+@pytest.mark.parametrize("text", ["infinite", "UNLIMITED", "n/a", "", "-1", "1-"])
+def test_what_is_no_time_is_no_limit(text: str) -> None:
+    assert seconds(text) is None
