@@ -2,8 +2,9 @@
 
 Run by `testsites.slurm` inside new mount, process and host-name name spaces. When it ends, the kernel ends every
 process of the site: no daemon, batch job or stray can outlive the test that started it. One JSON object a line in:
-`{"start": NAME, "argv": […]}`, `{"signal": NAME, "number": N}`, `{"cut": NAME}` (kill the children of NAME and theirs,
-not NAME itself). One out for each, and `{"ready": true}` first.
+`{"start": NAME, "argv": […]}`, `{"signal": NAME, "number": N}`, `{"alive": NAME}`, `{"list": true}` (the commands of
+all processes), `{"cut": NAME}` (kill the children of NAME and theirs, not NAME itself). One out for each, and
+`{"ready": true}` first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,7 @@ class Keeper:
 
     def cut(self, name: str) -> dict[str, Any]:
         """Kill what descends from NAME, as its own processes see it: for sshd, all open sessions."""
-        parents: dict[int, int] = {}
-        for stat in (self.root / "proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        parents = {pid: parent for pid, parent, _ in self._processes()}
         family = {self.pids[name]}
         while more := {pid for pid, parent in parents.items() if parent in family} - family:
             family |= more
@@ -62,6 +61,16 @@ class Keeper:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return {"killed": killed}
+
+    def list(self) -> dict[str, Any]:
+        return {"commands": [command for _, _, command in self._processes()]}
+
+    def _processes(self) -> Iterator[tuple[int, int, str]]:
+        """Pid, parent's pid and command name of every process of the site."""
+        for stat in (self.root / "proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                head, _, tail = stat.read_text().rpartition(")")
+                yield int(stat.parent.name), int(tail.split()[1]), head.partition("(")[2]
 
     def reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -86,6 +95,10 @@ def main() -> None:
             answer = keeper.start(request["start"], request["argv"])
         elif "signal" in request:
             answer = keeper.signal(request["signal"], request["number"])
+        elif "alive" in request:
+            answer = {"alive": request["alive"] in keeper.pids}
+        elif "list" in request:
+            answer = keeper.list()
         else:
             answer = keeper.cut(request["cut"])
         print(json.dumps(answer), flush=True)

@@ -131,6 +131,13 @@ class SlurmSite:
         """Kill every open SSH session, as a broken network would; how many processes that were."""
         return len(self._ask({"cut": "sshd"})["killed"])
 
+    def alive(self, daemon: str) -> bool:
+        return bool(self._ask({"alive": daemon})["alive"])
+
+    def processes(self) -> list[str]:
+        """The command names of everything that runs at the site: daemons, logins, jobs."""
+        return list(self._ask({"list": True})["commands"])
+
     def admin(self, *argv: str, as_user: bool = False, check: bool = True) -> str:
         """What a command prints, run inside the site as root (or as its ordinary user)."""
         who = ["--userspec", f"{UID}:{UID}"] if as_user else []
@@ -187,6 +194,8 @@ class SlurmSite:
             )
         # slurmd opens every MPI plugin that it finds, and these need libraries that no package of ours brings.
         plugins = [path for path in LIBRARIES.glob("*.so") if not path.name.startswith("mpi_pmix")]
+        # The C library opens this one when a thread ends; without it slurmctld dies before it saved its state.
+        plugins.append(Path("/usr/lib/x86_64-linux-gnu/libgcc_s.so.1"))
         bareroot.build(self.root, programs, plugins)
         self.root.chmod(0o755)
         (self.root / "bin/sh").symlink_to("dash")

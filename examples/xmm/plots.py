@@ -29,11 +29,11 @@ def table(path: Path) -> tuple[list[float], list[float], list[int]]:
 def plot_spectrum(results: Path) -> None:
     low, high, counts = table(results / "products/spectrum.csv")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    energy = [(a + b) / 2000 for a, b in zip(low, high, strict=True)]
-    axes.step(energy, counts, where="mid", linewidth=0.6, color="#24476b")
-    axes.set(xscale="log", yscale="log", xlim=(0.15, 15), xlabel="PI energy (keV)", ylabel="events per channel",
+    edges = [*low, high[-1]]
+    axes.stairs(counts, edges, fill=True, color="#24476b", alpha=0.85)
+    axes.set(xlabel="PI (eV)", ylabel=f"events per {high[0] - low[0]:.0f} eV", xlim=(edges[0], edges[-1]), ylim=(0, None),
              title=f"EPIC-pn spectrum: {sum(counts):,} events")  # fmt: skip
-    axes.grid(alpha=0.25, which="both", linewidth=0.4)
+    axes.grid(alpha=0.25, linewidth=0.4)
     figure.savefig(results / "spectrum.png", dpi=120)
 
 
@@ -41,9 +41,9 @@ def plot_lightcurve(results: Path) -> None:
     low, high, counts = table(results / "products/lightcurve.csv")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     start = low[0]
-    axes.step([(t - start) / 1000 for t in low], [c / (b - a) for a, b, c in zip(low, high, counts, strict=True)],
-              where="post", linewidth=0.8, color="#7a2f2f")  # fmt: skip
-    axes.set(xlabel="time since the first event (ks)", ylabel="events / s",
+    rates = [c / (b - a) for a, b, c in zip(low, high, counts, strict=True)]
+    axes.stairs(rates, [t - start for t in (*low, high[-1])], baseline=None, linewidth=1.2, color="#7a2f2f")
+    axes.set(xlabel="time since the first event (s)", ylabel="events / s",
              title=f"Light curve, 0.3–10 keV: {sum(counts):,} events in bins of {high[0] - low[0]:.0f} s")  # fmt: skip
     axes.grid(alpha=0.25, linewidth=0.4)
     figure.savefig(results / "lightcurve.png", dpi=120)
@@ -51,7 +51,7 @@ def plot_lightcurve(results: Path) -> None:
 
 def plot_ledger(results: Path) -> None:
     ledger = json.loads((results / "job.json").read_text())["ledger"]
-    figure, axes = plt.subplots(figsize=(8, 2.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
     start = 0.0
     seen: set[str] = set()
     for row in ledger["rows"]:
@@ -65,7 +65,7 @@ def plot_ledger(results: Path) -> None:
         start += seconds
     axes.set(xlabel="seconds", xlim=(0, ledger["wall"]),
              title=f"Where {ledger['wall']:.1f} s went ({ledger['hypervisor']})")  # fmt: skip
-    axes.legend(ncols=6, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35), frameon=False)
+    figure.legend(ncols=6, fontsize=8, loc="outside lower center", frameon=False)
     figure.savefig(results / "ledger.png", dpi=120)
 
 

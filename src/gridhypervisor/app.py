@@ -389,12 +389,12 @@ def image_view(image: Image) -> ImageView:
 
 
 def deadly_steps(path: Path) -> Callable[[str], None]:
-    """For tests: the file's first line names the step at which this process dies by SIGKILL; it is then struck out."""
+    """For tests: this process dies by SIGKILL at each step that the file lists, which is struck out first."""
 
     def step(name: str) -> None:
         lines = path.read_text().splitlines()
-        if lines and lines[0] == name:
-            path.write_text("".join(f"{line}\n" for line in lines[1:]))
+        if name in lines:
+            path.write_text("".join(f"{line}\n" for line in lines if line != name))
             os.kill(os.getpid(), signal.SIGKILL)
 
     return step

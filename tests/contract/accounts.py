@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Listing, Submission, Submitted
-from gridhypervisor.model.records import Site
+from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.model.wire import PROTOCOL, Op
 from gridhypervisor.sites import Bundle, ForkDriver, SlurmDriver, driver_for, transport_for
 from gridhypervisor.sites.relayclient import RelayLink
@@ -22,7 +22,18 @@ OURS = "a1b2c3d4e"
 CAPACITY = 2
 """Jobs of two CPUs that each site of the suite can run at once."""
 
+WAITS = "trap 'echo TERM >>$5/seen; exit 5' TERM; echo $$ >$5/began; while :; do echo . >>$5/alive; sleep 0.1; done"
+"""A pilot that tells when it began, that it lives and which signal ended it. Arguments: pilot --scratch S --entry E."""
+
 _numbers = itertools.count(1)
+
+
+def slurm_account(slurm: SlurmSite, bundle: Bundle, log: Path, **options: str) -> Account:
+    """The ordinary user's account at a Slurm test site."""
+    login = slurm.login
+    site = Site(slurm.name, "o", "p", SiteKind.SLURM, host=login.host, port=login.port, user=login.user,
+                key=str(login.key), known_hosts=str(login.known_hosts), options=options)  # fmt: skip
+    return Account(site, bundle, slurm.home / ".ghv", log)
 
 
 @dataclass
@@ -33,7 +44,6 @@ class Account:
     bundle: Bundle
     folder: Path
     log: Path
-    slurm: SlurmSite | None = None
 
     @asynccontextmanager
     async def connect(self, progress: Callable[[str], None] = lambda words: None) -> AsyncIterator[Connected]:
@@ -90,6 +100,9 @@ class Connected:
         ids = [(name, listing.jobs[name].id if name in listing.jobs else "") for name in names]
         for result in await self.link.commands(self.driver.cancel(ids), {}):
             assert result.code == 0, result.stderr
+
+    async def begun(self, name: str) -> None:
+        await until(f"{name} to begin", (self.entry(name) / "began").exists)
 
     async def until(self, name: str, *states: BatchState, seconds: float = 30) -> BatchJob:
         """The job once it is in one of these states. A listing that fails meanwhile is looked at again."""

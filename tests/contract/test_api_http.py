@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,19 @@ def test_another_user_is_turned_away(service: Service) -> None:
 def test_two_services_do_not_share_a_socket(service: Service) -> None:
     with pytest.raises(ServiceError, match="another service listens there"):
         Service(service.socket).start()
+
+
+def test_a_client_that_goes_leaves_nothing_behind(service: Service, http: httpx.Client) -> None:
+    job = submit(http, "print", "x", "hold")
+    for _ in range(3):
+        with http.stream("GET", f"/v1/jobs/{job}/follow") as response:
+            lines = response.iter_lines()  # held: the stream is closed when its iterator goes
+            next(lines)
+            assert service.backend.followers
+    deadline = time.monotonic() + WAIT
+    while service.backend.followers:
+        assert time.monotonic() < deadline
+        http.get("/healthz")
 
 
 def test_a_stop_ends_streams_and_takes_the_socket_away(service: Service, http: httpx.Client) -> None:

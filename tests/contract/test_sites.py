@@ -14,11 +14,7 @@ import pytest
 from gridhypervisor.model.batch import BatchState
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.sites import Bundle
-from testsites import SlurmSite
-from tests.contract.accounts import CAPACITY, Account, Connected, until
-
-WAITS = "trap 'echo TERM >>$5/seen; exit 5' TERM; echo $$ >$5/began; while :; do sleep 0.1; done"
-"""A pilot that tells when it began and which signal ended it. Its arguments: pilot --scratch S --entry E."""
+from tests.contract.accounts import CAPACITY, WAITS, Account, slurm_account
 
 
 @pytest.fixture(scope="module", params=[SiteKind.FORK, SiteKind.SLURM])
@@ -28,11 +24,7 @@ def account(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Account]
         site = Site("local", "o", "p", SiteKind.FORK, workdir=str(folder / "work"), scratch="/tmp", slots=CAPACITY)
         yield Account(site, bundle, folder / "work", folder / "log" / "relay")
     else:
-        slurm: SlurmSite = request.getfixturevalue("slurm_site")
-        login = slurm.login
-        site = Site("slurm-a", "o", "p", SiteKind.SLURM, host=login.host, port=login.port, user=login.user,
-                    key=str(login.key), known_hosts=str(login.known_hosts))  # fmt: skip
-        yield Account(site, bundle, slurm.home / ".ghv", folder / "log" / "relay", slurm)
+        yield slurm_account(request.getfixturevalue("slurm_site"), bundle, folder / "log" / "relay")
     shutil.rmtree(folder)
 
 
@@ -64,7 +56,7 @@ def test_cancelling_sends_term_to_the_pilot_itself(account: Account) -> None:
         async with account.connect() as at:
             name = await at.accepted(WAITS)
             await at.until(name, BatchState.RUNNING)
-            await until("the job's beginning", (at.entry(name) / "began").exists)
+            await at.begun(name)
             await at.cancel(name)
             await at.until(name, BatchState.ENDED)
             assert (at.entry(name) / "seen").read_text() == "TERM\n"
@@ -107,7 +99,7 @@ def test_a_job_that_ignores_term_is_ended_all_the_same(account: Account) -> None
     async def scenario() -> None:
         async with account.connect() as at:
             name = await at.accepted("trap '' TERM; echo >$5/began; while :; do sleep 0.1; done")
-            await until("the job's beginning", (at.entry(name) / "began").exists)
+            await at.begun(name)
             await at.cancel(name)
             await at.until(name, BatchState.ENDED)
 
@@ -145,10 +137,6 @@ def test_eight_submissions_at_once_are_eight_jobs(account: Account) -> None:
     asyncio.run(scenario())
 
 
-async def begun(at: Connected, name: str) -> None:
-    await until(f"{name} to begin", (at.entry(name) / "began").exists)
-
-
 def test_a_fork_job_is_ended_at_its_walltime(bundle: Bundle, tmp_path: Path) -> None:
     """Slurm's limits are whole minutes: there, only what was asked for is looked at; see test_sites_slurm."""
     site = Site("local", "o", "p", SiteKind.FORK, workdir=str(tmp_path / "work"), scratch="/tmp", slots=1)
@@ -164,9 +152,7 @@ def test_a_fork_job_is_ended_at_its_walltime(bundle: Bundle, tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
-def test_a_jobs_environment_has_none_of_the_services_secrets(
-    account: Account, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_jobs_environment_has_none_of_the_services_secrets(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
 
     async def scenario() -> None:

@@ -6,6 +6,8 @@ links. Nodes' scratch is shared by all tests of a run, as it would be on a real 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -13,12 +15,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gridhypervisor.model import wire
+
 REPOSITORY = Path(__file__).parents[2]
 TEMPLATE = REPOSITORY / "build" / "e2e"
+FINAL = ("done", "failed", "cancelled")
 T = TypeVar("T")
 
 
@@ -97,32 +102,100 @@ class Installation:
         return self.ghv("run", "--detach", *words).out.decode().strip()
 
     def job(self, job: str) -> dict[str, Any]:
+        """What `ghv show` knows of it."""
         found: dict[str, Any] = self.ghv("show", job, "-o", "json").json
         return found
 
-    def state(self, job: str) -> str:
-        return str(self.job(job)["job"]["state"])
-
     def wait(self, job: str, seconds: float = 120) -> dict[str, Any]:
-        """The job's record once it has ended, however it ended."""
+        """The job's record once it has ended, however it ended; and it must have ended once."""
         self.ghv("wait", job, check=False, timeout=seconds)
         found = self.job(job)
-        assert found["job"]["state"] in ("done", "failed", "cancelled"), found
+        assert found["job"]["state"] in FINAL, found
+        ends = [e for e in self.events(job) if e["kind"] == "job" and e["after"] in FINAL]
+        assert len(ends) == 1, ends
         return found
 
-    def wait_phase(self, job: str, phase: str, seconds: float = 60) -> None:
-        wait_for(f"{job} in phase {phase}", lambda: self.job(job)["job"].get("phase") == phase, seconds)
+    def wait_state(self, job: str, state: str, seconds: float = 60) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            found = self.job(job)
+            assert found["job"]["state"] == state or found["job"]["state"] not in FINAL, found
+            return found if found["job"]["state"] == state else None
 
-    def events(self, job: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.ghv("events", "--job", job, "-o", "json").out.splitlines()]
+        return wait_for(f"{job} to be {state}", look, seconds)
 
-    def entry(self, job: str) -> Path:
-        """The spool folder of the job's newest attempt at the local site."""
-        return self.workdir / "spool" / str(self.job(job)["attempts"][-1]["entry"])
+    def wait_phase(self, job: str, phase: str, seconds: float = 90) -> None:
+        """Until the pilot of the job's newest attempt says that it is in this phase."""
+        wait_for(f"{job} in phase {phase}", lambda: (self.status(job) or {}).get("phase") == phase, seconds)
+
+    def events(self, job: str = "") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.ghv("events", *([job] if job else []), "-o", "json").json
+        return found
+
+    def story(self, job: str) -> list[str]:
+        """The transitions of the job and its attempts in short: "pending", "planned", "planned>submitting", …"""
+        return [f"{e['before']}>{e['after']}".lstrip(">") for e in self.events(job)]
+
+    # -- the site and the node, seen from below -------------------------------------------------------------------
 
     @property
     def workdir(self) -> Path:
+        """The account's folder at the local site."""
         return self.folder / ".ghv"
+
+    @property
+    def spool(self) -> Path:
+        return self.workdir / wire.SPOOL
+
+    def entry(self, job: str) -> Path | None:
+        """The spool folder of the job's newest attempt, if there is one."""
+        found = sorted(self.spool.glob(f"*-{job}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        return found[-1] if found else None
+
+    def status(self, job: str) -> dict[str, Any] | None:
+        """The pilot's last word."""
+        entry = self.entry(job)
+        try:
+            found: dict[str, Any] | None = json.loads((entry / wire.STATUS).read_bytes()) if entry else None
+        except FileNotFoundError:
+            return None
+        return found
+
+    def pilot(self, job: str) -> int:
+        return int(wait_for(f"the pilot of {job}", lambda: self.status(job))["pid"])
+
+    def watchdog(self, job: str) -> int:
+        """The process between pilot and hypervisor."""
+        return _parent(self.hypervisor(job))
+
+    def hypervisor(self, job: str) -> int:
+        def look() -> list[int]:
+            entry = self.entry(job)
+            return [pid for pid, words in self.processes().items() if entry and f"-name {entry.name} " in words]
+
+        return wait_for(f"the hypervisor of {job}", look)[0]
+
+    def relay(self) -> int:
+        return wait_for("a relay", lambda: [p for p, words in _processes() if f"relay --workdir {self.workdir}" in words])[0]
+
+    @contextlib.contextmanager
+    def busy_site(self) -> Iterator[None]:
+        """While this lasts all slots of the fork queue are taken, and what is submitted waits."""
+        slots = self.workdir / "forkq" / "slots"
+        slots.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            for number in range(os.cpu_count() or 1):
+                file = stack.enter_context((slots / str(number)).open("ab"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    # -- the service ----------------------------------------------------------------------------------------------
+
+    def die_at(self, *steps: str) -> None:
+        """From its next start on the service dies by SIGKILL at each of these steps, once."""
+        self.steps.write_text("".join(f"{step}\n" for step in steps))
+
+    def deaths_to_come(self) -> list[str]:
+        return self.steps.read_text().splitlines()
 
     def service_pid(self) -> int:
         return int(self.ghv("service", "status", "-o", "json").json["pid"])
@@ -135,33 +208,52 @@ class Installation:
     def stop(self) -> None:
         self.ghv("service", "stop", check=False)
 
+    def close(self) -> None:
+        """Leave nothing behind, whatever the test came to: end the service, and what is left of its jobs."""
+        self.die_at()
+        self.stop()
+        for pid, words in _processes():
+            if f"{self.folder}/" in words:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
     # -- what must hold afterwards --------------------------------------------------------------------------------
 
     def processes(self) -> dict[int, str]:
-        """Processes of this installation's jobs: whatever names an entry of its spool on its command line."""
-        found = {}
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                try:
-                    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                except OSError:
-                    continue
-                if f"{self.workdir}/spool/" in words or (f"{self.scratch}/" in words and self.installation in words):
-                    found[int(folder.name)] = words
-        return found
-
-    @property
-    def installation(self) -> str:
-        return str(self.ghv("service", "status", "-o", "json").json["installation"])
+        """Processes of this installation's jobs, by their command lines: all but the service, its relay and `ghv`."""
+        ours = {pid: words for pid, words in _processes() if f"{self.folder}/" in words}
+        return {
+            pid: words
+            for pid, words in ours.items()
+            if "gridhypervisor.app serve" not in words and " relay --workdir " not in words
+        }
 
     def assert_clean(self, seconds: float = 60) -> None:
-        """No stray process, no entry in the spool, nothing of a run on the node."""
-        spool = self.workdir / "spool"
-        wait_for("an empty spool", lambda: not list(spool.iterdir()), seconds)
+        """No stray process, no entry in the spool, nothing of a run on the node; every job ended exactly once."""
+        wait_for("an empty spool", lambda: not [p for p in self.spool.iterdir() if p.name != wire.BURIED], seconds)
         wait_for("the end of all processes", lambda: not self.processes(), seconds)
         runs = self.scratch / f"ghv-{os.getuid()}" / "run"
-        mine = self.installation
-        wait_for("no run folder", lambda: not runs.exists() or not list(runs.glob(f"{mine}-*")), seconds)
+        installation = self.ghv("service", "status", "-o", "json").json["installation"]
+        wait_for("no run folder", lambda: not list(runs.glob(f"{installation}-*")), seconds)
+        ends: dict[str, int] = {}
+        for event in self.events():
+            if event["kind"] == "job":
+                ends[event["job"]] = ends.get(event["job"], 0) + (event["after"] in FINAL)
+        assert set(ends.values()) <= {1}, ends
+
+
+def _processes() -> Iterator[tuple[int, str]]:
+    """Every process with its command line, words parted by spaces."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if words and _alive(int(folder.name)):
+                    yield int(folder.name), words
+
+
+def _parent(pid: int) -> int:
+    return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _alive(pid: int) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,9 +79,6 @@ def test_a_signal_a_missing_program_and_leftovers_in_the_background_end_in_a_cod
 
 
 def test_the_program_runs_as_the_images_user_with_the_images_path_and_layers(site: Site, tmp_path: Path) -> None:
-    import dataclasses
-    import subprocess
-
     (tmp_path / "app/bin").mkdir(parents=True)
     tool = tmp_path / "app/bin/tool"
     tool.write_text("#!/bin/sh\necho tool: $0 $1\nid -un\n[ -w . ] && echo mine >> result\n")
@@ -130,7 +129,7 @@ def test_the_guest_reaches_nothing_unless_the_job_asks(site: Site) -> None:
     record = site.run(entry := site.prepare("ls /sys/class/net"))
     assert record.exit_code == 0
     assert (entry / wire.STDOUT).read_text().split() == ["lo"]
-    record = site.run(entry := site.prepare("ifconfig eth0 | grep -o 10.0.2.15; cat /etc/resolv.conf", network="restricted"))
+    record = site.run(entry := site.prepare("ifconfig eth0 | grep -o 10.0.2.15", network="restricted"))
     assert record.exit_code == 0
     assert "10.0.2.15" in (entry / wire.STDOUT).read_text()
 

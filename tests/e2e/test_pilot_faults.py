@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from gridhypervisor.agent import spool
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Outcome, Phase, Reason, Resources
 from tests.e2e import guestkit
@@ -181,8 +182,6 @@ def test_a_manifest_that_cannot_be_read_or_is_of_another_protocol(site: Site) ->
 
 def test_a_full_node_is_said(site: Site) -> None:
     """A tmpfs too small for the layers stands for a full disk."""
-    import subprocess
-
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(site.scratch)], check=True)
     try:
         record = site.run(entry := site.prepare("true"))
@@ -194,8 +193,6 @@ def test_a_full_node_is_said(site: Site) -> None:
 
 
 def test_a_node_that_fills_up_while_the_guest_writes(site: Site) -> None:
-    import subprocess
-
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m,mode=700", "tmpfs", str(site.scratch)], check=True)
     try:
         resources = Resources(memory=256 << 20, scratch=512 << 20, walltime=120)
@@ -221,7 +218,7 @@ def test_what_a_dead_node_left_is_swept_by_the_next_pilot(site: Site) -> None:
 def test_kvm_is_refused_where_it_was_not_proven(site: Site) -> None:
     record = site.run(entry := site.prepare("true", acceleration="auto"))
     assert record.hypervisor is not None
-    proof = spool.json.loads((site.scratch / f"ghv-{os.getuid()}/kvm-proof.json").read_bytes())
+    proof = json.loads((site.scratch / f"ghv-{os.getuid()}/kvm-proof.json").read_bytes())
     assert record.hypervisor.acceleration is (wire.Acceleration.KVM if proof["kvm"] else wire.Acceleration.TCG)
     assert record.hypervisor.why == proof["why"]
     if not proof["kvm"]:

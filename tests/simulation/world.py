@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.logs import Logs
@@ -41,6 +42,7 @@ class World:
     def __init__(self, folder: Path, *, sites: int = 2, seed: int = 0, listing_lag: float = 0.0, spool_lag: float = 0.0,
                  nodes: int = 2) -> None:  # fmt: skip
         self.folder, self.loop = folder, asyncio.get_running_loop()
+        self.loop.set_exception_handler(_complain)
         self.random = Random(seed)
         self.census = Census()
         self.sites = {
@@ -109,6 +111,8 @@ class World:
         if step == self.deadly:
             self.deadly = ""
             self.crashed.set()
+            for task in self._tasks:
+                task.cancel()
             raise Crash(step)
 
     # -- what its ports need ---------------------------------------------------------------------------------------
@@ -214,6 +218,11 @@ class World:
                 assert entry.manifest is None or entry.manifest.job in self.deleted or not (
                     entry.exit is not None and entry.exit.outcome is Outcome.COMPLETED and entry.uncollected
                 ), f"the results of {entry.name} were removed before they were home\n{self.story()}"  # fmt: skip
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), Crash):
+        loop.default_exception_handler(context)
 
 
 def in_world(story: Callable[[World], Awaitable[None]], **options: float) -> World:

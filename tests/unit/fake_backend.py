@@ -75,6 +75,7 @@ class FakeBackend:
             "here": SiteView("here", SiteKind.FORK, "this machine", "up", max_jobs=2, workdir="/var/tmp/ghv"),
         }
         self.submissions = 0
+        self.followers = 0
 
     # Jobs
 
@@ -154,6 +155,14 @@ class FakeBackend:
 
     async def _follow(self, name: str, output: bool) -> AsyncIterator[FollowItem]:
         job = self._find(name)
+        self.followers += 1
+        try:
+            async for item in self._follow_found(job, output):
+                yield item
+        finally:
+            self.followers -= 1
+
+    async def _follow_found(self, job: _Running, output: bool) -> AsyncIterator[FollowItem]:
         sent = {"stdout": 0, "stderr": 0}
         seen: JobView | None = None
         while True:
@@ -202,6 +211,8 @@ class FakeBackend:
         return found
 
     async def build_image(self, request: ImageBuildRequest) -> Operation:
+        if request.tag.startswith("broken"):
+            self._images[request.tag] = ImageView(DIGEST, (request.tag,), 1 << 20)
         image = ImageView(DIGEST, (request.tag or "built:latest",), 1 << 20)
         return self._operate("base: 1 of 2", "app: 2 of 2", result=image)
 
@@ -209,10 +220,9 @@ class FakeBackend:
         return self._operate("reading", result=ImageView(DIGEST, (request.tag,), 1 << 20))
 
     async def verify_image(self, reference: str) -> Operation:
-        image = await self.image(reference)
-        if reference.startswith("broken"):
-            return self._operate("reading", problem=Problem("verify image broken", 500, "invalid", "1 bit is flipped"))
-        return self._operate("reading", result=image)
+        await self.image(reference)
+        whole = not reference.startswith("broken")
+        return self._operate("reading", result=[Check("the bytes are those of the digest", whole, "chunk 3 of base")])
 
     async def delete_image(self, reference: str) -> None:
         await self.image(reference)
@@ -329,8 +339,8 @@ class FakeBackend:
         changed, job.changed = job.changed, asyncio.Event()
         changed.set()
 
-    def _operate(self, *progress: str, result: Any = None, problem: Problem | None = None) -> Operation:
+    def _operate(self, *progress: str, result: Any = None) -> Operation:
         name = f"o{len(self._operations) + 1}"
-        last = OperationItem("error", problem=problem) if problem else OperationItem("done", result=result)
+        last = OperationItem("done", result=result)
         self._operations[name] = [*(OperationItem("progress", text) for text in progress), last]
         return Operation(name)

@@ -41,15 +41,20 @@ def test_a_table_aligns_what_is_wide_or_coloured(capsys: pytest.CaptureFixture[s
     assert lines == ["A      N  C", "x      1  c", "漢字  10  c"]
 
 
+def test_others_words_cannot_steer_the_terminal() -> None:
+    assert output.plain("a\x1b[2J\nb\tc\x07é") == "a?[2J b c?é"
+
+
 def test_a_bar_grows_with_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/null", "wb") as null:
         for encoding, full in (("utf-8", "█"), ("ascii", "#")):
-            monkeypatch.setattr(sys, "stdout", TextIOWrapper(null, encoding=encoding))
+            stdout = TextIOWrapper(null, encoding=encoding)
+            monkeypatch.setattr(sys, "stdout", stdout)
             assert output.bar(1.0, 8) == full * 8
             assert output.bar(0.0, 8) == ""
             lengths = [len(output.bar(n / 64, 8)) for n in range(65)]
             assert lengths == sorted(lengths)
-            sys.stdout.detach()  # type: ignore[attr-defined]
+            stdout.detach()
 
 
 @pytest.mark.parametrize("code", [0, 1, 64, 75, 124, 255])

@@ -9,7 +9,8 @@ import click
 import pytest
 
 from gridhypervisor.cli.request import Flags, InputType, PairType, make_request
-from gridhypervisor.model.spec import InputSpec, ResourcesSpec
+from gridhypervisor.cli.run import run
+from gridhypervisor.model.spec import InputSpec, JobSpec, ResourcesSpec
 from gridhypervisor.model.views import ServiceError
 from gridhypervisor.model.yamlspec import SpecError
 
@@ -37,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def flags(**given: object) -> Flags:
-    return Flags(**(vars(NOTHING) | given))  # type: ignore[arg-type]
+    return Flags(**(vars(NOTHING) | given))
 
 
 def test_flags_alone_make_a_job(here: Path) -> None:
@@ -102,6 +103,17 @@ def test_inputs(here: Path, text: str, read: InputSpec) -> None:
 def test_inputs_that_mean_nothing(text: str) -> None:
     with pytest.raises(click.BadParameter):
         InputType().convert(text, None, None)
+
+
+def test_the_help_names_the_defaults_in_force() -> None:
+    shown = " ".join(run.get_help(click.Context(run)).split())
+    spec = JobSpec("x", ("y",))
+    for flag, default in [
+        ("--cpus", spec.resources.cpus), ("--memory", spec.resources.memory), ("--scratch", spec.resources.scratch),
+        ("--walltime", spec.resources.walltime), ("--retry", spec.retry.times), ("--network", spec.network),
+        ("--acceleration", spec.acceleration),
+    ]:  # fmt: skip
+        assert f"[default: {default}]" in shown.partition(flag)[2].partition(" --")[0], flag
 
 
 def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_options_that_would_be_ignored_are_refused_with_those_that_exist() -> No
         (None, "", "sbatch: no end within 30 s, killed", None),
         (-9, "", "", None),
         (1, "", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n", None),
-        (1, "", "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)\n", None),
+        (1, "", "sbatch: error: Batch job submission failed: Unable to contact slurm controller\n", None),
         (1, "", "sbatch: error: Batch job submission failed: Protocol authentication error\n", None),
         (1, "", "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received\n", None),
         (1, "", "sbatch: error: Batch job submission failed: Invalid partition name specified\n", False),
@@ -202,7 +202,9 @@ def test_an_empty_listing_is_one() -> None:
     assert listed("") == {}
 
 
-PARTITIONS = "batch*|up|1-00:00:00|2|4000\nbatch*|up|1-00:00:00|64+|8000\nshort|up|5:00|2|4000\nopen|up|infinite|2|4000\n"
+PARTITIONS = (
+    "batch*|up|1-00:00:00|2|4000\nbatch*|up|1-00:00:00|64+|8000\nshort|up|5:00|2|4000\nopen|up|infinite|2|4000\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,14 @@ def test_looking_for_what_is_alive_reads_no_finished_job(store: SqliteStore) -> 
     assert all(plan.split()[1] not in ("job", "vm", "allocation", "pilot_job") for plan in full), full
 
 
+def test_what_is_committed_is_on_the_disk(store: SqliteStore) -> None:
+    with store._writer.connect() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "journal_mode")
+        }
+    assert pragmas == {"synchronous": 2, "journal_mode": "wal"}, "FULL: an intent outlives a power cut"
+
+
 def test_lists_newest_first_in_pages(store: SqliteStore) -> None:
     records = [new_job(store) for _ in range(12)]
     store.commit([moved(records[10].job, JobState.DONE), moved(records[1].job, JobState.DONE)])

@@ -119,15 +119,16 @@ def test_a_full_disk_loses_nothing_and_is_survived(tmp_path: Path) -> None:
         from gridhypervisor.model.commit import StoreError
         from gridhypervisor.store import open_store
         from tests.unit.store_records import new_job
+
+        def fill(path):
+            with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(1024))
+
         store = open_store(folder / "store.db")
         new_job(store)
         ballast = folder / "ballast"
-        with ballast.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(1024))
-            except OSError:
-                pass
+        fill(ballast)
         acknowledged = 1
         try:
             while True:
@@ -139,12 +140,20 @@ def test_a_full_disk_loses_nothing_and_is_survived(tmp_path: Path) -> None:
         ballast.unlink()
         assert new_job(store).job.id == f"j{{acknowledged + 1}}"
         store.close()
+        fill(ballast)
+        try:
+            open_store(folder / "store.db")
+        except StoreError as error:
+            print(error)
+        ballast.unlink()
         assert len(open_store(folder / "store.db").alive()) == acknowledged + 1
         print("survived")
         """,
         *(["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--user", "--map-root-user"]),
     )
     assert f"create a job in {tmp_path}/store.db: database or disk is full; nothing was changed; make room" in said
+    assert "open the store in" in said, "a start on a full disk is told in the same words"
+    assert said.count("make room on the disk of") == 2
     assert said.endswith("survived\n")
 
 
@@ -182,7 +191,7 @@ def test_nothing_acknowledged_is_lost_when_the_service_is_killed(tmp_path: Path)
 
 
 def start(script: str, *wrapper: str) -> subprocess.Popen[str]:
-    text = "import subprocess\nfrom pathlib import Path\n" + textwrap.dedent(script)
+    text = "import contextlib, subprocess\nfrom pathlib import Path\n" + textwrap.dedent(script)
     return subprocess.Popen([*wrapper, sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 

@@ -94,7 +94,7 @@ kind: Job
         ("command: [a\n", "job.yaml:2: not valid YAML: while parsing a flow sequence"),
         ("command: &x [a]\ninputs: *x\n", "job.yaml:2: not valid YAML: aliases (*name) are not allowed"),
         ("command: [a]\n---\ncommand: [b]\n", "job.yaml:2: not valid YAML: expected a single document"),
-        ("command: !!python/name:os.system a\n", "job.yaml:1: command: the tag tag:yaml.org,2002:python/name:os.system"),
+        ("command: !!python/name:os.system a\n", "job.yaml:1: command: the tag tag:yaml.org,2002:python/name:os."),
         ("command: [a]\nnetwork: \x07\n", "job.yaml:2: not text: it holds a control character"),
         ("[" * 1000, "job.yaml: nested too deeply"),
     ],

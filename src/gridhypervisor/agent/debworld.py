@@ -46,6 +46,7 @@ EXTENSIONS_LEFT_OUT = (
     "audioop", "nis", "ossaudiodev", "readline", "xxlimited",
 )  # fmt: skip
 TOOLS = ("apt-get", "dpkg-deb")
+COMPRESSION = "-9"  # 22.8 MB in 2 s of CPU; -19 would save 2.7 MB once per account, and take 55 s of each first run
 ISOLATED = ("-I", "-S", "-B", "-X", "utf8")
 """Python without anything of the machine's or the user's: environment, site packages, caches."""
 
@@ -220,7 +221,7 @@ def _pack(folder: Path) -> None:
     raw.write_bytes(tar_of(folder / "tree"))
     zstd = [str(folder / "zstd/ld.so"), "--library-path", str(folder / "zstd"), str(folder / "zstd/zstd")]
     _run(
-        [*zstd, "-q", "-17", "-T2", "--check", "--rm", "-f", str(raw), "-o", str(folder / "world.tar.zst")],
+        [*zstd, "-q", COMPRESSION, "-T2", "--check", "--rm", "-f", str(raw), "-o", str(folder / "world.tar.zst")],
         "compress the world",
     )
 

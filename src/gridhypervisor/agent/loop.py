@@ -65,7 +65,8 @@ class Loop:
             moment = now()
             if limit is not None and moment >= limit:
                 return False
-            soonest = min([next_ for next_, _, _ in self._timers] + ([limit] if limit is not None else []), default=None)
+            moments = [next_ for next_, _, _ in self._timers] + ([limit] if limit is not None else [])
+            soonest = min(moments, default=None)
             timeout = None if soonest is None else max(0, int((soonest - moment) * 1000) + 1)
             for descriptor, _ in self._poll.poll(timeout):
                 callback = self._readers.get(descriptor)

@@ -202,7 +202,8 @@ class Pilot:
             self.report.hypervisor = used[0]
             if used[0].acceleration is not Acceleration.KVM and manifest.acceleration != Acceleration.TCG:
                 self.log(f"NO KVM: this guest is EMULATED, 5 to 30 times slower ({used[0].why})")
-                print(f"ghv: no KVM on {os.uname().nodename}, emulating: {used[0].why}", file=sys.stderr, flush=True)
+                self.report.note = f"no KVM on {os.uname().nodename}, emulating: {used[0].why}"
+                sys.stderr.write(f"ghv: {self.report.note}\n")
             machine = self._machine(world, run, {k: v for k, v in paths.items() if v is not None})
         except WorldError as error:
             raise Ending(Reason.BUNDLE, f"prepare the node: {error}", "upload the bundle again, or retry") from error
@@ -258,7 +259,7 @@ class Pilot:
         return found[0]
 
     def _boot(self, vm: Vm, machine: Machine, acceleration: Acceleration) -> None:
-        self.report.enter(Phase.BOOT)
+        self.report.enter(Phase.BOOT, self.report.note)
         self.vm = vm
         vm.start(machine, acceleration)
         self.log("hypervisor started")
@@ -383,7 +384,8 @@ class Pilot:
             )
         hint = ""
         if ended.out_of_memory:
-            missing = f"the guest's memory of {self.manifest.resources.memory >> 20} MiB was not enough. {missing}".strip()
+            memory = self.manifest.resources.memory >> 20
+            missing = f"the guest's memory of {memory} MiB was not enough. {missing}".strip()
             hint = "ask for more memory"
         return self._record(Outcome.COMPLETED, Reason.EXITED, missing, hint, ended.code)
 
@@ -506,13 +508,13 @@ class Pilot:
             leave_sentinel(self.entry, record)
         except OSError as error:
             self.log(f"write the sentinel: {error}")
-            print(f"ghv: cannot write {self.entry / wire.EXIT}: {error}", file=sys.stderr)
+            sys.stderr.write(f"ghv: cannot write {self.entry / wire.EXIT}: {error}\n")
             return 1
         return 0 if record.outcome is Outcome.COMPLETED else 1
 
 
 def _process_start() -> float:
-    """When the batch script became this process, on CLOCK_BOOTTIME: unpacking the bundle is part of the pilot's time."""
+    """When this process began, on CLOCK_BOOTTIME: as the batch script, so that unpacking the bundle is counted too."""
     moment = now()
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from gridhypervisor.agent.world import World
 from gridhypervisor.model.wire import Acceleration, HypervisorUsed, Reason
 
 PROGRAM = "qemu-system-x86_64"
+
+_CAPABILITIES = Capabilities(smp=True, network=True, whole_disks=True)
 
 CMDLINE = (
     # A panic must end QEMU (with -no-reboot) and leave its words on the console; nothing else is worth the time.
@@ -106,7 +108,7 @@ class Qemu:
     """The bundle's QEMU."""
 
     world: World
-    capabilities: Capabilities = Capabilities(smp=True, network=True, whole_disks=True)
+    capabilities: Capabilities = field(default=_CAPABILITIES)
 
     def choose(self, wanted: str, memory_of_proof: Path) -> HypervisorUsed:
         """KVM where a guest of a few bytes ran under it, else the emulator; see `kvmproof`."""

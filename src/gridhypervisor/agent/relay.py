@@ -14,6 +14,7 @@ import os
 import resource
 import secrets
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from gridhypervisor.agent.commands import Commands
 from gridhypervisor.agent.relayfiles import Files, Refused
 from gridhypervisor.agent.spoolwatch import SpoolWatch
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import Command, Manifest, Note, Op, OwnerRecord, WireError
+from gridhypervisor.model.wire import Command, ExitRecord, Manifest, Note, Op, OwnerRecord, WireError
 
 AT_ONCE = 32
 """Requests in work at once; further ones wait in the pipe."""
@@ -171,6 +172,7 @@ class Relay:
 
     async def _scan(self, request: dict[str, Any], _: bytes) -> Answer:
         watch = self._known_installation()
+        await asyncio.to_thread(spool.forget_buried, self._spool, time.time())
         async with self._looking:
             return {"entries": await asyncio.to_thread(watch.scan)}, b""
 
@@ -197,7 +199,8 @@ class Relay:
         for stream in (wire.STDOUT, wire.STDERR):
             if task := self._tails.pop((entry.name, stream), None):
                 task.cancel()
-        await asyncio.to_thread(_remove, entry, bool(request.get("force")))
+        known, force, discard = str(request.get("known", "")), bool(request.get("force")), bool(request.get("discard"))
+        await asyncio.to_thread(_remove, entry, known=known, force=force, discard=discard)
         return {}, b""
 
     async def _evict(self, request: dict[str, Any], _: bytes) -> Answer:
@@ -291,6 +294,8 @@ class Relay:
 def _prepare(entry: Path, manifest: bytes) -> None:
     for folder in (entry, entry / wire.INPUTS, entry / wire.CONTROL):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if spool.buried(entry):
+        raise Refused("gone", f"prepare {entry.name}: it was removed, and its name is never used again")
     path = entry / wire.MANIFEST
     if path.exists():
         if path.read_bytes() != manifest:
@@ -312,22 +317,39 @@ def _leave_wish(path: Path, why: str) -> None:
         spool.write_durable(path, why.encode())
 
 
-def _remove(entry: Path, force: bool) -> None:
-    """Remove an entry in which nobody can act any more; where nobody has taken it, it is taken first."""
+def _remove(entry: Path, *, known: str, force: bool, discard: bool) -> None:
+    """Remove an entry in which nobody can act any more, for good; see wire.Op.REMOVE for what is refused."""
+    remover = OwnerRecord("controller", f"remove:{secrets.token_hex(8)}", 0, os.uname().nodename, "removed")
+    if entry.is_dir():
+        if not force and not (entry / wire.EXIT).exists():
+            owner = spool.take_owner(entry, remover)
+            if owner.by != "controller":
+                raise Refused(
+                    "busy",
+                    f"remove {entry.name}: {owner.by} {owner.claim} on {owner.node} has it and has left no sentinel",
+                    "wait for its end, or make sure that it is dead and force the removal",
+                )
+        if not discard:
+            _refuse_unseen(entry, entry.name, known)
+    spool.bury(entry, remover)
     if not entry.is_dir():
         return
-    if not force and not (entry / wire.EXIT).exists():
-        claim = f"remove:{secrets.token_hex(8)}"
-        owner = spool.take_owner(entry, OwnerRecord("controller", claim, 0, os.uname().nodename, "removed"))
-        if owner.by != "controller":
-            raise Refused(
-                "busy",
-                f"remove {entry.name}: {owner.by} {owner.claim} on {owner.node} has it and has left no sentinel",
-                "wait for its end, or make sure that it is dead and force the removal",
-            )
     aside = entry.with_name(f".removed.{entry.name}.{secrets.token_hex(4)}")
     os.rename(entry, aside)
+    try:
+        if not discard:
+            _refuse_unseen(aside, entry.name, known)  # it may have come in the last moment
+    except Refused:
+        os.rename(aside, entry)
+        raise
     relayfiles.remove(aside)
+
+
+def _refuse_unseen(entry: Path, name: str, known: str) -> None:
+    exit = spool.read_json(entry / wire.EXIT, ExitRecord)
+    if exit is not None and exit.claim != known:
+        raise Refused("unseen", f"remove {name}: it has a sentinel ({exit.outcome}) that was not collected",
+                      "collect its results first")  # fmt: skip
 
 
 def _read_piece(path: Path, offset: int) -> bytes:

@@ -7,7 +7,6 @@ them where the job expects them, and nothing is copied over a channel.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -24,11 +23,12 @@ OUT_MARGIN = 64 << 20
 """Bytes that the out disk has beyond the scratch disk: the tar stream's own headers."""
 
 _PIECE = 1 << 20
-_OPTIONS = (
-    # The disk is thrown away with the VM: no journal, no checksums, nothing zeroed before its time, nothing reserved.
-    "-q -F -t ext4 -b 4096 -m 0 -O ^metadata_csum,^has_journal,^64bit,^resize_inode "
-    "-E lazy_itable_init=1,nodiscard,root_owner=0:0"
-).split()
+_OPTIONS = [
+    *["-q", "-F", "-t", "ext4", "-b", "4096"],
+    # The disk is thrown away with the VM: no journal, no checksums, nothing reserved, nothing zeroed before its time.
+    *["-m", "0", "-O", "^metadata_csum,^has_journal,^64bit,^resize_inode"],
+    *["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"],
+]
 
 
 def make_scratch(
@@ -126,8 +126,3 @@ def full(what: str, error: OSError) -> Ending:
         Reason.NODE_DISK, f"{what}: {error.strerror or error}",
         "free space on the node's scratch, or configure another scratch for the site",
     )  # fmt: skip
-
-
-def allocated(path: Path) -> int:
-    """Bytes that a sparse file takes."""
-    return os.stat(path).st_blocks * 512

@@ -22,6 +22,9 @@ T = TypeVar("T")
 MAX_RECORD = 64 << 20
 """Longest record file that is read, in bytes: a larger one was not written by us."""
 
+REMEMBERED = 14 * 86400
+"""Seconds that a removed entry's name is remembered: longer than any batch job or request can be on its way."""
+
 
 class SpoolError(OSError):
     """A spool operation failed for a reason that the site must mend (no hard links, no space, no permission)."""
@@ -30,7 +33,8 @@ class SpoolError(OSError):
 def take_owner(entry: Path, record: OwnerRecord) -> OwnerRecord:
     """Take the entry's `owner` for `record`, unless somebody has it; return the record that stands from now on.
 
-    The caller owns the entry if and only if the returned `claim` is its own. Asked again with the same claim, it
+    The caller owns the entry if and only if the returned `claim` is its own. An entry that was buried is owned by
+    whoever buried it, for ever. Asked again with the same claim, it
     gets the same answer. `link(2)` is atomic on NFS while its *return value* is not to be believed (a lost reply is
     sent again and then fails with EEXIST), and O_EXCL is worse: so the link count of our own private file decides.
 
@@ -56,7 +60,8 @@ def take_owner(entry: Path, record: OwnerRecord) -> OwnerRecord:
             private.unlink()
     if ours:
         sync_folder(entry)
-        return record
+        # An entry that was removed may have been made anew by a request that was on its way for long.
+        return buried(entry) or record
     standing = read_json(owner, OwnerRecord)
     if standing is None:
         raise SpoolError(
@@ -64,6 +69,27 @@ def take_owner(entry: Path, record: OwnerRecord) -> OwnerRecord:
             "the spool must be on a file system with hard links and free space"
         )
     return standing
+
+
+def bury(entry: Path, record: OwnerRecord) -> None:
+    """Write down, before an entry is removed, that nobody can own one of this name again."""
+    grave = entry.parent / wire.BURIED
+    grave.mkdir(mode=0o700, exist_ok=True)
+    if not (grave / entry.name).exists():
+        write_durable(grave / entry.name, wire.canonical(record))
+
+
+def buried(entry: Path) -> OwnerRecord | None:
+    """Who removed the entry of this name, if it was removed."""
+    return read_json(entry.parent / wire.BURIED / entry.name, OwnerRecord)
+
+
+def forget_buried(spool: Path, now: float) -> None:
+    """Drop what was buried so long ago that nothing on its way can still surface."""
+    for path in (spool / wire.BURIED).glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if now - path.stat().st_mtime > REMEMBERED:
+                path.unlink()
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:

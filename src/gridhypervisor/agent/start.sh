@@ -67,7 +67,8 @@ whole() {
 }
 
 unpack() {
-    sum=$("$busybox" sha256sum <"$here/SUMS") || die 78 "cannot read $here/SUMS; upload the bundle again"
+    [ -r "$here/SUMS" ] || die 78 "cannot read $here/SUMS; upload the bundle again"
+    sum=$("$busybox" sha256sum <"$here/SUMS")
     [ "${sum%% *}" = "$digest" ] || die 78 "$here/SUMS is not what the folder's name says; upload the bundle again"
     bad=$(cd -- "$here" && "$busybox" sha256sum -c SUMS 2>&1) ||
         die 78 "the bundle $here is damaged: $(printf '%s\n' "$bad" | "$busybox" grep -v ': OK$' | "$busybox" head -n 1); upload it again"

@@ -161,14 +161,14 @@ class Vm:
         with contextlib.suppress(OSError):
             said = self._log.read_text(errors="replace").strip()[-300:]
         if self.status is None:
-            how = "lost: the watchdog was killed"
+            how = "is lost: the watchdog was killed"
         elif os.WIFSIGNALED(self.status):
-            how = f"killed by signal {os.WTERMSIG(self.status)}"
+            how = f"was killed by signal {os.WTERMSIG(self.status)}"
         else:
             how = f"ended with status {os.waitstatus_to_exitcode(self.status)}"
         return Ending(
             Reason.HYPERVISOR,
-            f"run the guest: the hypervisor was {how}" if "ended" not in how else f"run the guest: the hypervisor {how}",
+            f"run the guest: the hypervisor {how}",
             f"it said: {said}" if said else "see the batch system's record of the job: was it out of memory?",
         )
 

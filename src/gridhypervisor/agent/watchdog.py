@@ -1,11 +1,11 @@
 """The watchdog: a small process that outlives the pilot and is the parent of the hypervisor.
 
-Forked from the pilot before anything else, single-threaded (PR_SET_PDEATHSIG follows the *thread* that spawned), deaf to
-the signals that batch systems send to every process of a job. It starts the hypervisor, says when it has ended, and
+Forked from the pilot before anything else, single-threaded (PR_SET_PDEATHSIG follows the *thread* that spawned), deaf
+to the signals that batch systems send to every process of a job. It starts the hypervisor, says when it has ended, and
 enforces two things though the pilot be stopped or dead: the walltime, and that no guest outlives its pilot. It decides
 nothing else. `Watchdog` below is the pilot's end of it.
 
-Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's descriptors, which become 10, 11, … there.
+Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's descriptors: there they are 10, 11, ….
 
     pilot -> watchdog    arm {entry, run, claim, epoch, node, started, deadline} · spawn {argv, environment, log}
                          kill {} · done {}
@@ -130,7 +130,7 @@ class _Process:
             self._loop(wake)
             code = 0
         except BaseException as error:
-            print(f"watchdog: {error!r}", file=sys.stderr)
+            sys.stderr.write(f"ghv watchdog: {error!r}\n")
         finally:
             os._exit(code)
 

@@ -7,8 +7,8 @@ import os
 import click
 import msgspec
 
-from gridhypervisor.cli import complete
-from gridhypervisor.cli.operations import finish
+from gridhypervisor.cli import complete, exits
+from gridhypervisor.cli.operations import finish, show_checks
 from gridhypervisor.cli.output import GREEN, bold, dim, echo, emit, format_option, paint, pairs, size, table
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.model.views import ImageBuildRequest, ImageImportRequest, ImageView
@@ -89,14 +89,10 @@ def show(image: str, output: str) -> None:
 @image.command()
 @_one_image
 @format_option
-def verify(image: str, output: str) -> None:
+def verify(image: str, output: str) -> int:
     """Read all of an image's bytes and compare them with its digest."""
     client = connect()
-    result = finish(client, client.verify_image(image))
-    if output != "table":
-        emit(result, output)
-    else:
-        echo(f"{paint('ok', GREEN)}  {image} is whole")
+    return show_checks(finish(client, client.verify_image(image)), output, otherwise=exits.Exit.INVALID)
 
 
 @image.command()

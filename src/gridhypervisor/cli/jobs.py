@@ -22,6 +22,7 @@ from gridhypervisor.cli.output import (
     format_option,
     paint,
     pairs,
+    plain,
     state,
     table,
 )
@@ -38,12 +39,19 @@ _some_jobs = click.argument("jobs", nargs=-1, required=True, shell_complete=comp
 @click.command("list")
 @click.option("--state", "states", multiple=True, type=click.Choice([str(s) for s in JobState]),
               help="Only jobs in this state. May be repeated.")
+@click.option("--site", default="", metavar="SITE", shell_complete=complete.sites, help="Only jobs at this site.")
 @click.option("--before", default="", metavar="JOB", help="Only jobs older than this one.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N")
 @format_option
-def list_jobs(states: tuple[str, ...], before: str, limit: int, output: str) -> None:
+def list_jobs(states: tuple[str, ...], site: str, before: str, limit: int, output: str) -> None:
     """List jobs, newest first. Also: ghv ls."""
-    jobs = connect().jobs(states=states, before=before, limit=limit)
+    client = connect()
+    jobs: list[JobView] = []
+    while len(jobs) < limit and (page := client.jobs(states=states, before=before, limit=limit)):
+        jobs += [job for job in page if site in ("", job.site)][: limit - len(jobs)]
+        before = page[-1].id
+        if len(page) < limit:
+            break
     if output != "table":
         emit(jobs, output)
         return
@@ -62,11 +70,12 @@ def list_jobs(states: tuple[str, ...], before: str, limit: int, output: str) -> 
 def _what(job: JobView) -> str:
     """One line: what a job is doing, or how it ended."""
     if job.state is JobState.FAILED:
-        return f"{job.reason}: {job.message}" if job.message else str(job.reason)
+        return f"{job.reason}: {plain(job.message)}" if job.message else str(job.reason)
     if job.state.final:
         took = f"took {length(job.ended - job.created)}" if job.ended is not None else ""
-        return f"{job.message} ({took})" if job.message and took else job.message or took
-    return f"{doing(job)}: {job.note}" if job.note else doing(job)
+        message = plain(job.message)
+        return f"{message} ({took})" if message and took else message or took
+    return f"{doing(job)}: {plain(job.note)}" if job.note else doing(job)
 
 
 @click.command()
@@ -99,9 +108,9 @@ def _show_job(detail: JobDetail) -> None:
     pairs([
         ("job", f"{bold(job.id)}  {job.name}" if job.name != job.id else bold(job.id)),
         ("state", state(job) + code + (f"  {dim(doing(job))}" if doing(job) != job.state else "")),
-        ("waiting for" if job.state in (JobState.PENDING, JobState.QUEUED) else "note", job.note),
+        ("waiting for" if job.state in (JobState.PENDING, JobState.QUEUED) else "note", plain(job.note)),
         ("reason", f"{job.reason}" if job.reason and job.reason != "exited" else ""),
-        ("why", job.message),
+        ("why", "\n".join(map(plain, job.message.splitlines()))),
         ("image", f"{job.image}  {dim(job.image_digest[:12])}"),
         ("command", shlex.join(job.command)),
         ("wants", f"{wants.cpus} cpu, {wants.memory} memory, {wants.scratch} scratch, {wants.walltime} walltime"),
@@ -115,7 +124,7 @@ def _show_attempts(detail: JobDetail) -> None:
     echo(f"\n{bold('Attempts')}")
     rows = []
     for a in detail.attempts:
-        note = a.message or (f"{a.note} ({ago(a.note_age)} ago)" if a.note else "")
+        note = plain(a.message) or (f"{plain(a.note)} ({ago(a.note_age)} ago)" if a.note else "")
         doing_now = f"{a.state}: {a.phase}" if a.phase else str(a.state)
         rows.append((a.id, a.site, a.batch_id or "-", a.node or "-", doing_now, a.hypervisor or "-", note))
     table(("ID", "SITE", "BATCH JOB", "NODE", "STATE", "HYPERVISOR", "NOTE"), rows, indent="  ")
@@ -196,7 +205,7 @@ def events(job: str, watch: bool, after: int, output: str) -> None:
 def _event_line(event: EventView) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
     change = f"{event.before} → {event.after}" if event.before else event.after
-    why = ": ".join(filter(None, (event.reason, event.message)))
+    why = ": ".join(filter(None, (event.reason, plain(event.message))))
     subject = event.subject if event.subject == event.job or not event.job else f"{event.job} {event.subject}"
     line = f"{dim(at)}  {dim(str(event.sequence).rjust(5))}  {event.kind} {subject}  {change}"
     return f"{line}  {dim(why)}" if why else line

@@ -32,7 +32,7 @@ _PHASE_WORDS = {
 
 _STATE_WORDS = {
     JobState.PENDING: "waiting for a site", JobState.PROLOG: "sending image and inputs", JobState.QUEUED: "queued",
-    JobState.RUNNING: "running", JobState.EPILOG: "bringing the results home",
+    JobState.RUNNING: "starting", JobState.EPILOG: "bringing the results home",
 }
 
 
@@ -100,6 +100,11 @@ def pairs(rows: Iterable[tuple[str, str]]) -> None:
             echo(" " * (width + 2) + line)
 
 
+def plain(text: str) -> str:
+    """Words of others (a site's, a guest's) on one line, without what could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 def _width(text: str) -> int:
     plain = click.unstyle(text)
     return len(plain) if plain.isascii() else sum(
@@ -122,7 +127,8 @@ def doing(job: JobView) -> str:
         return "being cancelled"
     words = _PHASE_WORDS.get(job.phase) if job.state is JobState.RUNNING and job.phase else None
     words = words or _STATE_WORDS[job.state]
-    return f"{words} at {job.site}" if job.state in (JobState.QUEUED, JobState.PROLOG) and job.site else words
+    preposition = {JobState.PROLOG: "to", JobState.QUEUED: "at"}.get(job.state)
+    return f"{words} {preposition} {job.site}" if preposition and job.site else words
 
 
 def age(seconds: float) -> str:
@@ -173,7 +179,7 @@ def say_problem(problem: Problem) -> None:
     """An error, for people, on stderr: what failed, why, what to do next."""
     echo(f"{paint('error:', RED)} {bold(problem.title)}", err=True)
     for line in problem.detail.splitlines():
-        echo(f"  {line}", err=True)
+        echo(f"  {plain(line)}", err=True)
     for item in problem.errors:
         if item.get("allowed"):
             echo(f"  {item.get('field', '')}: {item['allowed']}", err=True)

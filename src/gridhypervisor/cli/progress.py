@@ -62,7 +62,7 @@ class Progress:
             if words != self._words:
                 self._words, self._since = words, time.monotonic()
                 if not self._quiet and not self._live and not job.state.final:
-                    note = f": {job.note}" if job.note else ""
+                    note = f": {output.plain(job.note)}" if job.note else ""
                     self.say(f"{job.id} {words}{note}")
             self._draw()
 
@@ -100,7 +100,7 @@ class Progress:
         if not self._live or job is None or job.state.final or self._ended.is_set() or any(self._unfinished.values()):
             return
         mark = _SPINNER[self._turn % len(_SPINNER)] if output.unicode(sys.stderr) else "-\\|/"[self._turn % 4]
-        parts = [job.id, self._words, output.age(time.monotonic() - self._since), job.note]
+        parts = [job.id, self._words, output.age(time.monotonic() - self._since), output.plain(job.note)]
         line = f"{mark} {'  '.join(filter(None, parts))}"
         width = shutil.get_terminal_size().columns - 1
         sys.stderr.write(f"{_CLEAR}{line[:width]}")

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from gridhypervisor.cli import complete, exits
-from gridhypervisor.cli.output import RED, YELLOW, age, bold, dim, echo, emit, format_option, paint
+from gridhypervisor.cli.output import RED, YELLOW, age, bold, dim, echo, emit, format_option, paint, plain
 from gridhypervisor.cli.progress import Progress
 from gridhypervisor.cli.request import DURATION, SIZE, Flags, InputType, PairType, make_request
 from gridhypervisor.client.launcher import connect
@@ -106,14 +106,14 @@ def _in_guest(job: JobView) -> bool:
 
 
 def _warn_of_emulation(client: Client, job: str, progress: Progress) -> bool:
-    """Say once if there is no KVM. Returns whether it is known by now how the guest runs."""
+    """Say once if the guest runs without KVM. Returns whether it is known by now how the guest runs."""
     attempts = client.job(job).attempts
     used = attempts[-1].hypervisor if attempts else ""
     kind, _, why = used.partition(":")
     if "tcg" in kind:
         where = attempts[-1].node or attempts[-1].site
-        text = f"{paint('EMULATED', YELLOW)}: no KVM at {where}: the guest's CPU is emulated, many times slower"
-        progress.say(f"{text} ({why.strip()})" if why.strip() else text)
+        text = f"{paint('EMULATED', YELLOW)}: at {where} the guest's CPU is emulated, many times slower than with KVM"
+        progress.say(f"{text} ({plain(why)})" if why.strip() else text)
     return bool(used)
 
 
@@ -137,7 +137,7 @@ def tell_end(detail: JobDetail, *, quiet: bool) -> None:
         return
     echo(f"{dim('ghv:')} {job.id} {paint(bold(str(job.state)), RED)}{took}: {job.reason or 'unknown'}", err=True)
     for line in job.message.splitlines():
-        echo(f"  {line}", err=True)
+        echo(f"  {plain(line)}", err=True)
     if detail.outputs:
         echo(f"  what it left: {_results(detail)}", err=True)
     echo(f"  {dim('next:')} {job.hint or f'ghv show {job.id}'}", err=True)

@@ -7,15 +7,28 @@ import time
 from typing import Any
 
 import click
-import msgspec
 
 from gridhypervisor.cli import complete, exits
-from gridhypervisor.cli.operations import finish
-from gridhypervisor.cli.output import GREEN, RED, YELLOW, ago, bold, dim, echo, emit, format_option, paint, pairs, table
+from gridhypervisor.cli.operations import finish, show_checks
+from gridhypervisor.cli.output import (
+    GREEN,
+    RED,
+    YELLOW,
+    ago,
+    bold,
+    dim,
+    echo,
+    emit,
+    format_option,
+    paint,
+    pairs,
+    plain,
+    table,
+)
 from gridhypervisor.cli.request import PairType
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.model.records import SiteKind
-from gridhypervisor.model.views import Check, SiteRequest, SiteView
+from gridhypervisor.model.views import SiteRequest, SiteView
 
 _one_site = click.argument("name", metavar="SITE", shell_complete=complete.sites)
 _HEALTH = {"up": GREEN, "connecting": YELLOW, "unreachable": RED, "refused": RED}
@@ -71,7 +84,7 @@ def list_sites(output: str) -> None:
     rows = [
         (
             s.name, str(s.kind), s.address, _health(s), str(s.queued), str(s.running), str(s.max_jobs or "-"),
-            s.health_why,
+            plain(s.health_why),
         )
         for s in found
     ]
@@ -107,14 +120,7 @@ def show(name: str, output: str) -> None:
 def check(name: str, output: str) -> int:
     """Prove what a site can do, with a probe job on one of its nodes."""
     client = connect()
-    checks = msgspec.convert(finish(client, client.check_site(name)), list[Check])
-    if output != "table":
-        emit(checks, output)
-    else:
-        for item in checks:
-            word, colour = {True: ("yes", GREEN), False: ("no", RED), None: ("unknown", YELLOW)}[item.holds]
-            echo(f"{paint(word.ljust(7), colour)}  {item.claim}  {dim(item.evidence)}".rstrip())
-    return exits.Exit.INFRASTRUCTURE if any(item.holds is False for item in checks) else exits.Exit.OK
+    return show_checks(finish(client, client.check_site(name)), output, otherwise=exits.Exit.INFRASTRUCTURE)
 
 
 @site.command()

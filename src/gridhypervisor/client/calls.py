@@ -5,6 +5,7 @@ No I/O. A `Call` is one request and answer; a `Feed` is a stream of lines that k
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import uuid
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ T = TypeVar("T")
 
 LAST = {"Connection": "close"}
 """Each request has a connection of its own: one that was kept may be of a service that has since restarted."""
+
+START = "Start it with: ghv service start"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,12 @@ def unreadable(title: str, error: Exception) -> ServiceError:
 def gone(socket: str, why: str, hint: str) -> ServiceError:
     """The service does not answer at its socket."""
     return ServiceError(Problem(f"reach the service at {socket}", 503, "unavailable", why, hint))
+
+
+def lost(socket: str, patience: float, error: Exception) -> ServiceError:
+    """The service went away and stayed away."""
+    why = f"it did not come back within {patience:.0f} s ({error})"
+    return gone(socket, why, f"Jobs go on at their sites without it. {START}")
 
 
 def _path(*parts: str, **query: Any) -> str:
@@ -185,7 +194,7 @@ def stop() -> Call[None]:
     return Call("POST", _path("service", "stop"), type(None), repeatable=False)
 
 
-class Feed(Generic[T]):
+class Feed(abc.ABC, Generic[T]):
     """A stream of lines. `path` says where to go on; `take` reads a line; `ended` when there is no more to come.
 
     A feed that is not `resumable` cannot be asked for again where it broke off.
@@ -198,8 +207,9 @@ class Feed(Generic[T]):
         self.ended = False
 
     @property
+    @abc.abstractmethod
     def path(self) -> str:
-        raise ValueError("a feed has a path")  # pragma: no cover
+        """What to ask for next."""
 
     def take(self, line: bytes) -> T | None:
         """What a line says; None: nothing new.

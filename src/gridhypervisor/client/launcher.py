@@ -61,7 +61,7 @@ def find_paths(environ: Mapping[str, str] = os.environ) -> Paths:
     data = Path(environ.get("GHV_DATA") or Path(data_home) / "gridhypervisor").absolute()
     if explicit := environ.get("GHV_RUNTIME"):
         runtime = Path(explicit).absolute()
-    elif (session := environ.get("XDG_RUNTIME_DIR")) and os.path.isdir(session):
+    elif (session := environ.get("XDG_RUNTIME_DIR")) and _is_ours(session):
         runtime = Path(session) / "gridhypervisor"
     else:
         runtime = Path(f"/tmp/ghv-{os.getuid()}")
@@ -70,6 +70,14 @@ def find_paths(environ: Mapping[str, str] = os.environ) -> Paths:
         why = f"{path} is longer than the {LONGEST_SOCKET} bytes that the system allows"
         raise _refused(f"choose the service's socket in {runtime}", why, "Set GHV_RUNTIME to a shorter path.")
     return Paths(data, path)
+
+
+def _is_ours(folder: str) -> bool:
+    """Whether it is there and this user's: under sudo, the variable may still name the other user's."""
+    try:
+        return os.stat(folder).st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def connect(paths: Paths | None = None, *, patience: float = 60.0) -> Client:

@@ -204,18 +204,15 @@ class Client:
 
     def _await_service(self, error: Exception, deadline: float) -> None:
         """Return when it is worth trying again."""
-        if isinstance(error, _Absent):
-            if self._revive and (not self._met or os.path.exists(self._socket)):
-                self._revive()
-                self._met = True
-                return
-            if not self._met:
-                raise calls.gone(self._socket, str(error), "Start it with: ghv service start") from error
+        absent = isinstance(error, _Absent)
+        if absent and not self._met and not self._revive:
+            raise calls.gone(self._socket, str(error), calls.START) from error
         if time.monotonic() > deadline:
-            why = f"it did not come back within {self._patience:.0f} s ({error})"
-            hint = "Jobs go on at their sites without it. Start it with: ghv service start"
-            raise calls.gone(self._socket, why, hint) from error
-        time.sleep(PAUSE)
+            raise calls.lost(self._socket, self._patience, error) from error
+        if absent and self._revive and (not self._met or os.path.exists(self._socket)):
+            self._revive()
+        else:
+            time.sleep(PAUSE)
 
 
 __all__ = ["Client", "ServiceError"]

@@ -143,6 +143,8 @@ class Controller:
             {p.name: p for p in records.pilot_jobs},
             old.observed if old is not None else {},
         )
+        if old is None:
+            self._meter.advance(self._cpu(), len(self.cases))
         self.cases[job] = case
         if old is None:
             meters = {name: session.relay_cpu.value for name, session in self.sessions.items()}
@@ -444,6 +446,9 @@ class Controller:
             else:
                 outcome = await session.act(action, self.cases[job])
             self.steps(f"after:{kind}")
+        except Exception as error:  # a fault of ours, or a peer that talks nonsense, costs this one try
+            words = f"{kind} {entry}: {type(error).__name__}: {error}"
+            outcome = Outcome(Result.UNKNOWN, self.clock(), message=words, hint="report this as a bug")
         finally:
             del self._tasks[entry, kind]
             if job in self.cases:

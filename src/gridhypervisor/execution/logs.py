@@ -7,6 +7,7 @@ that. A stream is written at given offsets, so a piece that comes twice changes 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from gridhypervisor.model.wire import CONSOLE, PILOT_LOG, STDERR, STDOUT
@@ -51,13 +52,8 @@ class Logs:
         return b""
 
     def remove(self, job: str) -> None:
-        for epoch in self._epochs(job):
-            folder = self.root / job / str(epoch)
-            for name in os.listdir(folder):
-                os.unlink(folder / name)
-            folder.rmdir()
         if (self.root / job).is_dir():
-            (self.root / job).rmdir()
+            shutil.rmtree(self.root / job)
 
     def _epochs(self, job: str) -> list[int]:
         try:

@@ -228,7 +228,7 @@ class Session:
         try:
             if batch_id:
                 await self._batch(link, driver.cancel([(entry, batch_id)]))
-            await link.call(Op.REMOVE, {"entry": entry}, timeout=4 * CALL)
+            await link.call(Op.REMOVE, {"entry": entry, "discard": True}, timeout=4 * CALL)
         except (LinkLost, LinkError):
             pass  # seen again at the next look
 
@@ -307,6 +307,7 @@ class Session:
         try:
             match action.kind:
                 case ActionKind.PROLOG:
+                    await self._meter(link)
                     await self._prolog(link, action.allocation, case.job)
                 case ActionKind.SUBMIT:
                     return await self._submit(link, driver, action.allocation, case.job)
@@ -329,11 +330,9 @@ class Session:
                     return Outcome(Result.OK, asked)
                 case ActionKind.COLLECT:
                     await self._collect(link, action, case.job)
-                    usage, _ = await link.call(Op.USAGE, {}, timeout=CALL)
-                    self.relay_cpu.advance(float(usage["cpu_seconds"]), len(self._urgent))
+                    await self._meter(link)
                 case ActionKind.CLEAN:
-                    args = {"entry": action.allocation.pilot_job, "force": True}
-                    await link.call(Op.REMOVE, args, timeout=4 * CALL)
+                    return await self._clean(link, action, case.job)
             return Outcome(Result.OK, self.clock())
         except InputError as error:
             return Outcome(
@@ -364,6 +363,7 @@ class Session:
             path = f"{SPOOL}/{a.pilot_job}/{INPUTS}/{i.described.path}"
             self.progress(a.pilot_job, f"input {i.described.path}")
             await link.upload(i.local, path, {"sha256": i.described.sha256}, mode=i.described.mode, timeout=BULK)
+        self.progress(a.pilot_job, "")
 
     async def _place(self, link: Link, local: Path, path: str, proof: Mapping[str, object], entry: str) -> None:
         """Put a content-addressed file into the account's cache, once, however many jobs ask for it."""
@@ -431,6 +431,7 @@ class Session:
 
     async def _collect(self, link: Link, action: Action, job: Job) -> None:
         a = action.allocation
+        self.progress(a.pilot_job, "logs")
         folder = self.logs.folder(a.job, a.epoch)
         for name in STREAMS.values():
             await link.download(f"{SPOOL}/{a.pilot_job}/{name}", folder / name, optional=True, timeout=BULK)
@@ -450,6 +451,29 @@ class Session:
                 await self._bring(link, a, Path(job.destination), output)
                 after = output.path
             more = bool(reply["more"])
+
+    async def _meter(self, link: Link) -> None:
+        """Share what the relay has used since the last time among the jobs that it was used for."""
+        usage, _ = await link.call(Op.USAGE, {}, timeout=CALL)
+        self.relay_cpu.advance(float(usage["cpu_seconds"]), len(self._urgent))
+
+    async def _clean(self, link: Link, action: Action, job: Job) -> Outcome:
+        """Remove the entry. Results of a run that was thought lost, and came after all, are kept beside its logs."""
+        a = action.allocation
+        lost = a.exit is None or a.exit.reason is Reason.LOST
+        args: dict[str, object] = {"entry": a.pilot_job, "force": True, "known": "" if lost or not a.exit else a.exit.claim}
+        message = ""
+        try:
+            await link.call(Op.REMOVE, args, timeout=4 * CALL)
+        except LinkError as error:
+            if error.kind != "unseen":
+                raise
+            late = self.logs.folder(a.job, a.epoch) / "late"
+            late.mkdir(mode=0o700, exist_ok=True)
+            await self._collect(link, replace(action, results=True), replace(job, destination=str(late)))
+            await link.call(Op.REMOVE, args | {"discard": True}, timeout=4 * CALL)
+            message = f"its results came late: they are in {late}"
+        return Outcome(Result.OK, self.clock(), message=message)
 
     async def _bring(self, link: Link, a: Allocation, destination: Path, output: OutputFile) -> None:
         if unsafe(output.path):

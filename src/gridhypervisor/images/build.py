@@ -28,7 +28,7 @@ Progress = Callable[[str], None]
 
 UID = 1000  # of the user `job`
 _RECIPE = "1"  # to be raised when the same recipe is to give other bytes
-_BLOAT = r"usr/share/(man|info|locale|lintian|bug)/.*|usr/share/doc/.*(?<!/copyright)"
+_BLOAT = r"usr/share/(man|info|locale|lintian|bug)/.*|usr/share/doc/[^/]+/(?!copyright$)[^/]+"
 _MERGED = "usr-is-merged"  # says that /bin is a link already, and keeps out the tool that would make it one, and Perl
 _HOOKS = Path("/usr/share/mmdebstrap/hooks/merged-usr")
 
@@ -86,15 +86,15 @@ class _Builder:
         packages = self._apt.resolve(["busybox-static"] if busybox else ["?essential", _MERGED, *recipe.packages])
         if busybox:
             packages = tuple(package for package in packages if package.name == "busybox-static")
-        made_from = [recipe.base, recipe.suite, recipe.packages, [str(p) for p in packages], self._digests(recipe.files)]
-        key = _key("base", made_from)
+        versions = [str(package) for package in packages]
+        key = _key("base", [recipe.base, recipe.suite, recipe.packages, versions, self._digests(recipe.files)])
         status = self._cache / f"base-{key}.status"
 
         def make(work: Path) -> Tree:
             tree = self._busybox(packages, work) if busybox else self._debian(work)
             status.write_bytes(tree.read("var/lib/dpkg/status"))
             self._add_files(tree, recipe.files)
-            _harden(tree)
+            harden(tree)
             return tree
 
         layer = self._layer(key, "base", "", make, fresh=not status.exists())
@@ -227,7 +227,7 @@ def _mmdebstrap_mode() -> str:
     return "unshare"
 
 
-def _harden(tree: Tree) -> None:
+def harden(tree: Tree) -> None:
     """Leave no password, no privilege by file mode, and nothing that differs from one build to the next."""
     tree.remove(_BLOAT)
     tree.remove(r"(dev|run|tmp|boot|proc|sys|var/log|var/tmp|var/cache|var/lib/apt/lists)/.*")

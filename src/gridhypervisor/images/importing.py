@@ -42,7 +42,7 @@ def import_disk(
     what = f"import {disk}"
     tools.require("qemu-img", "apt-get", "dpkg-deb")
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    format = _checked_format(what, disk, format)
+    format = checked_format(what, disk, format)
     with tempfile.TemporaryDirectory(dir=cache) as folder, repository.adding():
         packed = Path(folder) / "disk.qcow2"
         progress(f"{disk.name}: packing")
@@ -57,7 +57,7 @@ def import_disk(
     return digest
 
 
-def _checked_format(what: str, disk: Path, format: str) -> str:
+def checked_format(what: str, disk: Path, format: str) -> str:
     """The disk's format, once it is clear that it is whole and stands alone."""
     try:
         with disk.open("rb") as data:

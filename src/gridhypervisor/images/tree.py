@@ -22,7 +22,7 @@ _Content = Callable[[], IO[bytes]]
 
 
 class Tree:
-    """Paths are relative, without a leading `./`. The root itself is not among them: whoever packs it gives its mode."""
+    """Paths are relative, without a leading `./`. The root itself is not among them: who packs it gives its mode."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[tarfile.TarInfo, _Content | None]] = {}

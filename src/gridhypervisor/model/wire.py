@@ -45,6 +45,9 @@ MANIFEST, OWNER, STATUS, EXIT = "manifest.json", "owner", "status.json", "exit.j
 STDOUT, STDERR, CONSOLE, PILOT_LOG = "stdout", "stderr", "console.log", "pilot.log"
 INPUTS, OUTPUTS, CONTROL, CANCEL = "in", "out", "control", "cancel"
 
+BURIED = ".buried"
+"""Below the spool: the names of removed entries, so that nothing late can bring one back to life."""
+
 # The folders of an account's workdir.
 SPOOL, CACHE, BUNDLES = "spool", "cache", "bundle"
 
@@ -73,7 +76,10 @@ class Op(enum.StrEnum):
     SCAN = "scan"  # {} -> {entries: [EntryView]}; every entry of this installation (named 'INSTALLATION-...')
     WATCH = "watch"  # {entry, stdout, stderr: offsets, or null to end} -> {}; notes 'output' follow
     LIST_OUT = "list_out"  # {entry, after?: path} -> {files: [{path, size, mode, sha256?}], more}; sorted, in pages
-    REMOVE = "remove"  # {entry, force?} -> {}; takes the entry first where nobody has it; refused (busy) to a live pilot's
+    # Takes the entry first where nobody has it; buries its name. Refused: busy, a pilot has it and has left no sentinel
+    # (unless force: the batch system's record says that it is gone); unseen, it has a sentinel of another claim than
+    # `known`, whose results nobody has collected (unless discard).
+    REMOVE = "remove"  # {entry, known?: claim, force?, discard?} -> {}
     EVICT = "evict"  # {paths: [relative, below cache/ or bundle/]} -> {freed}
     USAGE = "usage"  # {} -> {cpu_seconds, max_rss_bytes, free_bytes}
 

@@ -147,7 +147,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed: write the value out", problem_mark=mark)
+            why = "aliases (*name) are not allowed: write the value out"
+            raise yaml.MarkedYAMLError(problem=why, problem_mark=mark)
         return super().compose_node(parent, index)
 
 

@@ -396,7 +396,7 @@ class _Step:
     def clean(self, a: Allocation, sight: Observed) -> Allocation | None:
         outcome = sight.outcomes.get(A.CLEAN)
         if outcome is not None and outcome.result is Result.OK:
-            return self.move(a, S.CLEANED)
+            return self.move(a, S.CLEANED, message=outcome.message)
         self.want(a, sight, A.CLEAN)
         return None
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import anyio
 import msgspec
 from litestar.response import Stream
 
@@ -76,11 +77,12 @@ async def _until(items: AsyncIterator[T], closing: asyncio.Event) -> AsyncGenera
             yield item
     finally:
         closed.cancel()
-        if following is not None and not following.done():
-            following.cancel()
-            await asyncio.wait((following,))
-        if isinstance(items, AsyncGenerator):
-            await items.aclose()
+        with anyio.CancelScope(shield=True):  # when the client went, each further await here would be cancelled too
+            if following is not None and not following.done():
+                following.cancel()
+                await asyncio.wait((following,))
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
 
 
 async def from_offsets(items: AsyncIterator[FollowItem], stdout: int, stderr: int) -> AsyncGenerator[FollowItem]:

@@ -192,6 +192,8 @@ class Relay:
                 me = OwnerRecord("controller", "remove", 0, "front")
                 if self._account.spool.take_owner(entry, me).by != "controller":
                     raise Refused("busy", f"remove {entry.name}: a pilot has it and has left no sentinel")
+            if entry.exit is not None and entry.exit.claim != request.get("known", "") and not request.get("discard"):
+                raise Refused("unseen", f"remove {entry.name}: it has a sentinel that was not collected")
             self._account.removed.append(entry)
             self._account.spool.remove(entry.name)
         return {}, b""

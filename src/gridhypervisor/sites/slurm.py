@@ -45,7 +45,7 @@ STATES = {
 NEVER_STARTS = {
     "PartitionTimeLimit": "the walltime is above the partition's limit: ask for less, or for another partition",
     "PartitionNodeLimit": "the partition does not give that many nodes or CPUs to one job",
-    "PartitionConfig": "no node of the partition has that many CPUs or that much memory",
+    "PartitionConfig": "the partition does not allow so many CPUs, so much memory, or such a walltime",
     "BadConstraints": "no node has what `constraint` asks for",
     "InvalidAccount": "the site does not know the `account` for this user",
     "InvalidQOS": "the site does not allow this `qos` for this account",

@@ -1,4 +1,4 @@
-"""Objects of web servers. Proxies, certificates and `.netrc` as the user's environment has them."""
+"""Objects of web servers. Proxies and certificates are those of the user's environment."""
 
 from __future__ import annotations
 

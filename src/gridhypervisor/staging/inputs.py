@@ -118,8 +118,11 @@ def _remote(spec: InputSpec, field: str) -> Planned:
         raise InputError(
             f"{field}: {shown(spec.url)} cannot be fetched", f"write a URL that begins with {', '.join(SCHEMES)}"
         )
-    last = urlsplit(spec.url).path.rpartition("/")[2]
-    name = _name(spec.name or unquote(last), field, shown(spec.url))
+    if spec.url.startswith("s3://"):
+        last = spec.url.rpartition("/")[2]
+    else:
+        last = unquote(urlsplit(spec.url).path.rpartition("/")[2])
+    name = _name(spec.name or last, field, shown(spec.url))
     return Planned(name, field, url=spec.url, sha256=spec.sha256)
 
 

@@ -14,6 +14,9 @@ _KEEP = (
     "(jobs that run are then no longer known)"
 )
 
+_NEXT_TO_NOTHING = 1 << 20
+"""Free bytes below which a disk is as good as full."""
+
 
 def explain(error: Exception, operation: str, path: Path) -> StoreError:
     """The StoreError to raise from an error of SQLAlchemy, of sqlite3 or of the operating system."""
@@ -31,6 +34,8 @@ def _sqlite_advice(code: int, path: Path) -> str:
     match code & 0xFF:  # the low byte is the kind, the rest says more
         case sqlite3.SQLITE_FULL:
             return _space(path)
+        case sqlite3.SQLITE_IOERR if _free(path) < _NEXT_TO_NOTHING:
+            return _space(path)  # SQLite could not even make its index of the log, and does not say why
         case sqlite3.SQLITE_IOERR:
             return f"nothing was changed; see that the disk of {path.parent} is sound and not full"
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
@@ -50,9 +55,16 @@ def _advice(code: int | None, path: Path) -> str:
 
 
 def _space(path: Path) -> str:
+    return (
+        f"nothing was changed; make room on the disk of {path.parent} ({_free(path) >> 20} MiB are free), or in your "
+        "quota, then try again"
+    )
+
+
+def _free(path: Path) -> int:
+    """Bytes that are free there for ordinary users."""
     try:
         state = os.statvfs(path.parent)
-        free = f" ({state.f_bavail * state.f_frsize >> 20} MiB are free)"
     except OSError:
-        free = ""
-    return f"nothing was changed; make room on the disk of {path.parent}{free}, or in your quota, then try again"
+        return 0
+    return state.f_bavail * state.f_frsize

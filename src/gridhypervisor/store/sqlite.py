@@ -225,10 +225,8 @@ def _prepare(path: Path) -> str:
             with engine.connect() as connection:
                 mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
             if mode != "wal":
-                raise StoreError(
-                    operation, str(path), f"SQLite cannot use a write-ahead log there (it says {mode!r})",
-                    "set GHV_DATA to a folder on a local disk of this machine",
-                )  # fmt: skip
+                why = f"SQLite cannot use a write-ahead log there (it says {mode!r})"
+                raise StoreError(operation, str(path), why, "set GHV_DATA to a folder on a local disk of this machine")
             with engine.begin() as connection:
                 migrate.upgrade(connection, path)
                 named = select(schema.meta.c.value).where(schema.meta.c.name == "installation")

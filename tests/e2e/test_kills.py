@@ -1,0 +1,175 @@
+"""The service is killed with SIGKILL at every step of `STEPS`; each job ends exactly once all the same, with its results.
+
+Each scenario below takes a job along one way through the transition table, and lists the steps at which the service
+dies on it, each once. `ghv` starts the service again by itself: nothing in these tests does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+
+import pytest
+
+from gridhypervisor.execution.controller import STEPS
+from tests.e2e.installation import Installation, wait_for
+
+TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "64M", "--retry", "10")
+PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
+
+
+def from_start_to_end(installation: Installation) -> None:
+    """A job that `ghv run` follows through all its deaths. Submissions that were lost are revoked and made anew."""
+    (installation.work / "word").write_text("middle\n")
+    program = "echo first; cat word; echo second >&2; cp word result; exit 7"
+    words = ("run", *TINY, "--in", "word", "--out", "result", "--", "sh", "-c", program)
+    with installation.busy_site(), installation.start(*words) as ghv:
+        wait_for("deaths in the queue", lambda: "after-commit:submitting-queued" not in installation.deaths_to_come(), 120)
+    out, err = ghv.communicate(timeout=120)
+    assert (ghv.returncode, out) == (7, b"first\nmiddle\n"), err
+    assert b"second\n" in err
+    assert (installation.work / "result").read_text() == "middle\n"
+    assert installation.job("j1")["job"]["state"] == "done"
+
+
+def submitted_unknown_to_the_controller(installation: Installation) -> None:
+    """The submission went out and the controller died of it; the pilot began in the meantime."""
+    job = installation.detach(*TINY, "--out", "result", "--", "sh", "-c", "echo once | tee result")
+    wait_for("the death after the submission", lambda: "after:submit" not in installation.deaths_to_come())
+    wait_for("the pilot's ownership", lambda: (entry := installation.entry(job)) and (entry / "owner").exists())
+    found = installation.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"], len(found["attempts"])) == ("done", 0, 1), found
+    assert installation.ghv("logs", job).out == b"once\n"
+    assert (installation.work / "result").read_text() == "once\n"
+
+
+def cancelled_in_the_prolog(installation: Installation) -> None:
+    """The input comes from a server that never gives it."""
+    with silent_server() as url:
+        job = installation.detach(*TINY, "--in", f"{url}/never", "--", "true")
+        installation.wait_state(job, "prolog")
+        installation.ghv("cancel", job)
+        found = installation.wait(job)
+        assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found
+
+
+def cancelled_in_the_queue(installation: Installation) -> None:
+    with installation.busy_site():
+        job = installation.detach(*TINY, "--", "echo", "never")
+        installation.wait_state(job, "queued")
+        installation.ghv("cancel", job)
+        found = installation.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found
+    assert installation.ghv("logs", job).out == b""
+
+
+def cancelled_while_it_runs(installation: Installation) -> None:
+    job = installation.detach(*TINY, "--out", "result", "--", "sh", "-c", PATIENT)
+    installation.wait_phase(job, "execute")
+    installation.ghv("cancel", job)
+    found = installation.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
+    assert installation.ghv("logs", job).out == b"started\nstopped\n"
+    assert (installation.work / "result").read_text() == "saved\n"
+
+
+def cancelled_as_the_pilot_begins(installation: Installation) -> None:
+    """The relay is stopped, so that the revocation comes after the pilot has taken the ownership."""
+    with installation.busy_site():
+        job = installation.detach(*TINY, "--out", "result", "--", "sh", "-c", PATIENT)
+        installation.wait_state(job, "queued")
+        relay = installation.relay()
+        os.kill(relay, signal.SIGSTOP)
+        installation.ghv("cancel", job)
+        wait_for("the intent to revoke", lambda: "queued>revoking" in installation.story(job))
+    installation.wait_phase(job, "execute")
+    os.kill(relay, signal.SIGCONT)
+    found = installation.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
+    assert (installation.work / "result").read_text() == "saved\n"
+
+
+def lost_without_a_word(installation: Installation) -> None:
+    """Pilot and watchdog are killed, so that nobody leaves a sentinel; the next attempt does the work."""
+    job = installation.detach(*TINY, "--out", "result", "--", "sh", "-c", "[ -e go ] || sleep 5; echo done > result")
+    installation.wait_phase(job, "execute")
+    watchdog, pilot = installation.watchdog(job), installation.pilot(job)
+    for process in (watchdog, pilot):
+        os.kill(process, signal.SIGSTOP)
+    for process in (watchdog, pilot):
+        os.kill(process, signal.SIGKILL)
+    installation.kill_service()
+    found = installation.wait(job)
+    assert (found["job"]["state"], len(found["attempts"])) == ("done", 2), found
+    assert found["attempts"][0]["reason"] == "lost", found
+    assert (installation.work / "result").read_text() == "done\n"
+
+
+class Scenario(NamedTuple):
+    play: Callable[[Installation], None]
+    transitions: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Before and after each commit and each action; of a submission in doubt only what the scenario is about."""
+        return (
+            *(f"{when}-commit:{transition}" for transition in self.transitions for when in ("before", "after")),
+            *(action if ":" in action else f"{when}:{action}" for action in self.actions for when in ("before", "after")),
+        )
+
+
+SCENARIOS = (
+    Scenario(
+        from_start_to_end,
+        ("planned-submitting", "submitting-queued", "queued-running", "running-ended", "ended-collected",
+         "collected-cleaned", "submitting-revoking", "revoking-revoked", "revoked-cleaned"),
+        ("prolog", "submit", "revoke", "collect", "clean"),
+    ),
+    Scenario(submitted_unknown_to_the_controller, ("submitting-running",), ("after:submit",)),
+    Scenario(cancelled_in_the_prolog, ("planned-revoked",)),
+    Scenario(cancelled_in_the_queue, ("queued-revoking",), ("batch-cancel",)),
+    Scenario(cancelled_while_it_runs, (), ("request-cancel",)),
+    Scenario(cancelled_as_the_pilot_begins, ("revoking-running",)),
+    Scenario(lost_without_a_word, (), ("look",)),
+)  # fmt: skip
+
+
+def test_every_step_has_its_kill() -> None:
+    assert set(STEPS) == {step for scenario in SCENARIOS for step in scenario.steps}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.play.__name__)
+def test_killed_at_each_step(installation: Installation, scenario: Scenario) -> None:
+    installation.die_at(*scenario.steps)
+    scenario.play(installation)
+    installation.assert_clean()
+    assert not installation.deaths_to_come(), installation.story("j1")
+
+
+class silent_server(ThreadingHTTPServer):
+    """Takes requests and answers none until its end. A context manager that gives its URL."""
+
+    def __init__(self) -> None:
+        over = self.over = threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                over.wait()
+
+            do_HEAD = do_GET
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def __enter__(self) -> str:  # type: ignore[override]
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.shutdown()
+        self.server_close()
