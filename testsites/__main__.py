@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import stat
 import sys
@@ -25,6 +26,8 @@ def up(name: str, nodes: int, cpus: int) -> int:
     ended, end = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: os.write(end, b"."))
+    if _pid_file(name).exists() and _starter(name) is None:
+        shutil.rmtree(_folder(name))  # its starter was killed, and everything that it had started died with it
     with SlurmSite(name, nodes=nodes, cpus=cpus, folder=_folder(name)) as site:
         _pid_file(name).write_text(f"{os.getpid()}\n")
         try:
@@ -39,16 +42,24 @@ def up(name: str, nodes: int, cpus: int) -> int:
 
 def down(name: str) -> int:
     """End the site of this name; 0 also where there is none."""
+    starter = _starter(name)
+    if starter is not None:
+        signal.pidfd_send_signal(starter, signal.SIGTERM)
+        if not select.select([starter], [], [], 30)[0]:
+            print(f"end test site {name}: its starter is still there after 30 s", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _starter(name: str) -> int | None:
+    """A descriptor of the process that started the site; None if it is gone (or its number is now somebody else's)."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         pid = int(_pid_file(name).read_text())
         handle = os.pidfd_open(pid)
-        if b"testsites" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return 0  # the starter is long gone and its number belongs to somebody else
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-        if not select.select([handle], [], [], 30)[0]:
-            print(f"end test site {name}: process {pid} is still there after 30 s", file=sys.stderr)
-            return 1
-    return 0
+        if b"testsites" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return handle
+        os.close(handle)
+    return None
 
 
 def _folder(name: str) -> Path:
@@ -68,13 +79,14 @@ def main() -> int:
         if verb == "up":
             command.add_argument("--nodes", type=int, default=2)
             command.add_argument("--cpus", type=int, default=2, help="per node")
+            command.add_argument("--keep", type=Path, metavar="DIR", help="put it there; go on with what is there")
     args = parser.parse_args()
     try:
-        return up(args.name, args.nodes, args.cpus) if args.verb == "up" else down(args.name)
+        return up(args.name, args.nodes, args.cpus, args.keep) if args.verb == "up" else down(args.name)
     except FileExistsError as error:
         print(
-            f"start test site {args.name}: {error.filename} exists; end it with `down`, or remove the folder "
-            "if its starter was killed", file=sys.stderr,
+            f"start test site {args.name}: {error.filename} exists: it is up, or just starting; end it with `down`",
+            file=sys.stderr,
         )  # fmt: skip
     except (PermissionError, RuntimeError) as error:
         print(error, file=sys.stderr)

@@ -9,6 +9,9 @@ Each site has an address of its own in 127.0.0.0/8, so all of its ports are free
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import pwd
@@ -28,6 +31,8 @@ from testsites import bareroot, sshd
 
 USER, UID = "scientist", 20001
 CONTROLLER_PORT = 6817
+MADE = "made"
+"""In a kept site's folder: what it was made of, and its address."""
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu/slurm-wlm")
 PACKAGES = "slurm-wlm slurm-client slurm-wlm-basic-plugins munge openssh-server openssh-client util-linux"
 
@@ -75,9 +80,14 @@ DefMemPerCPU=64
 class SlurmSite:
     """One running site; a context manager. `folder` is made, and removed at the end; it must not exist yet.
 
+    With `keep` the folder stays, and a later site made of the same parts goes on with what it holds: address, keys, and
+    the user's home. Slurm itself starts afresh, as after a reinstallation.
+
     Raises:
         PermissionError: not root.
-        RuntimeError: packages are missing, or a daemon did not come up; the message holds its log's end.
+        FileExistsError: the folder is there, and is not one to go on with.
+        RuntimeError: packages are missing, a daemon did not come up (the message holds its log's end), or the kept site
+            is running already.
     """
 
     def __init__(
@@ -89,25 +99,38 @@ class SlurmSite:
         memory: int = 4000,
         keeps_ended: int = 300,
         folder: Path | None = None,
+        keep: bool = False,
     ) -> None:
         if os.geteuid() != 0:
             raise PermissionError("start a Slurm test site: it mounts and starts jobs as other users; run it as root")
-        if folder is not None:
+        self.name, self.keep = name, keep
+        self._lock = -1
+        made_of = _digest(name, nodes, cpus, memory, keeps_ended)
+        if folder is not None and keep:
+            known = self._take_up(folder, made_of)
+        elif folder is not None:
             folder.mkdir(mode=0o755, parents=True)
-        self.folder = folder or Path(tempfile.mkdtemp(prefix=f"ghv-{name}-"))
+            known = ""
+        else:
+            folder, known = Path(tempfile.mkdtemp(prefix=f"ghv-{name}-")), ""
+        self.folder = folder
         self.folder.chmod(0o755)
-        self.name = name
         self.root = self.folder / "root"
-        self.address = _free_address()
+        self.address = known or _free_address()
         self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
         self.home = self.root / "home" / USER
         """The user's home as this machine sees it; at the site it is /home/USER."""
         self._keeper: subprocess.Popen[str] | None = None
         try:
-            self._make_root()
-            self._configure(cpus, memory, keeps_ended)
-            self.login = self._make_login()
+            if not known:
+                self._make_root()
+                self._configure(cpus, memory, keeps_ended)
+                self._make_login()
+            self._make_spools()
+            self.login = sshd.login(self.folder / "client", self.address, USER)
             self._start()
+            if keep:
+                (self.folder / MADE).write_text(f"{made_of} {self.address}\n")
         except BaseException:
             self.stop()
             raise
@@ -157,14 +180,18 @@ class SlurmSite:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End every process of the site and remove its folder."""
+        """End every process of the site and remove its folder, unless it is kept."""
         if self._keeper is not None:
             assert self._keeper.stdin and self._keeper.stdout
             self._keeper.stdin.close()
             self._keeper.stdout.close()
             self._keeper.wait(timeout=30)
             self._keeper = None
-        shutil.rmtree(self.folder)
+        if not self.keep:
+            shutil.rmtree(self.folder)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def describe(self) -> dict[str, Any]:
         """What a client must know, ready for JSON."""
@@ -183,6 +210,25 @@ class SlurmSite:
         self.stop()
 
     # How it is made
+
+    def _take_up(self, folder: Path, made_of: str) -> str:
+        """Lock a kept folder and give the address of the site in it; empty it if it was made of other parts."""
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise RuntimeError(f"start {self.name}: it runs already, in {folder}") from None
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            digest, address = (folder / MADE).read_text().split()
+            if digest == made_of:
+                return address
+        if {path.name for path in folder.iterdir()} - {"lock", "root", "client", MADE, "pid"}:
+            raise FileExistsError(errno.EEXIST, "not a test site's folder", str(folder))
+        for part in (folder / "root", folder / "client"):
+            shutil.rmtree(part, ignore_errors=True)
+        return ""
 
     def _make_root(self) -> None:
         programs = [*(Path("/usr/sbin") / name for name in DAEMONS),
@@ -216,11 +262,10 @@ class SlurmSite:
         (etc / "munge").mkdir(mode=0o700)
         (etc / "munge/munge.key").write_bytes(secrets.token_bytes(128))
         (etc / "munge/munge.key").chmod(0o400)
-        for folder in ("run/munge", "var/log/munge", "var/lib/munge", "etc/slurm", "var/spool/slurmctld"):
+        for folder in ("run/munge", "var/log/munge", "var/lib/munge", "etc/slurm"):
             (self.root / folder).mkdir(mode=0o755, parents=True)
         lines = [CONFIG.format(name=self.name, address=self.address, port=CONTROLLER_PORT, keeps_ended=keeps_ended)]
         for i, node in enumerate(self.nodes):
-            (self.root / "var/spool" / node).mkdir()
             lines.append(
                 f"NodeName={node} NodeHostname={self.name} NodeAddr={self.address} Port={CONTROLLER_PORT + 1 + i} "
                 f"CPUs={cpus} RealMemory={memory} State=UNKNOWN\n"
@@ -229,16 +274,21 @@ class SlurmSite:
         lines.append("PartitionName=short Nodes=ALL MaxTime=5 State=UP\n")
         (etc / "slurm/slurm.conf").write_text("".join(lines))
 
-    def _make_login(self) -> sshd.Login:
+    def _make_spools(self) -> None:
+        """Empty folders for what the daemons remember."""
+        shutil.rmtree(self.root / "var/spool", ignore_errors=True)
+        for name in ("slurmctld", *self.nodes):
+            (self.root / "var/spool" / name).mkdir(mode=0o755, parents=True)
+
+    def _make_login(self) -> None:
         self.home.mkdir(mode=0o700)
         os.chown(self.home, UID, UID)
         client = self.folder / "client"
         client.mkdir(mode=0o700)
-        login = sshd.prepare(self.root, client, self.address, USER, UID)
+        sshd.prepare(self.root, client, self.address, USER, UID)
         if invoker := os.environ.get("SUDO_UID"):  # the key is for whoever asked, not for root
             for path in (client, *client.iterdir()):
                 os.chown(path, int(invoker), pwd.getpwuid(int(invoker)).pw_gid)
-        return login
 
     def _start(self) -> None:
         self._keeper = subprocess.Popen(
@@ -275,6 +325,16 @@ class SlurmSite:
     def _log_tails(self) -> str:
         tails = [f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in self.root.glob("var/log/*.log")]
         return "; ".join(tails)
+
+
+def _digest(*parameters: object) -> str:
+    """What a kept site was made of: these parameters, the code here, and this machine's Slurm."""
+    state = hashlib.sha256(repr(parameters).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        state.update(path.read_bytes())
+    slurm = Path("/usr/sbin/slurmctld")
+    state.update(repr(slurm.stat().st_mtime_ns if slurm.exists() else None).encode())
+    return state.hexdigest()
 
 
 def _free_address() -> str:

@@ -38,19 +38,23 @@ class Login:
     known_hosts: Path
 
 
-def prepare(root: Path, client: Path, address: str, user: str, uid: int) -> Login:
+def login(client: Path, address: str, user: str) -> Login:
+    """What `prepare` left in the folder `client`."""
+    return Login(address, PORT, user, client / "id_ed25519", client / "known_hosts")
+
+
+def prepare(root: Path, client: Path, address: str, user: str, uid: int) -> None:
     """Write the daemon's files and the user's key into `root`, and what a client needs into the folder `client`."""
     (root / "etc/ssh").mkdir()
     (root / "run/sshd").mkdir(mode=0o755)
     (root / "etc/ssh/sshd_config").write_text(CONFIG.format(address=address, port=PORT, user=user))
-    key, known_hosts, host_key = client / "id_ed25519", client / "known_hosts", root / "etc/ssh/host_key"
-    for path in (key, host_key):
+    made, host_key = login(client, address, user), root / "etc/ssh/host_key"
+    for path in (made.key, host_key):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], check=True)
-    known_hosts.write_text(f"[{address}]:{PORT} {host_key.with_suffix('.pub').read_text()}")
+    made.known_hosts.write_text(f"[{address}]:{PORT} {host_key.with_suffix('.pub').read_text()}")
     folder = root / "home" / user / ".ssh"
     folder.mkdir(mode=0o700)
     authorized = folder / "authorized_keys"
-    authorized.write_text(key.with_suffix(".pub").read_text())
+    authorized.write_text(made.key.with_suffix(".pub").read_text())
     authorized.chmod(0o600)
     subprocess.run(["chown", "-R", f"{uid}:{uid}", folder], check=True)
-    return Login(address, PORT, user, key, known_hosts)

@@ -394,7 +394,9 @@ def deadly_steps(path: Path) -> Callable[[str], None]:
     def step(name: str) -> None:
         lines = path.read_text().splitlines()
         if name in lines:
-            path.write_text("".join(f"{line}\n" for line in lines if line != name))
+            shorter = path.with_name(f"{path.name}.new")
+            shorter.write_text("".join(f"{line}\n" for line in lines if line != name))
+            shorter.replace(path)
             os.kill(os.getpid(), signal.SIGKILL)
 
     return step
@@ -404,7 +406,6 @@ async def serve(data: Path, socket: Path, ready_fd: int | None) -> None:
     from gridhypervisor.service.api import make_app
     from gridhypervisor.service.server import serve as serve_api
 
-    os.umask(0o077)
     store = open_store(data / "store.sqlite")
     deadly = os.environ.get("GHV_TEST_DIE_AT")
     app = App(data, store, deadly_steps(Path(deadly)) if deadly else no_steps)

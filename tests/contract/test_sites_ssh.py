@@ -167,9 +167,9 @@ def test_files_cross_whole_and_a_wrong_digest_is_refused(account: Account, tmp_p
         async with account.connect() as at:
             for size in (0, 1, len(data)):
                 (tmp_path / "some").write_bytes(data[:size])
-                proof = {"sha256": hashlib.sha256(data[:size]).hexdigest()}
-                await at.link.upload(tmp_path / "some", "cache/some", proof, timeout=60)
-                await at.link.download("cache/some", tmp_path / "down", **proof, mode=0o640, timeout=60)
+                some = hashlib.sha256(data[:size]).hexdigest()
+                await at.link.upload(tmp_path / "some", "cache/some", {"sha256": some}, timeout=60)
+                await at.link.download("cache/some", tmp_path / "down", sha256=some, mode=0o640, timeout=60)
                 assert (tmp_path / "down").read_bytes() == data[:size]
                 assert (tmp_path / "down").stat().st_mode & 0o777 == 0o640
             with pytest.raises(LinkError) as wrong:

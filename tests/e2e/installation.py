@@ -1,7 +1,7 @@
-"""A whole installation of GridHypervisor for one test: data folder, service, command line, and what it must leave clean.
+"""A whole installation of GridHypervisor for a test: data folder, service, command line, and what it must leave clean.
 
-What is slow to make (the bundle's world, the images) is made once in `build/e2e` and given to each installation by hard
-links. Nodes' scratch is shared by all tests of a run, as it would be on a real node.
+What is slow to make (the bundle's world, the images) is made once and given to each installation by hard links. Nodes'
+scratch is shared by all tests of a run, as it would be on a real node.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any, TypeVar
 from gridhypervisor.model import wire
 
 REPOSITORY = Path(__file__).parents[2]
-TEMPLATE = REPOSITORY / "build" / "e2e"
+BUILD = REPOSITORY / "build"
+PARTS = ("images", "bundle")  # of a data folder: what a template gives
+CACHES = ("images", "bundle")  # of its cache: packages and programs that never change, shared with whoever made them
 FINAL = ("done", "failed", "cancelled")
 T = TypeVar("T")
 
@@ -53,15 +55,19 @@ class Ghv:
 
 
 class Installation:
-    def __init__(self, folder: Path, scratch: Path) -> None:
+    def __init__(self, folder: Path, scratch: Path, template: Path | None = None) -> None:
         self.folder, self.data, self.work, self.scratch = folder, folder / "data", folder / "work", scratch
         self.steps = folder / "die-at"
         self.steps.touch()
         for path in (self.data, self.work):
             path.mkdir(parents=True, mode=0o700)
-        for name in ("images", "cache", "bundle"):
-            if (TEMPLATE / name).exists():
-                shutil.copytree(TEMPLATE / name, self.data / name, copy_function=os.link)
+        for name in PARTS:
+            if template is not None and (template / name).exists():
+                shutil.copytree(template / name, self.data / name, copy_function=_link)
+        (self.data / "cache").mkdir(mode=0o700)
+        for name in CACHES:
+            (BUILD / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.data / "cache" / name).symlink_to(BUILD / name)
         self.environment = {
             **os.environ,
             "HOME": str(folder),
@@ -175,7 +181,9 @@ class Installation:
         return wait_for(f"the hypervisor of {job}", look)[0]
 
     def relay(self) -> int:
-        return wait_for("a relay", lambda: [p for p, words in _processes() if f"relay --workdir {self.workdir}" in words])[0]
+        """The relay of the local site."""
+        words = f" relay --workdir {self.workdir} "
+        return wait_for("a relay", lambda: [pid for pid, line in _processes() if words in line])[0]
 
     @contextlib.contextmanager
     def busy_site(self) -> Iterator[None]:
@@ -240,6 +248,14 @@ class Installation:
             if event["kind"] == "job":
                 ends[event["job"]] = ends.get(event["job"], 0) + (event["after"] in FINAL)
         assert set(ends.values()) <= {1}, ends
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link, or a copy where the two are on different file systems."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _processes() -> Iterator[tuple[int, str]]:

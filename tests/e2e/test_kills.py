@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 import pytest
 
 from gridhypervisor.execution.controller import STEPS
 from tests.e2e.installation import Installation, wait_for
+from tests.e2e.webserver import WebServer
 
 TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "64M", "--retry", "10")
 PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
@@ -27,7 +26,8 @@ def from_start_to_end(installation: Installation) -> None:
     (installation.work / "word").write_text("middle\n")
     program = "echo first; cat word; echo second >&2; cp word result; exit 7"
     words = ("run", *TINY, "--in", "word", "--out", "result", "--", "sh", "-c", program)
-    with installation.busy_site(), installation.start(*words) as ghv:
+    with installation.busy_site():
+        ghv = installation.start(*words)
         wait_for("deaths in the queue", lambda: "after-commit:submitting-queued" not in installation.deaths_to_come(), 120)
     out, err = ghv.communicate(timeout=120)
     assert (ghv.returncode, out) == (7, b"first\nmiddle\n"), err
@@ -49,8 +49,9 @@ def submitted_unknown_to_the_controller(installation: Installation) -> None:
 
 def cancelled_in_the_prolog(installation: Installation) -> None:
     """The input comes from a server that never gives it."""
-    with silent_server() as url:
-        job = installation.detach(*TINY, "--in", f"{url}/never", "--", "true")
+    with WebServer() as web:
+        web.held.add("/never")
+        job = installation.detach(*TINY, "--in", f"{web.url}/never", "--", "true")
         installation.wait_state(job, "prolog")
         installation.ghv("cancel", job)
         found = installation.wait(job)
@@ -149,27 +150,3 @@ def test_killed_at_each_step(installation: Installation, scenario: Scenario) -> 
     scenario.play(installation)
     installation.assert_clean()
     assert not installation.deaths_to_come(), installation.story("j1")
-
-
-class silent_server(ThreadingHTTPServer):
-    """Takes requests and answers none until its end. A context manager that gives its URL."""
-
-    def __init__(self) -> None:
-        over = self.over = threading.Event()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                over.wait()
-
-            do_HEAD = do_GET
-
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    def __enter__(self) -> str:  # type: ignore[override]
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.shutdown()
-        self.server_close()

@@ -32,12 +32,12 @@ def test_a_program_gets_its_inputs_and_its_outputs_come_back(site: Site) -> None
         " readlink /proc/self/fd/0",
         inputs={"sub dir/data": data, "empty": b""},
         outputs=("products/*", "empty"),
-        environment={"WORD": "it's $HOME `x` \"q\"\nsecond line"},
+        environment={"WORD": 'it\'s $HOME `x` "q"\nsecond line'},
     )
     record = site.run(entry)
     digest = hashlib.sha256(data).hexdigest()
     assert (record.outcome, record.reason, record.exit_code) == (Outcome.COMPLETED, Reason.EXITED, 0), record
-    expected = f"{digest}  -\n/scratch/job\nit's $HOME `x` \"q\"\nsecond line\n/dev/null\n"
+    expected = f'{digest}  -\n/scratch/job\nit\'s $HOME `x` "q"\nsecond line\n/dev/null\n'
     assert (entry / wire.STDOUT).read_text() == expected
     assert (entry / wire.STDERR).read_text() == "to err\n"
     assert (entry / "out/products/deep/copy").read_bytes() == data
@@ -225,3 +225,41 @@ def test_a_layer_is_verified_once_per_node_and_again_when_it_changed(site: Site)
     entry = site.prepare("true")
     assert site.run(entry).outcome is Outcome.COMPLETED
     assert "verify" in (entry / wire.PILOT_LOG).read_text()
+
+
+def test_an_image_that_is_one_whole_disk_is_run_from_its_root_partition(site: Site, tmp_path: Path) -> None:
+    """As an imported one: a partition table, the root in the second partition, and nothing of ours in it."""
+    root = tmp_path / "root"
+    for name in ("etc", "bin", "opt"):
+        (root / name).mkdir(parents=True)
+    (root / "etc/os-release").write_text("ID=other\n")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    busybox = Path("/bin/busybox").read_bytes()
+    (root / "bin/sh").write_bytes(busybox)
+    (root / "bin/cat").write_bytes(busybox)
+    for path in (root / "bin").iterdir():
+        path.chmod(0o755)
+    disk, start, size = tmp_path / "disk.raw", 8 << 20, 24 << 20
+    subprocess.run(["truncate", "-s", str(start + size), str(disk)], check=True)
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(root), "-E", f"offset={start}", str(disk), f"{size >> 10}k"],
+        check=True,
+    )
+    # A DOS table: a small empty first partition, then the root.
+    entries = [(2048, 2048), (start >> 9, size >> 9)]
+    table = b"".join(bytes([0, 0, 0, 0, 0x83, 0, 0, 0]) + b.to_bytes(4, "little") + n.to_bytes(4, "little")
+                     for b, n in entries)  # fmt: skip
+    with disk.open("r+b") as file:
+        file.seek(446)
+        file.write(table + bytes(32) + b"\x55\xaa")
+    qcow = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk), str(qcow)], check=True)
+    layer = guestkit.add_layer(site.workdir / "cache", qcow.read_bytes(), "disk", "qcow2")
+    others = tuple(layer for layer in site.image.layers if layer.role in ("kernel", "initrd"))
+    image = dataclasses.replace(site.image, layers=(*others, layer))
+    entry = site.prepare("cat /etc/os-release data; echo x > /opt/made && echo y > made", image=image,
+                         inputs={"data": b"input\n"}, outputs=("made",))  # fmt: skip
+    record = site.run(entry)
+    assert (record.outcome, record.exit_code) == (Outcome.COMPLETED, 0), record
+    assert (entry / wire.STDOUT).read_text() == "ID=other\ninput\n"
+    assert (entry / "out/made").read_text() == "y\n"

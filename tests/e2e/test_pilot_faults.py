@@ -80,6 +80,22 @@ def test_a_killed_hypervisor(site: Site) -> None:
     site.is_clean(entry)
 
 
+def test_a_killed_watchdog_takes_the_hypervisor_along_and_the_pilot_says_so(site: Site) -> None:
+    entry = site.prepare("sleep 1000")
+    pilot = site.start(entry)
+    site.wait_for_phase(entry, Phase.EXECUTE)
+    [hypervisor] = site.hypervisors(entry)
+    with open(f"/proc/{hypervisor}/stat") as file:
+        watchdog = int(file.read().rpartition(")")[2].split()[1])
+    assert watchdog != pilot.pid
+    os.kill(watchdog, signal.SIGKILL)
+    assert pilot.wait(20) == 1
+    record = site.sentinel(entry)
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.HYPERVISOR)
+    assert "watchdog was killed" in record.message
+    site.is_clean(entry)
+
+
 def test_a_kernel_panic(site: Site) -> None:
     entry = site.prepare("echo c > /proc/sysrq-trigger; sleep 1000")
     record = site.run(entry)

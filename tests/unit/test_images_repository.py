@@ -174,22 +174,18 @@ def test_prune_takes_what_has_no_name_and_no_use(repository: Repository) -> None
     assert repository.verify(f"@{used}") == ()
 
 
-def test_deleting_waits_for_those_who_add(repository: Repository) -> None:
-    image(repository, add(repository, b"old"), name="old")
-    deleted = threading.Event()
-
-    def delete() -> None:
-        Repository(repository.root).delete("old")
-        deleted.set()
-
+def test_what_is_being_added_is_never_swept(repository: Repository) -> None:
+    old = add(repository, b"old")
+    image(repository, old, name="old")
     with repository.adding():
         layer = add(repository, b"new")  # nothing refers to it yet
-        thread = threading.Thread(target=delete)
-        thread.start()
-        assert not deleted.wait(0.1)
-        image(repository, layer, name="new")
-    thread.join(10)
-    assert deleted.is_set()
+        assert repository.delete("old") != ()  # does not wait
+        assert layer.digest in files(repository)
+        digest = image(repository, layer)
+        assert repository.prune() == ()  # has no name yet
+        repository.tag("new", digest)
+    assert repository.prune() == ()
+    assert files(repository) == {layer.digest, f"{layer.digest}.chunks"}
     assert repository.verify("new") == ()
 
 

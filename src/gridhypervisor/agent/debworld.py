@@ -47,6 +47,7 @@ EXTENSIONS_LEFT_OUT = (
 )  # fmt: skip
 TOOLS = ("apt-get", "dpkg-deb")
 COMPRESSION = "-9"  # 22.8 MB in 2 s of CPU; -19 would save 2.7 MB once per account, and take 55 s of each first run
+WORLDS_KEPT = 3  # 100 MB each: this recipe's, and what an older version may still want
 ISOLATED = ("-I", "-S", "-B", "-X", "utf8")
 """Python without anything of the machine's or the user's: environment, site packages, caches."""
 
@@ -106,6 +107,8 @@ def build_world(cache: Path, progress: Callable[[str], None], *, refresh: bool) 
     shutil.rmtree(root)
     (folder / "packages").write_text(versions + "\n")
     (folder / "done").touch()
+    for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-WORLDS_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
     return BuiltWorld(folder)
 
 

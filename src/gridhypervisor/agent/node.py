@@ -17,7 +17,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gridhypervisor.agent.ending import Ending
@@ -43,18 +43,18 @@ class Node:
         self.cache = self.root / "cache"
         self.runs = self.root / "run"
         try:
-            for folder in (self.root, self.cache, self.runs):
-                with contextlib.suppress(FileExistsError):
-                    folder.mkdir(mode=0o700)
+            _make(self.root)
             found = self.root.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+                raise Ending(
+                    Reason.NODE_DISK,
+                    f"use {self.root}: it is not a folder of mode 0700 of our own, so somebody else may have made it",
+                    "remove it on the node, or configure another scratch for the site",
+                )
+            _make(self.cache)
+            _make(self.runs)
         except OSError as error:
             raise _disk(f"make {self.root}", error) from error
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise Ending(
-                Reason.NODE_DISK,
-                f"use {self.root}: it is not a folder of mode 0700 of our own, so somebody else may have made it",
-                "remove it on the node, or configure another scratch for the site",
-            )
 
     def enter(self, name: str) -> tuple[Path, int]:
         """Make the folder of one run and lock it; return it with the lock's descriptor, to be held until the end.
@@ -99,7 +99,7 @@ class Node:
             os.close(lock)
 
     @contextlib.contextmanager
-    def _locked(self):  # type: ignore[no-untyped-def]
+    def _locked(self) -> Iterator[None]:
         descriptor = os.open(self.root / "run.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -168,6 +168,11 @@ class Node:
         private = self.cache / f".{layer.digest}.{secrets.token_hex(8)}"
         private.write_text(json.dumps(_identity(os.fstat(descriptor))))
         private.rename(self._stamp(layer))
+
+
+def _make(folder: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
 
 
 def _identity(found: os.stat_result) -> list[int]:

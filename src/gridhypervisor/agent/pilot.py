@@ -27,11 +27,13 @@ from pathlib import Path
 
 from gridhypervisor.agent import channel, inotify, outputs, scratchdisk, spool
 from gridhypervisor.agent.ending import Ending, leave_sentinel, now
-from gridhypervisor.agent.hypervisor import Disk, Hypervisor, Machine
+from gridhypervisor.agent.hypervisor import Hypervisor, Machine
 from gridhypervisor.agent.loop import Loop
+from gridhypervisor.agent.machine import compose
 from gridhypervisor.agent.node import Node
 from gridhypervisor.agent.qemu import Qemu
 from gridhypervisor.agent.report import Report
+from gridhypervisor.agent.verdict import verdict
 from gridhypervisor.agent.vm import Vm
 from gridhypervisor.agent.watchdog import Watchdog, become_subreaper
 from gridhypervisor.agent.world import World, WorldError
@@ -40,7 +42,6 @@ from gridhypervisor.model.wire import (
     Acceleration,
     CpuUsage,
     ExitRecord,
-    Layer,
     Manifest,
     Outcome,
     OutputFile,
@@ -52,7 +53,6 @@ from gridhypervisor.model.wire import (
 _POLL = 2.0  # seconds between looks into control/, which on a network file system nothing else announces
 _POWER_OFF = 10.0  # seconds for the guest to power off; it takes a fraction of one
 _STAGE_LIMIT = 120.0  # seconds for the guest to make the job's folder the user's
-_SCRATCH_FULL = 1 << 20  # bytes: with fewer left the disk was full for the program
 _SILENT_AFTER = 60.0  # seconds
 
 
@@ -87,6 +87,8 @@ class Pilot:
         self.run_folder: Path | None = None
         self.vm: Vm | None = None
         self.files: dict[str, OutputFile] = {}
+        self.trouble: Ending | None = None  # with the outputs
+        self.unmatched: list[str] = []  # patterns that matched nothing
         self.wishes: inotify.Inotify | None = None
 
     def run(self) -> int:
@@ -94,6 +96,7 @@ class Pilot:
         self.log(f"pilot {os.getpid()} on {os.uname().nodename}: {self.entry}")
         try:
             self.manifest = self._read_manifest()
+            self._hear_signals()
             owner = OwnerRecord("pilot", self._claim(), self.manifest.epoch, os.uname().nodename)
             standing = spool.take_owner(self.entry, owner)
         except Ending as ending:
@@ -108,12 +111,12 @@ class Pilot:
         try:
             record = self._live()
         except Ending as ending:
-            record = self._record(ending.outcome, ending.reason, ending.message, ending.hint)
+            record = self._record(ending)
         except Exception as error:
             # A defect of ours, or a site that does what no site should: the job must still learn of its end.
             self.log(f"defect: {error!r} at {_where(error)}")
             record = self._record(
-                Outcome.FAILED, Reason.PILOT, f"run the pilot: {error!r} at {_where(error)}", "retry; report pilot.log"
+                Ending(Reason.PILOT, f"run the pilot: {error!r} at {_where(error)}", "retry, and report pilot.log")
             )
         return self._leave(record)
 
@@ -134,31 +137,26 @@ class Pilot:
         self._execute(vm)
         self._stage_out(vm)
         self._shut_down(vm)
-        return self._judge(vm)
+        assert vm.exit is not None
+        ending = verdict(self.manifest, vm.exit, stop=self.stop, trouble=self.trouble, unmatched=self.unmatched)
+        return self._record(ending)
 
     def _listen(self) -> None:
-        """Know the deadlines; hear signals, wishes and the time from now on."""
+        """Arm the watchdog, make the folder of this run, and hear wishes and the time from now on."""
+        owner = self.report.owner
+        assert owner is not None
         grace, walltime = self.manifest.stop_grace, self.manifest.resources.walltime
         # The sentinel must stand before the batch system kills, and the outputs must be out before the watchdog does.
         self.hard = self.report.started + walltime - max(1.0, min(15.0, walltime / 20))
         self.soft = self.hard - min(grace + 20.0, walltime / 4)
-        node = os.uname().nodename
-        assert self.report.owner is not None
+        duty = {
+            "entry": str(self.entry), "claim": owner.claim, "epoch": owner.epoch, "node": owner.node,
+            "started": self.report.started, "deadline": self.hard,
+        }  # fmt: skip
+        self.watchdog.arm(**duty, run="")
         self.node = Node(self.scratch)
         self.run_folder, self.lock = self.node.enter(self.manifest.entry)
-        self.watchdog.arm(
-            entry=str(self.entry), run=str(self.run_folder), claim=self.report.owner.claim, node=node,
-            epoch=self.manifest.epoch, started=self.report.started, deadline=self.hard,
-        )  # fmt: skip
-        handlers: dict[signal.Signals, Callable[[], None]] = {
-            signal.SIGTERM: lambda: self._wish(None, "SIGTERM"),
-            signal.SIGINT: lambda: self._wish(None, "SIGINT"),
-            signal.SIGHUP: lambda: None,
-            # What sites send as a warning that the time is nearly over.
-            signal.SIGUSR1: lambda: self._wish(None, "SIGUSR1"),
-            signal.SIGUSR2: lambda: self._wish(None, "SIGUSR2"),
-        }
-        self.loop.signals(handlers)
+        self.watchdog.arm(**duty, run=str(self.run_folder))
         control = self.entry / wire.CONTROL
         with contextlib.suppress(OSError):
             control.mkdir(mode=0o700, exist_ok=True)
@@ -169,6 +167,14 @@ class Pilot:
         self.loop.every(self.manifest.beat, self._beat)
         self.report.write()
         self._look()
+
+    def _hear_signals(self) -> None:
+        def stop(name: str) -> Callable[[], None]:
+            return lambda: self._wish(None, name)
+
+        # Some sites send USR1 or USR2 as a warning that the time is nearly over, and TERM when it is.
+        names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+        self.loop.signals({number: stop(number.name) for number in names} | {signal.SIGHUP: lambda: None})
 
     def _prepare(self) -> tuple[Machine, Acceleration, Vm]:
         """Everything that the VM needs, verified, on the node."""
@@ -204,59 +210,11 @@ class Pilot:
                 self.log(f"NO KVM: this guest is EMULATED, 5 to 30 times slower ({used[0].why})")
                 self.report.note = f"no KVM on {os.uname().nodename}, emulating: {used[0].why}"
                 sys.stderr.write(f"ghv: {self.report.note}\n")
-            machine = self._machine(world, run, {k: v for k, v in paths.items() if v is not None})
+            machine = compose(manifest, {k: v for k, v in paths.items() if v is not None}, run, world)
         except WorldError as error:
             raise Ending(Reason.BUNDLE, f"prepare the node: {error}", "upload the bundle again, or retry") from error
         self._check_stop()
         return machine, used[0].acceleration, Vm(self.loop, self.watchdog, hypervisor, self.entry, run / "qemu.log")
-
-    def _machine(self, world: World, run: Path, paths: dict[str, Path]) -> Machine:
-        """The machine of this manifest: which layer is which disk, and what init must know."""
-        manifest = self.manifest
-        by_role: dict[str, list[Layer]] = {}
-        for layer in manifest.image.layers:
-            by_role.setdefault(layer.role, []).append(layer)
-        kernel, initrd = self._one(by_role, "kernel"), self._one(by_role, "initrd")
-        words = []
-        if "disk" in by_role:
-            disk = self._one(by_role, "disk")
-            disks = [Disk("base", scratchdisk.make_overlay(world, run, paths[disk.digest], disk.format), "qcow2")]
-            words.append("ghv.disk=1")
-        else:
-            base = self._one(by_role, "base")
-            disks = [Disk("base", paths[base.digest], readonly=True)]
-            words.append(f"ghv.base={base.format}")
-        for number, app in enumerate(by_role.get("app", [])):
-            if not app.mount.startswith("/") or len(app.mount.split()) != 1:
-                raise Ending(Reason.IMAGE, f"mount application layer {number} at {app.mount!r}", "mend the image")
-            disks.append(Disk(f"app{number}", paths[app.digest], readonly=True))
-            words.append(f"ghv.app={number}:{app.format}:{app.mount}")
-        disks.append(Disk("scratch", run / "scratch"))
-        disks.append(Disk("out", scratchdisk.make_out(run, manifest.resources.scratch)))
-        if manifest.network != "none":
-            words.append(f"ghv.net={manifest.network}")
-        joined = run / "initrd"
-        try:
-            data = paths[initrd.digest].read_bytes()
-            # The kernel unpacks archive after archive; each must begin on a multiple of four bytes.
-            joined.write_bytes(data + bytes(-len(data) % 512) + world.guest_archive())
-        except OSError as error:
-            raise scratchdisk.full(f"write {joined}", error) from error
-        return Machine(
-            name=manifest.entry, cpus=manifest.resources.cpus, memory=manifest.resources.memory,
-            kernel=paths[kernel.digest], initrd=joined, cmdline=" ".join([*words, manifest.image.cmdline]).strip(),
-            disks=tuple(disks), network=manifest.network,
-        )  # fmt: skip
-
-    def _one(self, by_role: dict[str, list[Layer]], role: str) -> Layer:
-        found = by_role.get(role, [])
-        if len(found) != 1:
-            raise Ending(
-                Reason.IMAGE,
-                f"read image {self.manifest.image_digest[:12]}: it has {len(found)} {role} layers instead of one",
-                "build or import the image again",
-            )
-        return found[0]
 
     def _boot(self, vm: Vm, machine: Machine, acceleration: Acceleration) -> None:
         self.report.enter(Phase.BOOT, self.report.note)
@@ -306,8 +264,6 @@ class Pilot:
     def _stage_out(self, vm: Vm) -> None:
         """Bring the outputs from the guest into the entry, those of a stopped or failed program too."""
         self.report.enter(Phase.STAGE_OUT)
-        self.trouble: Ending | None = None
-        self.unmatched: list[str] = []
         patterns = self.manifest.program.outputs
         if not patterns:
             return
@@ -355,39 +311,6 @@ class Pilot:
             if harder is not None:
                 self.log("the guest does not end, force it")
                 harder()
-
-    def _judge(self, vm: Vm) -> ExitRecord:
-        """What the outcome is, once everything is back."""
-        ended = vm.exit
-        assert ended is not None
-        unmatched = ", ".join(repr(pattern) for pattern in self.unmatched)
-        missing = f"bring out the outputs: nothing matched {unmatched}" if unmatched else ""
-        if self.stop is not None:
-            outcome, reason, message, hint = Outcome.STOPPED, self.stop, f"stopped: {self.stop}", ""
-            if self.stop is Reason.WALLTIME:
-                message, hint = "stop the program: the walltime is over", "ask for a longer walltime"
-            return self._record(outcome, reason, message, hint, ended.code)
-        if ended.code != 0 and ended.free < _SCRATCH_FULL:
-            return self._record(
-                Outcome.FAILED, Reason.SCRATCH_FULL,
-                f"run the program: it ended with code {ended.code} and the guest's scratch disk of "
-                f"{self.manifest.resources.scratch >> 20} MiB is full",
-                "ask for more scratch", ended.code,
-            )  # fmt: skip
-        if self.trouble is not None:
-            return self._record(
-                Outcome.FAILED, self.trouble.reason, self.trouble.message, self.trouble.hint, ended.code
-            )
-        if missing and ended.code == 0:
-            return self._record(
-                Outcome.FAILED, Reason.OUTPUT, missing, "mend the pattern or the program; other outputs are here", 0
-            )
-        hint = ""
-        if ended.out_of_memory:
-            memory = self.manifest.resources.memory >> 20
-            missing = f"the guest's memory of {memory} MiB was not enough. {missing}".strip()
-            hint = "ask for more memory"
-        return self._record(Outcome.COMPLETED, Reason.EXITED, missing, hint, ended.code)
 
     # --- what may happen meanwhile ----------------------------------------------------------------------------------
 
@@ -472,17 +395,14 @@ class Pilot:
                 ))  # fmt: skip
         return 1
 
-    def _record(
-        self, outcome: Outcome, reason: Reason, message: str = "", hint: str = "", exit_code: int | None = None
-    ) -> ExitRecord:
-        assert self.report.owner is not None
+    def _record(self, ending: Ending) -> ExitRecord:
+        owner = self.report.owner
+        assert owner is not None
         ended = self.vm.exit if self.vm else None
-        if exit_code is None and ended is not None:
-            exit_code = ended.code
         return ExitRecord(
-            entry=self.entry.name, epoch=self.report.owner.epoch, claim=self.report.owner.claim, outcome=outcome,
-            reason=reason, message=message, hint=hint, exit_code=exit_code, outputs=tuple(self.files.values()),
-            hypervisor=self.report.hypervisor, node=self.report.owner.node,
+            entry=self.entry.name, epoch=owner.epoch, claim=owner.claim, outcome=ending.outcome, reason=ending.reason,
+            message=ending.message, hint=ending.hint, exit_code=ended.code if ended else None,
+            outputs=tuple(self.files.values()), hypervisor=self.report.hypervisor, node=owner.node,
         )  # fmt: skip
 
     def _leave(self, record: ExitRecord) -> int:
@@ -490,9 +410,10 @@ class Pilot:
         if self.vm is not None and self.vm.running:
             self.report.enter(Phase.SHUT_DOWN)
             self.vm.kill()
-            with contextlib.suppress(Ending):
-                vm = self.vm
-                self.loop.wait(lambda: not vm.running, now() + 10.0)
+            vm, limit = self.vm, now() + 10.0
+            while vm.running and now() < limit:
+                with contextlib.suppress(Ending):  # of what it said last
+                    self.loop.wait(lambda: not vm.running, limit)
         if self.run_folder is not None:
             shutil.rmtree(self.run_folder, ignore_errors=True)
         usage = CpuUsage(

@@ -74,8 +74,9 @@ class Watchdog:
         self.socket.sendall(data[sent:])
 
     def kill(self) -> None:
-        """End the hypervisor at once; `exited` follows."""
-        self._send({"op": "kill"})
+        """End the hypervisor at once; `exited` follows. A watchdog that is gone has taken it along."""
+        with contextlib.suppress(OSError):
+            self._send({"op": "kill"})
 
     def receive(self) -> list[dict[str, Any]] | None:
         """Messages that have come; None when the watchdog is gone."""
@@ -280,7 +281,8 @@ class _Process:
         )  # fmt: skip
         with contextlib.suppress(OSError):
             leave_sentinel(entry, record)
-        shutil.rmtree(self.duty["run"], ignore_errors=True)
+        if self.duty["run"]:
+            shutil.rmtree(self.duty["run"], ignore_errors=True)
 
 
 def _own_cpu() -> float:

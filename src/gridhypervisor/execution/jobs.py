@@ -91,8 +91,9 @@ class Jobs:
         case = await self._case(job)
         ledger = await self.controller.in_store(self.store.ledger, job)
         entry = case.allocations[-1].pilot_job if case.allocations else ""
-        return job_detail(case, ledger, self.controller.clock(), self.controller.waiting.get(job, ""),
-                          self.progress.get(entry, ""))
+        outputs = await asyncio.to_thread(self.logs.outputs, job)
+        waiting, progress = self.controller.waiting.get(job, ""), self.progress.get(entry, "")
+        return job_detail(case, ledger, outputs, self.controller.clock(), waiting, progress)
 
     async def cancel(self, job: str) -> JobView:
         case = await self._case(job)

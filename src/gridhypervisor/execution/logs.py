@@ -6,11 +6,12 @@ that. A stream is written at given offsets, so a piece that comes twice changes 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
-from gridhypervisor.model.wire import CONSOLE, PILOT_LOG, STDERR, STDOUT
+from gridhypervisor.model.wire import CONSOLE, EXIT, PILOT_LOG, STDERR, STDOUT, ExitRecord, from_plain
 
 STREAMS = {"stdout": STDOUT, "stderr": STDERR, "console": CONSOLE, "pilot": PILOT_LOG}
 
@@ -50,6 +51,16 @@ class Logs:
                     return file.read(limit)
             offset -= size
         return b""
+
+    def outputs(self, job: str) -> tuple[str, ...]:
+        """Paths of the results, relative to the job's destination, as its newest collected sentinel lists them."""
+        for epoch in self._epochs(job)[-1:]:
+            try:
+                record = json.loads((self.root / job / str(epoch) / EXIT).read_bytes())
+            except (OSError, ValueError):
+                return ()
+            return tuple(output.path for output in from_plain(ExitRecord, record).outputs)
+        return ()
 
     def remove(self, job: str) -> None:
         if (self.root / job).is_dir():

@@ -46,15 +46,14 @@ def job_view(case: Case, waiting: str = "", progress: str = "") -> JobView:
     )
 
 
-def job_detail(case: Case, ledger: Ledger | None, now: float, waiting: str = "", progress: str = "") -> JobDetail:
+def job_detail(
+    case: Case, ledger: Ledger | None, outputs: tuple[str, ...], now: float, waiting: str = "", progress: str = ""
+) -> JobDetail:
+    """`outputs`: relative to the job's destination."""
     job = case.job
-    outputs: tuple[str, ...] = ()
-    if job.state.final and case.allocations:
-        exit = case.allocations[-1].exit
-        if exit is not None and case.allocations[-1].times.collected is not None:
-            outputs = tuple(f"{job.destination}/{output.path}" for output in exit.outputs)
+    home = tuple(f"{job.destination}/{path}" for path in outputs) if job.state.final else ()
     attempts = tuple(_attempt(case, a, now) for a in case.allocations)
-    return JobDetail(job_view(case, waiting, progress), job.spec, attempts, outputs, ledger)
+    return JobDetail(job_view(case, waiting, progress), job.spec, attempts, home, ledger)
 
 
 def _attempt(case: Case, a: Allocation, now: float) -> AttemptView:

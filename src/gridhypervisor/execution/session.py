@@ -61,8 +61,20 @@ CALL = 30.0
 BULK = 3600.0
 """Seconds that moving one file may take; a lost connection is noticed by the transport long before."""
 
+BUNDLE_DAMAGED = 78
+"""With this exit code the bundle's `start` says that it is not whole."""
+
 BACK_OFF = (1.0, 60.0)
 """Seconds before a connection is tried again: at first, at most."""
+
+
+class Damaged(Exception):
+    """What was to be placed at the site is not what it should be."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.hint = "see `ghv image verify`; if it is damaged, build or import the image again"
 
 
 class Session:
@@ -97,6 +109,9 @@ class Session:
         self._urgent: dict[str, bool] = {}
         self._ask = asyncio.Event()  # somebody wants a listing soon
         self._reconnect = asyncio.Event()
+        self._renew = asyncio.Event()  # the bundle at the site is damaged: connect again, which places it anew
+        self._placed_at = 0.0  # when the bundle was last known to be whole there
+        self._mended: set[str] = set()  # entries for whose sake layers were placed anew on this connection
         self._present: set[str] = set()  # paths in the account's cache that were seen there on this connection
         self._placing: dict[str, asyncio.Lock] = {}
         self._watches: dict[str, dict[str, int]] = {}
@@ -135,6 +150,8 @@ class Session:
         self._reconnect.set()
 
     async def _connected(self) -> None:
+        self._renew.clear()
+        self._placed_at = self.clock()
         async with self.transport.connect(self._note) as link:
             hello, _ = await link.call(
                 Op.HELLO, {"installation": self.installation, "protocol": PROTOCOL}, timeout=CALL
@@ -164,6 +181,7 @@ class Session:
             await self._scan(link)
             self._link, self._driver = link, driver
             self._present.clear()
+            self._mended.clear()
             self.health, self.why, self.since = "up", "", self.clock()
             self.listener.site_changed(self.site.name)
             for entry, offsets in self._watches.items():
@@ -204,16 +222,22 @@ class Session:
             await self._until(link, self._ask.wait(), pause)
 
     async def _until(self, link: Link, wanted: Coroutine[Any, Any, object], seconds: float | None) -> None:
-        """Wait for what is wanted, for the time, or for the link's end (which raises LinkLost)."""
-        waiting = asyncio.create_task(wanted)
-        lost = asyncio.create_task(link.lost())
+        """Wait for what is wanted, for the time, or for the link's end.
+
+        Raises:
+            LinkLost: it ended, or is to end.
+        """
+        waiting, lost, renew = (asyncio.create_task(each) for each in (wanted, link.lost(), self._renew.wait()))
         try:
-            await asyncio.wait({waiting, lost}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({waiting, lost, renew}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if lost.done():
                 lost.result()
+            if renew.done():
+                self.reconnect()  # at once
+                raise LinkLost("the bundle is placed anew")
         finally:
-            waiting.cancel()
-            lost.cancel()
+            for task in (waiting, lost, renew):
+                task.cancel()
 
     async def _scan(self, link: Link) -> None:
         at = self.clock()
@@ -308,6 +332,7 @@ class Session:
             match action.kind:
                 case ActionKind.PROLOG:
                     await self._meter(link)
+                    await self._mend(link, action.allocation, case)
                     await self._prolog(link, action.allocation, case.job)
                 case ActionKind.SUBMIT:
                     return await self._submit(link, driver, action.allocation, case.job)
@@ -334,6 +359,10 @@ class Session:
                 case ActionKind.CLEAN:
                     return await self._clean(link, action, case.job)
             return Outcome(Result.OK, self.clock())
+        except Damaged as error:
+            return Outcome(
+                Result.REFUSED, self.clock(), reason=error.reason, message=f"{what}: {error}", hint=error.hint
+            )
         except InputError as error:
             return Outcome(
                 Result.REFUSED, self.clock(), reason=Reason.STAGING, message=f"{what}: {error}", hint=error.hint
@@ -349,6 +378,25 @@ class Session:
     def _outcome(self, result: Result, message: str, hint: str = "") -> Outcome:
         return Outcome(result, self.clock(), message=message, hint=hint)
 
+    async def _mend(self, link: Link, a: Allocation, case: Case) -> None:
+        """Put anew what earlier attempts found damaged at this site.
+
+        Raises:
+            LinkLost: the bundle was; it is placed when the relay is started again, and then this is tried again.
+        """
+        for earlier in case.allocations:
+            reason = earlier.exit.reason if earlier.exit is not None else earlier.why
+            if earlier.site != a.site or earlier.epoch >= a.epoch:
+                continue
+            if reason is Reason.BUNDLE and (earlier.times.submitting or 0.0) > self._placed_at:
+                self._renew.set()
+                raise LinkLost("the bundle is placed anew")
+            if reason is Reason.IMAGE and earlier.epoch == a.epoch - 1 and a.pilot_job not in self._mended:
+                paths = [f"{CACHE}/{layer.digest}{end}" for layer in case.job.image.layers for end in ("", ".chunks")]
+                await link.call(Op.EVICT, {"paths": paths}, timeout=4 * CALL)
+                self._present.difference_update(paths)
+                self._mended.add(a.pilot_job)
+
     async def _prolog(self, link: Link, a: Allocation, job: Job) -> None:
         for layer in job.image.layers:
             data, chunks = self.layers.paths(layer)
@@ -362,7 +410,12 @@ class Session:
         for i in inputs:
             path = f"{SPOOL}/{a.pilot_job}/{INPUTS}/{i.described.path}"
             self.progress(a.pilot_job, f"input {i.described.path}")
-            await link.upload(i.local, path, {"sha256": i.described.sha256}, mode=i.described.mode, timeout=BULK)
+            try:
+                await link.upload(i.local, path, {"sha256": i.described.sha256}, mode=i.described.mode, timeout=BULK)
+            except LinkError as error:
+                if error.kind in ("digest", "missing"):
+                    raise InputError(f"{error}", "leave inputs alone until the job has taken them") from error
+                raise
         self.progress(a.pilot_job, "")
 
     async def _place(self, link: Link, local: Path, path: str, proof: Mapping[str, object], entry: str) -> None:
@@ -375,7 +428,12 @@ class Session:
             reply, _ = await link.call(Op.HAVE, {"paths": [path]}, timeout=CALL)
             if reply["sizes"].get(path) is None:
                 self.progress(entry, f"image layer {path.rpartition('/')[2][:12]} to {self.site.name}")
-                await link.upload(local, path, proof, mode=0o600, timeout=BULK)
+                try:
+                    await link.upload(local, path, proof, mode=0o600, timeout=BULK)
+                except LinkError as error:
+                    if error.kind == "digest":
+                        raise Damaged(Reason.IMAGE, f"{error}; the copy here is {local}") from error
+                    raise
             self._present.add(path)
 
     def _manifest(self, a: Allocation, job: Job, inputs: tuple[Input, ...]) -> Manifest:
@@ -427,7 +485,10 @@ class Session:
         """Run batch system commands in the account's environment."""
         if not commands:
             return []
-        return await link.commands(commands, dict(self.site.environment))
+        results = await link.commands(commands, dict(self.site.environment))
+        if any(result.code == BUNDLE_DAMAGED for result in results):
+            self._renew.set()
+        return results
 
     async def _collect(self, link: Link, action: Action, job: Job) -> None:
         a = action.allocation

@@ -42,9 +42,8 @@ def build(recipe: ImageRecipe, folder: Path, repository: Repository, cache: Path
         ImageError: a program, a privilege, a package or disk space is missing.
     """
     tools.require("apt-get", "dpkg-deb", "mksquashfs", *(["mmdebstrap"] if recipe.base == "debian" else []))
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    builder = _Builder(recipe, folder, repository, cache, progress)
-    with repository.adding():
+    with tools.cache_folder(cache, progress), repository.adding():
+        builder = _Builder(recipe, folder, repository, cache, progress)
         layers = [*builder.boot(), builder.base(), *(builder.layer(layer) for layer in recipe.layers)]
         digest = repository.put(
             ImageManifest(

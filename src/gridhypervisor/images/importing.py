@@ -41,9 +41,8 @@ def import_disk(
     """
     what = f"import {disk}"
     tools.require("qemu-img", "apt-get", "dpkg-deb")
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     format = checked_format(what, disk, format)
-    with tempfile.TemporaryDirectory(dir=cache) as folder, repository.adding():
+    with tools.cache_folder(cache, progress), tempfile.TemporaryDirectory(dir=cache) as folder, repository.adding():
         packed = Path(folder) / "disk.qcow2"
         progress(f"{disk.name}: packing")
         argv: list[str | Path] = ["qemu-img", "convert", "-q", "-f", format, "-O", "qcow2", "-c",

@@ -5,11 +5,13 @@
     images/DIGEST.json      a manifest, canonical
     tags/NAME/TAG           the digest that it points at
     tmp/                    what is being written
-    lock                    flock: shared to add, exclusive to remove
+    names                   flock: held alone by whoever changes what a name points at
+    adding                  flock: shared by all who add, held alone to remove layers
 
 Everything is 0600 or 0700 and appears by rename, in an order in which a crash leaves only what nothing refers to:
-layers, then the manifest, then the tag; removal goes the other way. Whoever adds holds the lock shared from its first
-layer to its manifest (`adding`), so removal, which holds it alone, may take every layer that no manifest names.
+layers, then the manifest, then the tag; removal goes the other way. Whoever adds holds `adding` from the first layer to
+the manifest, so layers that no manifest names may go whenever nobody adds. Nobody waits for that: what is left over is
+removed another time.
 """
 
 from __future__ import annotations
@@ -94,8 +96,8 @@ class Repository:
     # Adding
 
     def adding(self) -> contextlib.AbstractContextManager[None]:
-        """Hold this from the first `add_layer` to `put`: what was added stays although nothing refers to it yet."""
-        return self._locked(fcntl.LOCK_SH)
+        """Hold this from the first `add_layer` to `tag`: what was added stays although nothing refers to it yet."""
+        return self._locked("adding", fcntl.LOCK_SH)
 
     def add_layer(self, source: Path | BinaryIO, *, role: str, format: str, mount: str = "") -> Layer:
         """Take in a copy of a layer's bytes; does nothing but read when they are there already.
@@ -146,7 +148,7 @@ class Repository:
             ImageError: the name cannot be one, or there is no such image.
         """
         name, tag = _parse_tag(reference)
-        with self.adding():
+        with self._locked("names", fcntl.LOCK_EX):
             self._manifest(digest)
             (self._tags / name).mkdir(mode=0o700, exist_ok=True)
             self._write(self._tags / name / tag, digest.encode())
@@ -223,13 +225,14 @@ class Repository:
     def delete(self, reference: str, *, in_use: Collection[str] = ()) -> tuple[str, ...]:
         """Remove a tag, and the image with it when that was its last; or, by `name@digest`, an image without tags.
 
-        Layers go when no image names them any more. `in_use` holds digests of images that something still needs.
+        Layers go when no image names them any more, unless somebody is adding just now. `in_use` holds digests of
+        images that something still needs.
         Returns the digests of the images that are gone.
 
         Raises:
             ImageError: there is no such image, it is in use, or tags point at it.
         """
-        with self._locked(fcntl.LOCK_EX):
+        with self._locked("names", fcntl.LOCK_EX):
             digest = self.resolve(reference)
             tags = [tag for tag, target in self._all_tags().items() if target == digest]
             mine = [] if "@" in reference else [":".join(_parse_tag(reference))]
@@ -251,26 +254,44 @@ class Repository:
             return (digest,)
 
     def prune(self, *, in_use: Collection[str] = ()) -> tuple[str, ...]:
-        """Remove all images that have no tag and are not in use; return their digests.
+        """Remove all images that have no tag and are not in use, and all that crashes left; return the images' digests.
+
+        While somebody is adding nothing is removed: an image has no tag yet when it is new.
 
         Raises:
             ImageError: a manifest is damaged, so that it cannot be known which layers it needs.
         """
-        with self._locked(fcntl.LOCK_EX):
+        with self._locked("names", fcntl.LOCK_EX), self._nobody_adds() as nobody_adds:
+            if not nobody_adds:
+                return ()
             gone = {path.stem for path in self._images.glob("*.json")} - set(self._all_tags().values()) - set(in_use)
             for digest in gone:
                 (self._images / f"{digest}.json").unlink()
-            self._sweep()
-            return tuple(sorted(gone))
+        self._sweep()
+        return tuple(sorted(gone))
 
     def _sweep(self) -> None:
-        """Remove layers that no image names and what crashed writers left. The lock is held alone."""
-        kept = {layer.digest for path in self._images.glob("*.json") for layer in self._manifest(path.stem).layers}
-        for path in self._layers.iterdir():
-            if path.name.removesuffix(".chunks") not in kept:
+        """Remove layers that no image names and what crashed writers left, unless somebody is adding."""
+        with self._nobody_adds() as nobody_adds:
+            if not nobody_adds:
+                return
+            kept = {layer.digest for path in self._images.glob("*.json") for layer in self._manifest(path.stem).layers}
+            for path in self._layers.iterdir():
+                if path.name.removesuffix(".chunks") not in kept:
+                    path.unlink()
+            for path in self._tmp.iterdir():
                 path.unlink()
-        for path in self._tmp.iterdir():
-            path.unlink()
+
+    @contextlib.contextmanager
+    def _nobody_adds(self) -> Iterator[bool]:
+        """Keep everybody from adding, if nobody is."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._locked("adding", fcntl.LOCK_EX | fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     # Inside
 
@@ -313,8 +334,8 @@ class Repository:
                 yield Damage(part, index, index * layer.chunk_size, "its bytes are not those of its digest")
 
     @contextlib.contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        with open(os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb") as lock:
+    def _locked(self, name: str, how: int) -> Iterator[None]:
+        with open(os.open(self.root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb") as lock:
             fcntl.flock(lock, how)
             yield
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -44,6 +46,19 @@ def require(*programs: str) -> None:
     if missing:
         packages = " ".join(sorted({_PACKAGES.get(program, program) for program in missing}))
         raise ImageError(f"not installed: {', '.join(missing)}", f"apt-get install {packages}")
+
+
+@contextlib.contextmanager
+def cache_folder(cache: Path, progress: Callable[[str], None]) -> Iterator[None]:
+    """Make the cache if need be, and keep it for one build at a time: apt's own locks are off there."""
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting for another build in {cache}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run(

@@ -235,7 +235,7 @@ class RelayLink:
             async with self._writing:
                 self._writer.write(message)
                 await self._writer.drain()
-        except OSError as error:
+        except Exception as error:  # each kind of stream has its own ways to end
             reply.cancel()
             raise LinkLost(f"{_what(op, args)} at {self._name}: {str(error) or type(error).__name__}") from error
         except BaseException:
@@ -251,7 +251,7 @@ class RelayLink:
                     self._take(message, payload)
         except WireError as error:
             why = f"the relay at {self._name} sent what is no message: {error}"
-        except Exception as error:  # each kind of stream has its own ways to end
+        except Exception as error:
             why = f"the connection to {self._name} broke: {str(error) or type(error).__name__}"
         finally:
             words = self._epitaph()

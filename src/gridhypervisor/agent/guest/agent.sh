@@ -76,7 +76,8 @@ start() { # COMMAND ARGS…; never returns
         export HOME=/root USER=root LOGNAME=root
         exec /run/ghv/busybox sh -c "$launch" sh "$@"
     fi
-    exec /run/ghv/busybox su -s /run/ghv/sh "$user" -c "$launch" sh "$@"
+    # After `--`: su would take the options of the program for its own.
+    exec /run/ghv/busybox su -s /run/ghv/sh -c "$launch" -- "$user" sh "$@"
 }
 
 run() {

@@ -1,0 +1,107 @@
+"""An installation of its own for the figures that run guests: this machine as the one site, a service that stays up.
+
+What is slow to make (images, the bundle) is kept in `build/bench/lab` for the next time. Everything here goes the way
+a user's own `ghv` goes; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.report import BUILD
+
+IMAGES = Path("examples/images")
+T = TypeVar("T")
+
+
+class Lab:
+    def __init__(self, folder: Path, runtime: Path) -> None:
+        self.folder = folder.absolute()
+        self.home, self.data, self.scratch = (self.folder / name for name in ("home", "data", "scratch"))
+        for path in (self.home, self.data, self.scratch):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What of this machine's settings could change the figures, or the user's own service, is left out.
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            "GHV_DATA": str(self.data),
+            "GHV_RUNTIME": str(runtime),
+            "TMPDIR": str(self.scratch),
+        }
+
+    @property
+    def workdir(self) -> Path:
+        """The account's folder at the site."""
+        return self.home / ".ghv"
+
+    @property
+    def world(self) -> Path:
+        """The bundle as it lies unpacked on the node; there once a job has run."""
+        return self.scratch / f"ghv-{os.getuid()}" / f"world-{self.bundle.name}"
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle at the site that is used now."""
+        return max((self.workdir / "bundle").glob("*/SUMS"), key=lambda path: path.stat().st_mtime).parent
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Begin a `ghv` in a folder of its own and go on; the caller waits for it."""
+        return subprocess.Popen(
+            [str(Path(sys.executable).with_name("ghv")), *words],
+            cwd=self.home,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def ghv(self, *words: str) -> bytes:
+        """What `ghv` printed; it must succeed."""
+        ghv = self.start(*words)
+        out, err = ghv.communicate()
+        if ghv.returncode != 0:
+            raise RuntimeError(f"ghv {' '.join(words)} ended with {ghv.returncode}: {err.decode()}")
+        return out
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.ghv(*words))
+
+    def warm_up(self, image: str) -> dict[str, Any]:
+        """Have the service up, the bundle and the image at the site and on the node; the record of the job that did it."""
+        if not any(tag.partition(":")[0] == image for found in self.json("image", "list", "-o", "json") for tag in found["tags"]):
+            self.ghv("image", "build", str((IMAGES / image / "image.yaml").absolute()))
+        found: dict[str, Any] = self.json("run", "-q", "-o", "json", "--image", image, "--", "true")
+        return found
+
+
+def wait_for(what: str, look: Callable[[], T | None], seconds: float = 120.0) -> T:
+    """What `look` gives once it gives something; looked for every 10 ms, which costs the machine next to nothing."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.01)
+    return found
+
+
+@contextlib.contextmanager
+def open_lab() -> Iterator[Lab]:
+    """The installation, with its service stopped at the end."""
+    runtime = Path(tempfile.mkdtemp(prefix="ghv-bench-"))  # short: a socket lives in it
+    lab = Lab(BUILD / "lab", runtime)
+    try:
+        yield lab
+    finally:
+        with contextlib.suppress(RuntimeError):
+            lab.ghv("service", "stop")
+        shutil.rmtree(runtime, ignore_errors=True)

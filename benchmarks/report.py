@@ -1,0 +1,92 @@
+"""What every figure has in common: how it is stated, with what it was measured, and where it is written."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sqlite3
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from math import comb
+from pathlib import Path
+from typing import Any
+
+BUILD = Path("build/bench")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number over several runs: the median, and an interval that holds the true one with 95 % confidence."""
+
+    name: str
+    unit: str
+    runs: int
+    median: float
+    low: float
+    high: float
+    target: str = ""  # what it is measured against, in words
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    figures: tuple[Figure, ...]
+    acceleration: str = "none: no guest runs"
+    notes: tuple[str, ...] = ()
+    machine: dict[str, Any] = field(default_factory=lambda: machine())
+
+
+def figure(name: str, unit: str, values: Sequence[float], target: str = "") -> Figure:
+    low, high = interval(values)
+    return Figure(name, unit, len(values), statistics.median(values), low, high, target)
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Order statistics that hold the median with at least this confidence; all that there is where runs are too few.
+
+    The k-th smallest and k-th largest of n values miss the median with probability 2·P(B < k), B ~ Binomial(n, 1/2).
+    """
+    ordered, n = sorted(values), len(values)
+    k, missed = 0, 2 * 0.5**n
+    while missed <= 1 - confidence and 2 * (k + 1) <= n:
+        k += 1
+        missed += 2 * comb(n, k) * 0.5**n
+    k = max(k - 1, 0)
+    return ordered[k], ordered[n - 1 - k]
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "cpu": model or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "gridhypervisor": importlib.metadata.version("gridhypervisor"),
+    }
+
+
+def write(name: str, report: Report) -> Path:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    path = BUILD / f"{name}.json"
+    path.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    return path
+
+
+def show(report: Report) -> None:
+    """As a table, for people."""
+    print(f"\n{report.title}")
+    print(f"  {'':32} {'median':>10}   {'95 % interval':>23}  {'runs':>4}")
+    for f in report.figures:
+        span = f"{f.low:.4g} to {f.high:.4g}"
+        print(f"  {f.name:32} {f.median:10.4g}   {span:>23}  {f.runs:4}  {f.unit:12} {f.target}")
+    for note in report.notes:
+        print(f"  {note}")
+    m = report.machine
+    print(f"  on {m['cpu']}, {m['cores']} cores, load {m['load']:.1f}; Python {m['python']}; {report.acceleration}")

@@ -1,0 +1,73 @@
+"""From a manifest and layers on the node to a machine: which layer is which disk, and what init must know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gridhypervisor.agent import scratchdisk
+from gridhypervisor.agent.ending import Ending
+from gridhypervisor.agent.hypervisor import Disk, Machine
+from gridhypervisor.agent.world import World
+from gridhypervisor.model.wire import Layer, Manifest, Reason
+
+
+def compose(manifest: Manifest, paths: dict[str, Path], run: Path, world: World) -> Machine:
+    """The machine, with the disks of its own made in `run` (`scratch` must be there); `paths` by layer digest.
+
+    Raises:
+        Ending: the image's layers make no machine (image), or the node is full (node-disk).
+    """
+    by_role: dict[str, list[Layer]] = {}
+    for layer in manifest.image.layers:
+        by_role.setdefault(layer.role, []).append(layer)
+    kernel, initrd = _one(manifest, by_role, "kernel"), _one(manifest, by_role, "initrd")
+    if "disk" in by_role:
+        disk = _one(manifest, by_role, "disk")
+        disks = [Disk("base", scratchdisk.make_overlay(world, run, paths[disk.digest], disk.format), "qcow2")]
+        words = ["ghv.disk=1"]
+    else:
+        base = _one(manifest, by_role, "base")
+        disks = [Disk("base", paths[base.digest], readonly=True)]
+        words = [f"ghv.base={base.format}"]
+    for number, app in enumerate(by_role.get("app", [])):
+        # It becomes a word on the kernel's command line, split at spaces and colons.
+        if not app.mount.startswith("/") or len(app.mount.split()) != 1 or ".." in app.mount.split("/"):
+            raise Ending(
+                Reason.IMAGE,
+                f"mount application layer {number} at {app.mount!r}: not an absolute path without spaces",
+                "mend the image's recipe and build it again",
+            )
+        disks.append(Disk(f"app{number}", paths[app.digest], readonly=True))
+        words.append(f"ghv.app={number}:{app.format}:{app.mount}")
+    disks.append(Disk("scratch", run / "scratch"))
+    disks.append(Disk("out", scratchdisk.make_out(run, manifest.resources.scratch)))
+    if manifest.network != "none":
+        words.append(f"ghv.net={manifest.network}")
+    return Machine(
+        name=manifest.entry, cpus=manifest.resources.cpus, memory=manifest.resources.memory,
+        kernel=paths[kernel.digest], initrd=_join(paths[initrd.digest], run, world),
+        cmdline=" ".join([*words, manifest.image.cmdline]).strip(), disks=tuple(disks), network=manifest.network,
+    )  # fmt: skip
+
+
+def _join(initrd: Path, run: Path, world: World) -> Path:
+    """The image's initrd with the bundle's guest archive after it."""
+    path = run / "initrd"
+    try:
+        data = initrd.read_bytes()
+        # The kernel unpacks archive after archive; each must begin on a multiple of four bytes.
+        path.write_bytes(data + bytes(-len(data) % 512) + world.guest_archive())
+    except OSError as error:
+        raise scratchdisk.full(f"write {path}", error) from error
+    return path
+
+
+def _one(manifest: Manifest, by_role: dict[str, list[Layer]], role: str) -> Layer:
+    found = by_role.get(role, [])
+    if len(found) != 1:
+        raise Ending(
+            Reason.IMAGE,
+            f"read image {manifest.image_digest[:12]}: it has {len(found)} {role} layers instead of one",
+            "build or import the image again",
+        )
+    return found[0]

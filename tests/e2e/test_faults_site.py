@@ -1,0 +1,189 @@
+"""What goes wrong at a site: processes killed and stopped, a damaged image, a damaged bundle, a store in use twice.
+
+Each ends, or mends itself, with a clear word; and leaves neither process nor file behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import fresh
+from tests.e2e.installation import Installation, wait_for
+
+SMALL = ("--image", "tiny", "--memory", "128M", "--scratch", "48M")
+WAITS = "echo so far; [ -e go ] && exit; sleep 1000"
+
+
+def explained(installation: Installation, job: str) -> str:
+    """What a user reads about a job that ended: its message, and what to do next."""
+    told = installation.ghv("explain", job).out.decode()
+    view = installation.job(job)["job"]
+    assert view["message"] in told
+    assert not view["hint"] or view["hint"] in told
+    return told
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_pilot_is_told_by_its_watchdog_and_the_job_runs_again(lab: Installation) -> None:
+    job = lab.detach(*SMALL, "--out", "made", "--", "sh", "-c", "echo run >> made; sleep 6")
+    lab.wait_phase(job, "execute")
+    first = lab.entry(job)
+    os.kill(lab.pilot(job), signal.SIGKILL)
+    found = lab.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("done", 0), found
+    assert [a["reason"] for a in found["attempts"]] == ["pilot", "exited"], found
+    assert "the pilot was killed" in found["attempts"][0]["message"]
+    assert first is not None and not first.exists()
+    assert (lab.work / "made").read_text() == "run\n"
+    assert ["running>ended", "ended>collected"] == [s for s in lab.story(job) if s.startswith(("running>e", "ended"))][:2]
+    assert {row["attempt"] for row in found["ledger"]["rows"]} == {1, 2}
+
+
+def test_a_killed_hypervisor_fails_the_job_once_its_tries_are_used_up(lab: Installation) -> None:
+    job = lab.detach(*SMALL, "--retry", "0", "--", "sh", "-c", WAITS)
+    wait_for("the program's first word", lambda: lab.ghv("logs", job).out)
+    os.kill(lab.hypervisor(job), signal.SIGKILL)
+    found = lab.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "hypervisor"), found
+    assert "signal 9" in explained(lab, job)
+    assert lab.ghv("logs", job).out == b"so far\n"
+    assert lab.ghv("wait", job, check=False).code == 75
+
+
+def test_a_pilot_that_is_stopped_beyond_its_walltime_is_ended_on_the_node(lab: Installation) -> None:
+    job = lab.detach(*SMALL, "--walltime", "20s", "--", "sh", "-c", WAITS)
+    lab.wait_phase(job, "execute")
+    pilot = lab.pilot(job)
+    os.kill(pilot, signal.SIGSTOP)
+    found = lab.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "walltime"), found
+    assert "stopped or hung" in explained(lab, job)
+    assert lab.ghv("wait", job, check=False).code == 124
+    wait_for("the pilot's end", lambda: pilot not in lab.processes())
+
+
+def test_a_killed_relay_is_started_again_and_nothing_is_missed(lab: Installation) -> None:
+    (lab.work / "go").unlink(missing_ok=True)
+    ghv = lab.start("run", *SMALL, "--", "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do echo line $i; sleep 0.5; done")
+    job = wait_for("a running job", lambda: [j["id"] for j in lab.ghv("list", "--state", "running", "-o", "json").json])[0]
+    lab.wait_phase(job, "execute")
+    relay = lab.relay()
+    os.kill(relay, signal.SIGKILL)
+    out, err = ghv.communicate(timeout=120)
+    assert (ghv.returncode, out) == (0, b"".join(b"line %d\n" % i for i in range(1, 10))), err
+    assert lab.relay() != relay
+
+
+# --- the image --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(template: Path) -> Iterator[Installation]:
+    """An installation on a node of its own, for what is damaged here must not be shared."""
+    scratch = Path(tempfile.mkdtemp(prefix="ghv-node-", dir="/tmp"))
+    try:
+        with fresh(scratch, template) as made:
+            yield made
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def base_of(installation: Installation) -> dict[str, Any]:
+    layers = installation.ghv("image", "show", "tiny", "-o", "json").json["layers"]
+    return next(layer for layer in layers if layer["role"] == "base")
+
+
+def flip(path: Path, offset: int = 4321) -> None:
+    """Flip one bit of a file, in a copy that takes its place: other names of it (hard links) keep what they had."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    replace(path, bytes(data))
+
+
+def replace(path: Path, data: bytes) -> None:
+    copy = path.with_name(f"{path.name}.damaged")
+    copy.write_bytes(data)
+    copy.chmod(path.stat().st_mode & 0o777)
+    copy.replace(path)
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated"])
+def test_a_damaged_layer_in_the_repository_is_refused_by_the_site(damaged: Installation, how: str) -> None:
+    base = base_of(damaged)
+    [path] = [p for p in (damaged.data / "images").rglob(base["digest"]) if p.stat().st_size == base["size"]]
+    flip(path) if how == "flipped" else replace(path, path.read_bytes()[:-1])
+    job = damaged.detach(*SMALL, "--retry", "0", "--", "true")
+    found = damaged.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "image"), found
+    told = explained(damaged, job)
+    assert base["digest"][:12] in told
+    assert "ghv image verify" in told
+    assert damaged.ghv("wait", job, check=False).code == 75
+    checked = damaged.ghv("image", "verify", "tiny", check=False)
+    assert checked.code == 65
+    assert base["digest"][:12] in checked.out.decode()
+    damaged.assert_clean()
+
+
+def test_a_damaged_layer_at_the_site_or_on_the_node_is_found_and_mended(damaged: Installation) -> None:
+    base = base_of(damaged)["digest"]
+    damaged.ghv("run", *SMALL, "--", "true")
+    # On the node: the site's copy is taken again.
+    flip(damaged.scratch / f"ghv-{os.getuid()}" / "cache" / base)
+    damaged.ghv("run", *SMALL, "--retry", "0", "--", "true")
+    # At the site, and no copy on the node: said at once, or sent again where another try is allowed.
+    copy = damaged.workdir / "cache" / base
+    for how in ("flipped", "truncated"):
+        flip(copy) if how == "flipped" else replace(copy, copy.read_bytes()[:-1])
+        shutil.rmtree(damaged.scratch / f"ghv-{os.getuid()}" / "cache")
+        job = damaged.detach(*SMALL, "--", "true")
+        found = damaged.wait(job)
+        assert [a["reason"] for a in found["attempts"]] == ["image", "exited"], found
+        assert base[:12] in found["attempts"][0]["message"]
+        assert found["job"]["state"] == "done"
+    damaged.assert_clean()
+
+
+# --- the bundle and the service ---------------------------------------------------------------------------------------
+
+
+def test_a_damaged_bundle_at_the_site_is_placed_anew(damaged: Installation) -> None:
+    """On a node that has nothing unpacked yet."""
+    with damaged.busy_site():
+        job = damaged.detach(*SMALL, "--", "echo", "works")
+        damaged.wait_state(job, "queued")
+        [bundle] = [p for p in (damaged.workdir / "bundle").iterdir() if not p.name.startswith(".")]
+        replace(bundle / "agent.tar", b"no archive")
+        for world in (damaged.scratch / f"ghv-{os.getuid()}").glob("world-*"):
+            world.rename(world.with_name(f"old-{world.name}"))  # the relay runs in it
+    found = damaged.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("done", 0), found
+    assert found["attempts"][0]["reason"] == "bundle", found
+    assert "damaged" in found["attempts"][0]["message"]
+    assert damaged.ghv("logs", job).out == b"works\n"
+    damaged.assert_clean()
+
+
+def test_two_services_on_one_store(lab: Installation) -> None:
+    pid = lab.service_pid()
+    socket = lab.folder / "run" / "second.sock"
+    words = [sys.executable, "-m", "gridhypervisor.app", "serve", "--data", str(lab.data), "--socket", str(socket)]
+    second = subprocess.run(words, env=lab.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode != 0
+    assert f"pid {pid}" in second.stderr
+    assert "ghv service stop" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert lab.service_pid() == pid
+    assert not socket.exists()
