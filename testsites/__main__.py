@@ -1,8 +1,8 @@
 """`python -m testsites up|down`: a real Slurm site for demonstrations and for trying things by hand.
 
 `up` prints one JSON object (host, port, user, key, known_hosts, workdir, root, nodes) once the site takes jobs, and
-stays until TERM or INT, or until its stdin closes where that is a pipe. `down` ends an `up` of the same name and waits
-for its end.
+stays until TERM or INT, or until its stdin closes where that is a pipe. With `--keep` the next `up` goes on with the
+same address, keys and home. `down` ends an `up` (without `--keep`) of the same name and waits for its end.
 """
 
 from __future__ import annotations
@@ -17,27 +17,38 @@ import signal
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from testsites.slurm import SlurmSite
 
 
-def up(name: str, nodes: int, cpus: int) -> int:
+def up(name: str, nodes: int, cpus: int, kept: Path | None) -> int:
     ended, end = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: os.write(end, b"."))
-    if _pid_file(name).exists() and _starter(name) is None:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # our starter may want a Ctrl-C for itself
+            signal.signal(number, lambda *_: os.write(end, b"."))
+    if kept is None and _pid_file(name).exists() and _starter(name) is None:
         shutil.rmtree(_folder(name))  # its starter was killed, and everything that it had started died with it
-    with SlurmSite(name, nodes=nodes, cpus=cpus, folder=_folder(name)) as site:
-        _pid_file(name).write_text(f"{os.getpid()}\n")
-        try:
-            print(json.dumps(site.describe()), flush=True)
-            waits = [ended, sys.stdin] if stat.S_ISFIFO(os.fstat(0).st_mode) else [ended]
-            while not (ready := select.select(waits, [], [])[0]) or (ended not in ready and os.read(0, 4096)):
-                pass
-        finally:
-            _pid_file(name).unlink()
+    with (
+        SlurmSite(name, nodes=nodes, cpus=cpus, folder=kept or _folder(name), keep=kept is not None) as site,
+        _findable(name) if kept is None else contextlib.nullcontext(),
+    ):
+        print(json.dumps(site.describe()), flush=True)
+        waits = [ended, sys.stdin] if stat.S_ISFIFO(os.fstat(0).st_mode) else [ended]
+        while not (ready := select.select(waits, [], [])[0]) or (ended not in ready and os.read(0, 4096)):
+            pass
     return 0
+
+
+@contextlib.contextmanager
+def _findable(name: str) -> Iterator[None]:
+    """While this lasts, `down` finds us."""
+    _pid_file(name).write_text(f"{os.getpid()}\n")
+    try:
+        yield
+    finally:
+        _pid_file(name).unlink()
 
 
 def down(name: str) -> int:
@@ -82,7 +93,7 @@ def main() -> int:
             command.add_argument("--keep", type=Path, metavar="DIR", help="put it there; go on with what is there")
     args = parser.parse_args()
     try:
-        return up(args.name, args.nodes, args.cpus, args.keep) if args.verb == "up" else down(args.name)
+        return up(args.name, args.nodes, args.cpus, args.keep and args.keep.absolute()) if args.verb == "up" else down(args.name)
     except FileExistsError as error:
         print(
             f"start test site {args.name}: {error.filename} exists: it is up, or just starting; end it with `down`",

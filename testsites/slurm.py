@@ -106,14 +106,12 @@ class SlurmSite:
         self.name, self.keep = name, keep
         self._lock = -1
         made_of = _digest(name, nodes, cpus, memory, keeps_ended)
+        known = ""  # address of the site that is in the folder already
         if folder is not None and keep:
             known = self._take_up(folder, made_of)
         elif folder is not None:
             folder.mkdir(mode=0o755, parents=True)
-            known = ""
-        else:
-            folder, known = Path(tempfile.mkdtemp(prefix=f"ghv-{name}-")), ""
-        self.folder = folder
+        self.folder = folder or Path(tempfile.mkdtemp(prefix=f"ghv-{name}-"))
         self.folder.chmod(0o755)
         self.root = self.folder / "root"
         self.address = known or _free_address()
@@ -132,6 +130,7 @@ class SlurmSite:
             if keep:
                 (self.folder / MADE).write_text(f"{made_of} {self.address}\n")
         except BaseException:
+            (self.folder / MADE).unlink(missing_ok=True)  # the next one begins anew
             self.stop()
             raise
 
@@ -224,7 +223,7 @@ class SlurmSite:
             digest, address = (folder / MADE).read_text().split()
             if digest == made_of:
                 return address
-        if {path.name for path in folder.iterdir()} - {"lock", "root", "client", MADE, "pid"}:
+        if {path.name for path in folder.iterdir()} - {"lock", "root", "client", MADE}:
             raise FileExistsError(errno.EEXIST, "not a test site's folder", str(folder))
         for part in (folder / "root", folder / "client"):
             shutil.rmtree(part, ignore_errors=True)

@@ -72,7 +72,7 @@ class App(Jobs):
         self.operations = Operations(describe)
         self.stopping = asyncio.Event()
         self.bundle = BundleSource(data)
-        self._sites: dict[str, Site] = {}
+        self._transports: dict[str, DeferredTransport] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -206,10 +206,11 @@ class App(Jobs):
             self._open(site)
 
     def _open(self, site: Site) -> None:
+        transport = self._transports[site.name] = DeferredTransport(self.bundle, site, self.data)
         session = Session(
             site,
             partial(driver_for, site),
-            DeferredTransport(self.bundle, site, self.data),
+            transport,
             self.controller,
             installation=self.store.installation,
             layers=self,
@@ -220,7 +221,6 @@ class App(Jobs):
             progress=self.note,
             report=traceback.print_exception,
         )
-        self._sites[site.name] = site
         self.controller.add_session(site.name, session)
         self._runs[site.name] = asyncio.create_task(session.run(), name=f"session {site.name}")
 
@@ -252,7 +252,7 @@ class App(Jobs):
             kind=site.kind,
             address=address,
             health=session.health,
-            health_why=session.why or (self.bundle.doing if session.health == "connecting" else ""),
+            health_why=session.why or (self._transports[site.name].doing if session.health == "connecting" else ""),
             health_since=session.since,
             queued=alive - running,
             running=running,
@@ -328,6 +328,15 @@ class DeferredTransport:
     def __init__(self, source: BundleSource, site: Site, data: Path) -> None:
         self._source, self._site, self._data = source, site, data
         self._inner: Transport | None = None
+        self._doing = ""
+
+    @property
+    def doing(self) -> str:
+        """What keeps the connection waiting, in one line."""
+        return self._doing if self._inner is not None else self._source.doing
+
+    def _tell(self, words: str) -> None:
+        self._doing = words
 
     @property
     def bundle(self) -> str:
@@ -342,7 +351,7 @@ class DeferredTransport:
             except (BundleError, OSError) as error:
                 raise LinkError(f"make the bundle: {error}") from error
             log = self._data / "sites" / f"{self._site.name}.log"
-            self._inner = transport_for(self._site, Bundle(bundle.path), log=log)
+            self._inner = transport_for(self._site, Bundle(bundle.path), log=log, progress=self._tell)
         async with AsyncExitStack() as stack:
             yield await stack.enter_async_context(self._inner.connect(on_note))
 

@@ -106,7 +106,7 @@ def lost_without_a_word(installation: Installation) -> None:
     installation.kill_service()
     found = installation.wait(job)
     assert (found["job"]["state"], len(found["attempts"])) == ("done", 2), found
-    assert found["attempts"][0]["reason"] == "lost", found
+    assert found["attempts"][0]["reason"] == "lost", found["attempts"][0]["message"]
     assert (installation.work / "result").read_text() == "done\n"
 
 

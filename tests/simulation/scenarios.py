@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from gridhypervisor.simulation.batch import BatchEntry
 from gridhypervisor.simulation.pilot import Pilot
-
 from tests.simulation.world import World
 
 Story = Callable[[World], Awaitable[None]]
@@ -54,6 +53,8 @@ async def cancelled_before_any_site_answers(world: World) -> None:
 
 
 async def cancelled_while_planned(world: World) -> None:
+    sessions = world.controller.sessions
+    await world.until(lambda: all(s.facts.up for s in sessions.values()), 10.0, "the sites answer")
     for site in world.sites.values():
         site.way.hang(20.0)
     job = await world.submit()
@@ -187,7 +188,7 @@ async def listings_are_empty_for_a_minute(world: World) -> None:
     for site in world.sites.values():
         site.batch.weather.listing = "empty"
     await world.submit(5.0)
-    await world.until(lambda: False or world.loop.time() > 80.0, 200.0, "a minute passes")
+    await world.until(lambda: world.loop.time() > 80.0, 200.0, "a minute passes")
     for site in world.sites.values():
         site.batch.weather.listing = ""
     await world.settled()

@@ -192,7 +192,8 @@ class World:
         """What must hold when everything has settled."""
         self.judge_always()
         for job in self.jobs:
-            ends = [e for e in self.store.events(job=job) if e.kind == "job" and e.after in FINAL and e.before != e.after]
+            changes = [e for e in self.store.events(job=job) if e.kind == "job" and e.before != e.after]
+            ends = [e for e in changes if e.after in FINAL]
             assert len(ends) == 1, f"{job} ended {len(ends)} times\n{self.story()}"
             found = self.store.job(job)
             if found is None:

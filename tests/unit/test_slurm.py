@@ -34,8 +34,10 @@ def listed(stdout: str, code: int | None = 0, stderr: str = "") -> dict[str, Bat
     return listing.jobs if listing else None
 
 
-def row(word: str, reason: str = "None", status: int = 0, name: str = f"{OURS}-j1-1", restarts: str = "0") -> str:
-    return f"7|{OURS}|{word}|{reason}|{status}|{restarts}|n1|{name}|\n"
+def row(
+    word: str, reason: str = "None", status: int = 0, name: str = f"{OURS}-j1-1", restarts: str = "0", node: str = "n1"
+) -> str:
+    return f"7|{OURS}|{word}|{reason}|{status}|{restarts}|{node}|{name}|\n"
 
 
 # What we say
@@ -144,8 +146,8 @@ def test_a_state_that_nobody_told_us_of_is_unknown_and_never_an_end(word: str) -
         (row("COMPLETED"), BatchState.ENDED, "COMPLETED", 0),
         (row("FAILED", "NonZeroExitCode", 78 << 8), BatchState.ENDED, "NonZeroExitCode", 78),
         (row("FAILED", "JobLaunchFailure", 9), BatchState.ENDED, "JobLaunchFailure", 137),
-        (row("CANCELLED by 20001"), BatchState.ENDED, "CANCELLED by 20001", 0),
-        (row("TIMEOUT", "TimeLimit"), BatchState.ENDED, "TimeLimit", 0),
+        (row("CANCELLED by 20001", status=15), BatchState.ENDED, "CANCELLED by 20001", 143),
+        (row("TIMEOUT", "TimeLimit", 1 << 8), BatchState.ENDED, "TimeLimit", 1),
         (row("COMPLETING"), BatchState.ENDING, "", None),
         (row("SUSPENDED"), BatchState.RUNNING, "", None),
         (row("NODE_FAIL", "None"), BatchState.NODE_LOST, "NODE_FAIL", None),
@@ -155,6 +157,14 @@ def test_what_the_words_for_a_job_mean(line: str, state: BatchState, reason: str
     jobs = listed(line)
     assert jobs is not None
     assert jobs[f"{OURS}-j1-1"] == BatchJob("7", f"{OURS}-j1-1", state, reason, "n1", code)
+
+
+@pytest.mark.parametrize("word", ["CANCELLED", "CANCELLED by 0", "PREEMPTED", "TIMEOUT", "DEADLINE"])
+def test_an_end_that_the_node_has_not_confirmed_is_a_node_lost(word: str) -> None:
+    for status, node, state in ((0, "n1", "node-lost"), (9, "n1", "ended"), (0, "", "ended")):
+        jobs = listed(row(word, status=status, node=node))
+        assert jobs is not None
+        assert jobs[f"{OURS}-j1-1"].state == state
 
 
 @pytest.mark.parametrize("reason", sorted(NEVER_STARTS))

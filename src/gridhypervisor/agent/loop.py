@@ -28,7 +28,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._poll = select.poll()
-        self._readers: dict[int, Callable[[], None]] = {}
+        self._readers: dict[int, Callable[[], object]] = {}
         self._timers: list[tuple[float, float, Callable[[], None]]] = []  # next, interval, what
         wake, self._waker = os.pipe()
         os.set_blocking(wake, False)
@@ -41,7 +41,7 @@ class Loop:
             signal.signal(number, lambda *_, handler=handler: handler())
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
 
-    def read(self, source: HasDescriptor | int, callback: Callable[[], None]) -> None:
+    def read(self, source: HasDescriptor | int, callback: Callable[[], object]) -> None:
         """Run `callback` whenever there is something to read, the end of the stream included."""
         descriptor = source if isinstance(source, int) else source.fileno()
         self._readers[descriptor] = callback

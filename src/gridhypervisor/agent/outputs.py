@@ -33,7 +33,7 @@ class _Member:
 
 
 def unpack(disk: Path, out: Path) -> Iterator[OutputFile]:
-    """Bring every member of the stream into the folder `out`, durably; yield each file as it is complete.
+    """Bring every member of the stream into the folder `out`, durably; yield each file and link as it is complete.
 
     Raises:
         Ending: a member is damaged or may not be made (output); those before it are there.
@@ -59,6 +59,7 @@ def unpack(disk: Path, out: Path) -> Iterator[OutputFile]:
                 _check_target(member)
                 path.symlink_to(member.target)
                 links.add(member.path)
+                yield OutputFile(member.path, 0, 0o777, "", link=member.target)
                 continue
             if member.kind == b"1":
                 yield _hard_link(member, path, out, links)

@@ -421,9 +421,7 @@ class Pilot:
             hypervisor=self.vm.cpu if self.vm else 0.0,
             program=self.vm.exit.cpu if self.vm and self.vm.exit else None,
         )
-        record = dataclasses.replace(
-            record, phases=self.report.finish(), elapsed=self.report.elapsed, usage=usage
-        )
+        record = dataclasses.replace(record, phases=self.report.finish(), elapsed=self.report.elapsed, usage=usage)
         self.log(f"{record.outcome}, {record.reason}: {record.message or 'the program ended'}")
         try:
             leave_sentinel(self.entry, record)

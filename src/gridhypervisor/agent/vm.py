@@ -7,6 +7,7 @@ It keeps what it heard as plain attributes, writes the streams and the console i
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Callable
@@ -64,6 +65,13 @@ class Vm:
         self.status: int | None = None  # the hypervisor's, as wait() gives it
         self.cpu = 0.0  # seconds of the hypervisor
         self.watchdog_cpu = 0.0
+        self._handlers: dict[str, Callable[[bytes], None]] = {
+            "monitor": self._hear_monitor,
+            "console": self._hear_console,
+            "ctl": self._hear_agent,
+            "out": functools.partial(self._hear_stream, "out"),
+            "err": functools.partial(self._hear_stream, "err"),
+        }
         loop.read(watchdog.socket, self._hear_watchdog)
 
     def start(self, machine: Machine, acceleration: Acceleration) -> None:
@@ -84,12 +92,8 @@ class Vm:
             other.close()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._console_file = os.open(self._entry / wire.CONSOLE, flags, 0o600)
-        handlers: dict[str, Callable[[bytes], None]] = {
-            "monitor": self._hear_monitor, "console": self._hear_console, "ctl": self._hear_agent,
-            "out": lambda data: self._hear_stream("out", data), "err": lambda data: self._hear_stream("err", data),
-        }  # fmt: skip
-        for name, handler in handlers.items():
-            self._loop.read(self._sockets[name], lambda name=name, handler=handler: self._receive(name, handler))
+        for name in names:
+            self._loop.read(self._sockets[name], functools.partial(self._receive, name))
         self._send("monitor", self._monitor.greet())
         self._loop.every(_TICK, self._tick)
 
@@ -172,7 +176,7 @@ class Vm:
             f"it said: {said}" if said else "see the batch system's record of the job: was it out of memory?",
         )
 
-    def _receive(self, name: str, handler: Callable[[bytes], None]) -> bool:
+    def _receive(self, name: str) -> bool:
         """Take in what one socket has; False when it has nothing or is at its end."""
         source = self._sockets[name]
         try:
@@ -184,7 +188,7 @@ class Vm:
         if not data:
             self._loop.forget(source)
             return False
-        handler(data)
+        self._handlers[name](data)
         return True
 
     def _send(self, name: str, data: bytes) -> None:
@@ -212,6 +216,8 @@ class Vm:
                     self._answered, self._silence, self.free = int(number), 0.0, int(free)
                 case ["CANNOT", *why]:
                     self.cannot = " ".join(why)[:500] or "no reason given"
+                case _:
+                    pass  # root in the guest may write here too
 
     def _hear_stream(self, name: str, data: bytes) -> None:
         if name not in self._streams:
@@ -254,12 +260,8 @@ class Vm:
         if not self.running:
             return
         self.status = status
-        handlers = {"monitor": self._hear_monitor, "console": self._hear_console, "ctl": self._hear_agent}
-        for name, handler in handlers.items():
-            while self._receive(name, handler):
-                pass
-        for name in ("out", "err"):
-            while self._receive(name, lambda data, name=name: self._hear_stream(name, data)):
+        for name in self._sockets:
+            while self._receive(name):
                 pass
         for stream, file in self._streams.values():
             self._write(file, stream.rest())

@@ -177,6 +177,8 @@ class _Process:
                 case "done":
                     self._end_hypervisor()
                     return False
+                case unknown:
+                    raise ValueError(f"the pilot asks for {unknown!r}")
         return True
 
     def _spawn(self, message: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.meter import Meter
 from gridhypervisor.execution.ports import Session, Steps, Store
 from gridhypervisor.model.batch import BatchState, Listing
-from gridhypervisor.model.commit import Commit, JobRecords
+from gridhypervisor.model.commit import Commit, JobRecords, StoreError
 from gridhypervisor.model.records import (
     ActionKind,
     Allocation,
@@ -46,6 +46,10 @@ STEPS: tuple[str, ...] = tuple(
     )
 )
 """Every step at which the controller could die: before and after each commit of a transition and each action."""
+
+
+STORE_PAUSE = 2.0
+"""Seconds before a store that failed (a full disk, mostly) is tried again."""
 
 
 def no_steps(step: str) -> None:
@@ -107,7 +111,14 @@ class Controller:
             self._wake.clear()
             self._expire()
             dirty, self._dirty = self._dirty, {}
-            await self._pass(dirty)
+            try:
+                await self._pass(dirty)
+            except StoreError as error:
+                # Nothing was written, so nothing was done of it: the same plans come up again when the store can.
+                self.waiting |= dict.fromkeys(dirty, str(error))
+                for job in dirty:
+                    self.touch(job)
+                await asyncio.sleep(STORE_PAUSE)
 
     async def close(self) -> None:
         for task in list(self._tasks.values()):
@@ -164,10 +175,12 @@ class Controller:
                 return
 
     async def recover(self, job: str) -> None:
-        """The user mended something: forget how often its actions failed and try them at once."""
+        """The user mended something: forget how often its actions failed, and try them and silent sites at once."""
         case = self.cases.get(job)
         if case is None:
             return
+        for session in self.sessions.values():
+            session.reconnect()
         await self._change(case.job, replace(case.job, recover=case.job.recover + 1, version=case.job.version + 1),
                            "the user asked to recover it")
         case = self.cases[job]
@@ -235,16 +248,17 @@ class Controller:
             found = listing.jobs.get(entry)
             now: Seen | Absent
             if found is not None:
-                same_state = isinstance(before.batch, Seen) and before.batch.job.state is found.state
-                now = Seen(found, listing.as_of, before.batch.since if same_state else listing.as_of)
+                known = before.batch if isinstance(before.batch, Seen) else None
+                if known is not None and known.job == found:
+                    continue  # nearly all of a long listing says what the one before said
+                same_state = known is not None and known.job.state is found.state
+                now = Seen(found, known.since if known is not None and same_state else listing.as_of)
             elif isinstance(before.batch, Absent):
                 now = Absent(before.batch.first, listing.as_of, before.batch.times + 1)
             else:
                 now = Absent(listing.as_of, listing.as_of, 1)
             self._observe(job, entry, replace(before, batch=now))
-            same = isinstance(now, Seen) and isinstance(before.batch, Seen) and now.job == before.batch.job
-            if not same:
-                self.touch(job)
+            self.touch(job)
         for name, found in listing.jobs.items():
             if name not in self._entries and found.state in (BatchState.PENDING, BatchState.HELD, BatchState.RUNNING):
                 self._suspect(site, name, found.id)
@@ -280,7 +294,10 @@ class Controller:
         if job is None:
             return
         epoch = next(a.epoch for a in self.cases[job].allocations if a.pilot_job == entry)
-        self.logs.write(job, epoch, stream, offset, data)
+        try:
+            self.logs.write(job, epoch, stream, offset, data)
+        except OSError as error:
+            self.waiting[job] = f"write its output to {self.logs.root}: {error.strerror or error}; all comes at its end"
         self.announce(job)
 
     # -- followers -------------------------------------------------------------------------------------------------
@@ -364,14 +381,16 @@ class Controller:
             verdicts = dict(zip((job for job, _ in writing), accepted, strict=True))
             self._steps("after-commit", [(job, step) for job, step in writing if verdicts[job]])
             self._announce_events()
+        # What is committed is taken in, all of it, before anything else is asked of the store.
+        for job, step in plans:
+            if verdicts.get(job, True):
+                self._apply(job, step)
+                for action in step.actions:
+                    self._start(job, action)
         for job, step in plans:
             if not verdicts.get(job, True):
                 await self._reload(job)
-                continue
-            self._apply(job, step)
-            for action in step.actions:
-                self._start(job, action)
-            if step.delete:
+            elif step.delete:
                 await self._delete(job)
 
     def _steps(self, when: str, plans: Iterable[tuple[str, JobPlan]]) -> None:

@@ -26,9 +26,18 @@ class Logs:
         return path
 
     def write(self, job: str, epoch: int, stream: str, offset: int, data: bytes) -> None:
+        """Add a piece of a stream, unless one before it is missing: then the whole comes when the run has ended.
+
+        Raises:
+            OSError: it could not be written, at least not all of it.
+        """
+        if offset > self.size(job, epoch, stream):
+            return
         fd = os.open(self.folder(job, epoch) / STREAMS[stream], os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.pwrite(fd, data, offset)
+            while data:
+                written = os.pwrite(fd, data, offset)
+                offset, data = offset + written, data[written:]
         finally:
             os.close(fd)
 

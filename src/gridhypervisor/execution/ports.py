@@ -225,6 +225,9 @@ class Session(Protocol):
     async def sweep(self, entry: str, batch_id: str) -> None:
         """Remove a stray: cancel its batch job if it has an id, and remove its entry unless a pilot owns it."""
 
+    def reconnect(self) -> None:
+        """Try again now to connect, where that is waited for."""
+
     async def run(self) -> None:
         """Connect, observe, reconnect, until cancelled."""
 

@@ -85,7 +85,7 @@ def _note(sight: Observed, a: Allocation, now: float) -> tuple[str, float]:
     if a.state is AllocationState.RUNNING and sight.view is not None and sight.view.status is not None:
         return sight.view.status.note, now - sight.view_at
     if isinstance(sight.batch, Seen) and sight.batch.job.state in (BatchState.PENDING, BatchState.HELD):
-        return sight.batch.job.reason, now - sight.batch.as_of
+        return sight.batch.job.reason, now - sight.batch.since
     return "", 0.0
 
 

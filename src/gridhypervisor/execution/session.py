@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -502,7 +503,8 @@ class Session:
         record = folder / EXIT
         await link.download(f"{SPOOL}/{a.pilot_job}/{EXIT}", record, optional=True, timeout=BULK)
         if record.exists():
-            for output in from_plain(ExitRecord, json.loads(record.read_bytes())).outputs:
+            outputs = from_plain(ExitRecord, json.loads(record.read_bytes())).outputs
+            for output in sorted(outputs, key=lambda output: output.link != ""):  # no file is written through a link
                 await self._bring(link, a, Path(job.destination), output)
             return
         after, more = "", True
@@ -542,6 +544,13 @@ class Session:
         target = destination / output.path
         self.progress(a.pilot_job, f"result {output.path}")
         target.parent.mkdir(parents=True, exist_ok=True)
+        if output.link:
+            inside = os.path.normpath(os.path.join(os.path.dirname(output.path), output.link))
+            if os.path.isabs(output.link) or inside.split("/")[0] == "..":
+                raise LinkError(f"the site offers {output.path!r}, a link to {output.link!r} outside the outputs")
+            target.unlink(missing_ok=True)
+            target.symlink_to(output.link)
+            return
         await link.download(
             f"{SPOOL}/{a.pilot_job}/{OUTPUTS}/{output.path}",
             target,

@@ -25,9 +25,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -290,6 +292,7 @@ class OutputFile:
     size: int
     mode: int
     sha256: str
+    link: str = ""  # of a symbolic link: its target, relative to the link's folder and inside the outputs
 
 
 @dataclass(frozen=True)
@@ -352,25 +355,40 @@ class CommandResult:
 T = TypeVar("T")
 
 
+_ATOMS = frozenset({str, int, float, bool, type(None)})
+
+_MISSING: Any = object()
+
+
 def to_plain(value: Any) -> Any:
     """Turn records into JSON's own types, leaving out fields that hold their default."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        out: dict[str, Any] = {}
-        for f in dataclasses.fields(value):
-            item = getattr(value, f.name)
-            if f.default is not dataclasses.MISSING and item == f.default:
-                continue
-            if f.default_factory is not dataclasses.MISSING and item == f.default_factory():
-                continue
-            out[f.name] = to_plain(item)
-        return out
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is dict:
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [to_plain(item) for item in value]
     if isinstance(value, enum.Enum):
         return value.value
-    if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    return value
+    if not dataclasses.is_dataclass(kind):
+        return value
+    out: dict[str, Any] = {}
+    for name, default in _defaults(kind):
+        item = getattr(value, name)
+        if item is not default and item != default:
+            out[name] = to_plain(item)
+    return out
+
+
+@functools.cache
+def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
+    """A record's fields with their defaults, which nothing equals where there is none."""
+    return tuple(
+        (f.name, f.default_factory() if f.default_factory is not dataclasses.MISSING
+         else _MISSING if f.default is dataclasses.MISSING else f.default)
+        for f in dataclasses.fields(kind)
+    )  # fmt: skip
 
 
 def from_plain(kind: type[T], value: Any) -> T:
@@ -379,58 +397,104 @@ def from_plain(kind: type[T], value: Any) -> T:
     Raises:
         WireError: a field is missing or has another type; the message holds the path to it.
     """
-    return typing.cast(T, _convert(kind, value, kind.__name__))
+    try:
+        return typing.cast(T, _reader(typing.cast(Any, kind))(value))
+    except _MisfitError as error:
+        raise WireError(f"{kind.__name__}{error.path}: {error.what}") from None
 
 
-_hints: dict[type, dict[str, Any]] = {}
+class _MisfitError(Exception):
+    """A value of another kind than expected. Its path is put together while the readers return."""
+
+    def __init__(self, what: str, path: str = "") -> None:
+        super().__init__(what)
+        self.what, self.path = what, path
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
+@functools.cache
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    """What turns a JSON value into one of `kind`; made once for each kind, for messages are read by the thousand."""
     origin = typing.get_origin(kind)
     if kind is Any:
-        return value
+        return lambda value: value
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(kind):
-            return None
         [inner] = [a for a in typing.get_args(kind) if a is not type(None)]
-        return _convert(inner, value, where)
+        read = _reader(inner)
+        return lambda value: None if value is None else read(value)
     if origin is tuple:
-        _expect(isinstance(value, list), where, "a list", value)
-        return tuple(_convert(typing.get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return functools.partial(_read_tuple, _reader(typing.get_args(kind)[0]))
     if origin is dict:
-        _expect(isinstance(value, dict), where, "an object", value)
-        inner = typing.get_args(kind)[1]
-        return {key: _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
+        return functools.partial(_read_dict, _reader(typing.get_args(kind)[1]))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        _expect(isinstance(value, dict), where, "an object", value)
-        hints = _hints.get(kind)
-        if hints is None:
-            hints = _hints[kind] = typing.get_type_hints(kind)
-        given = {}
-        for f in dataclasses.fields(kind):
-            if f.name in value:
-                given[f.name] = _convert(hints[f.name], value[f.name], f"{where}.{f.name}")
-            elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-                raise WireError(f"{where}.{f.name}: missing")
-        return kind(**given)
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        try:
-            return kind(value)
-        except ValueError:
-            raise WireError(f"{where}: {value!r} is not one of {', '.join(str(m.value) for m in kind)}") from None
+        hints = typing.get_type_hints(kind)
+        fields = tuple(
+            (f.name, _reader(hints[f.name]), f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+            for f in dataclasses.fields(kind)
+        )
+        return functools.partial(_read_record, kind, fields)
+    if issubclass(kind, enum.Enum):
+        return functools.partial(_read_enum, kind)
     if kind is float:
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
-        return float(value)
-    if kind is int:
-        _expect(isinstance(value, int) and not isinstance(value, bool), where, "a whole number", value)
-        return value
-    _expect(isinstance(value, kind), where, kind.__name__, value)
+        return _read_float
+    return functools.partial(_read_atom, kind, "a whole number" if kind is int else kind.__name__)
+
+
+def _read_record(kind: type, fields: tuple[tuple[str, Callable[[Any], Any], bool], ...], value: Any) -> Any:
+    _expect(type(value) is dict, "an object", value)
+    given = {}
+    for name, read, needed in fields:
+        if name in value:
+            try:
+                given[name] = read(value[name])
+            except _MisfitError as error:
+                raise _MisfitError(error.what, f".{name}{error.path}") from None
+        elif needed:
+            raise _MisfitError("missing", f".{name}")
+    return kind(**given)
+
+
+def _read_tuple(read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
+    _expect(type(value) is list, "a list", value)
+    items = []
+    for i, item in enumerate(value):
+        try:
+            items.append(read(item))
+        except _MisfitError as error:
+            raise _MisfitError(error.what, f"[{i}]{error.path}") from None
+    return tuple(items)
+
+
+def _read_dict(read: Callable[[Any], Any], value: Any) -> dict[str, Any]:
+    _expect(type(value) is dict, "an object", value)
+    items = {}
+    for key, item in value.items():
+        try:
+            items[key] = read(item)
+        except _MisfitError as error:
+            raise _MisfitError(error.what, f".{key}{error.path}") from None
+    return items
+
+
+def _read_enum(kind: type[enum.Enum], value: Any) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise _MisfitError(f"{value!r} is not one of {', '.join(str(m.value) for m in kind)}") from None
+
+
+def _read_float(value: Any) -> float:
+    _expect(type(value) in (int, float), "a number", value)
+    return float(value)
+
+
+def _read_atom(kind: type, words: str, value: Any) -> Any:
+    _expect(type(value) is kind, words, value)
     return value
 
 
-def _expect(holds: bool, where: str, what: str, value: Any) -> None:
+def _expect(holds: bool, what: str, value: Any) -> None:
     if not holds:
-        raise WireError(f"{where}: expected {what}, got {value!r:.80}")
+        raise _MisfitError(f"expected {what}, got {value!r:.80}")
 
 
 def canonical(value: Any) -> bytes:

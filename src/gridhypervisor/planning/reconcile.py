@@ -301,7 +301,7 @@ class _Step:
         """
         fence = (a.times.running or a.times.since) + self.walltime() + self.policy.fence_margin
         match sight.batch:
-            case Seen(job, _, since) if job.state is BatchState.ENDED and not job.restarts:
+            case Seen(job, since) if job.state is BatchState.ENDED and not job.restarts:
                 return since, f"{a.site} says that it ended" + (f": {job.reason}" if job.reason else "")
             case Seen(job) if job.state is BatchState.NODE_LOST:
                 words = f"{a.site} lost its node" + (f" ({job.reason})" if job.reason else "")
@@ -341,7 +341,7 @@ class _Step:
                 self.give_up(a, a.why or Reason.LOST, a.note)
             return
         self.want(a, sight, A.REVOKE, why=a.note)
-        self.waiting = f"waiting for {a.site} to confirm that it will not run"
+        self.waiting = self.waiting or f"waiting for {a.site} to confirm that it will not run"
 
     def revoked(self, a: Allocation, sight: Observed) -> None:
         """Nothing of it can run. Its batch job, if one surfaces, is cancelled; its entry is removed."""

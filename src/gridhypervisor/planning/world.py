@@ -16,10 +16,9 @@ from gridhypervisor.model.wire import EntryView, OwnerRecord, Reason
 
 @dataclass(frozen=True)
 class Seen:
-    """The batch system lists it, in this state since the listing of `since`."""
+    """The batch system lists it, in this state since the listing asked for at `since`."""
 
     job: BatchJob
-    as_of: float
     since: float
 
 

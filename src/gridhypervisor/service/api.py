@@ -14,6 +14,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 
 from gridhypervisor import __version__
 from gridhypervisor.execution.ports import Backend
+from gridhypervisor.model.commit import StoreError
 from gridhypervisor.model.views import Problem, ServiceError
 from gridhypervisor.service.routes import PROBLEM_JSON, make_router
 
@@ -25,7 +26,7 @@ def make_app(backend: Backend) -> Litestar:
     closing = asyncio.Event()
     app = Litestar(
         [make_router(backend, closing), healthz],
-        exception_handlers={ServiceError: _refuse, HTTPException: _refuse_http, Exception: _fail},
+        exception_handlers={ServiceError: _refuse, StoreError: _refuse_store, HTTPException: _refuse_http, Exception: _fail},
         openapi_config=OpenAPIConfig(
             title="GridHypervisor",
             version=__version__,
@@ -49,6 +50,10 @@ def _answer(problem: Problem) -> Response[Problem]:
 
 def _refuse(_: Request[Any, Any, Any], error: ServiceError) -> Response[Problem]:
     return _answer(error.problem)
+
+
+def _refuse_store(_: Request[Any, Any, Any], error: StoreError) -> Response[Problem]:
+    return _answer(Problem(f"{error.operation} in {error.path}", 503, "unavailable", error.why, error.hint))
 
 
 def _refuse_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:

@@ -7,6 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gridhypervisor.model.wire import Command, CommandResult, Reason
 from gridhypervisor.simulation.pilot import Pilot
@@ -41,6 +42,19 @@ class BatchEntry:
     restarts: int = 0
     ended_at: float | None = None
     pilot: Pilot | None = None  # the present run; of a run that was given up, see Batch.strays
+
+    def line(self) -> str:
+        node = self.node.name if self.node is not None else ""
+        return _line(self.id, self.name, self.state, self.reason, self.code, node, self.restarts)
+
+
+@lru_cache(1 << 14)
+def _line(batch_id: str, name: str, state: str, reason: str, code: int | None, node: str, restarts: int) -> str:
+    """A job in a listing; remembered, for most jobs are listed unchanged again and again."""
+    return json.dumps(
+        {"id": batch_id, "name": name, "state": state, "reason": reason, "code": code, "node": node,
+         "restarts": restarts}
+    )  # fmt: skip
 
 
 @dataclass
@@ -130,14 +144,7 @@ class Batch:
             if job.ended_at is None or job.ended_at + self._memory > now:
                 break  # they end about in the order in which they came: enough to forget from the front
             del self.jobs[job.id]
-        lines = [
-            json.dumps(
-                {"id": j.id, "name": j.name, "state": j.state, "reason": j.reason, "code": j.code,
-                 "node": j.node.name if j.node else "", "restarts": j.restarts}
-            )
-            for j in self.jobs.values() if j.listed_from <= now
-        ]  # fmt: skip
-        return CommandResult(0, "\n".join(lines))
+        return CommandResult(0, "\n".join(job.line() for job in self.jobs.values() if job.listed_from <= now))
 
     def cancel(self, batch_id: str) -> None:
         """TERM, then KILL; of an id or a name that is not there, nothing."""

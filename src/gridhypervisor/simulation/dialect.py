@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
 from gridhypervisor.model.records import Site
@@ -18,6 +19,14 @@ _STATES = {
     "ENDED": BatchState.ENDED,
     "NODE_LOST": BatchState.NODE_LOST,
 }
+
+
+@lru_cache(1 << 14)
+def _job(line: str) -> BatchJob:
+    """One line of a listing; remembered, for most lines come again and again."""
+    said = json.loads(line)
+    state = _STATES.get(said["state"], BatchState.UNKNOWN)
+    return BatchJob(said["id"], said["name"], state, said["reason"], said["node"], said["code"], said["restarts"])
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,8 @@ class Dialect:
         [result] = results
         if result.code != 0:
             return None, result.stderr
-        jobs = {}
-        for line in result.stdout.splitlines():
-            said = json.loads(line)
-            state = _STATES.get(said["state"], BatchState.UNKNOWN)
-            jobs[said["name"]] = BatchJob(
-                said["id"], said["name"], state, said["reason"], said["node"], said["code"], said["restarts"]
-            )
-        return Listing(as_of, jobs), ""
+        jobs = (_job(line) for line in result.stdout.splitlines())
+        return Listing(as_of, {job.name: job for job in jobs}), ""
 
     def cancel(self, jobs: Sequence[tuple[str, str]]) -> list[Command]:
         return [Command((*_QUEUE, "cancel", *(batch_id or name for name, batch_id in jobs)))]

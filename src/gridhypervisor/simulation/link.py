@@ -96,9 +96,7 @@ class MemoryLink:
         return reply["ok"], data
 
     async def commands(self, commands: Sequence[Command], environment: Mapping[str, str]) -> list[CommandResult]:
-        with_environment = [
-            Command(c.argv, c.stdin, c.timeout, {**environment, **c.environment}) for c in commands
-        ]
+        with_environment = [Command(c.argv, c.stdin, c.timeout, {**environment, **c.environment}) for c in commands]
         timeout = 30.0 + sum(c.timeout for c in commands)
         reply, _ = await self.call(Op.EXEC, {"commands": to_plain(with_environment)}, timeout=timeout)
         return [from_plain(CommandResult, item) for item in reply["results"]]

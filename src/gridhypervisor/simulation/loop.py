@@ -29,7 +29,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now
 
-    def run_in_executor(  # type: ignore[override]  # the base class's stub returns Any's future of T
+    def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], Any], *args: Unpack[Ts]
     ) -> asyncio.Future[Any]:
         future = super().run_in_executor(executor, func, *args)

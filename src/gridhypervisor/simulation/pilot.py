@@ -224,9 +224,7 @@ class Pilot:
             return
         if self._step is not None:
             self._step.cancel()
-        self._step = self.loop.call_later(
-            self.tempo.shut_down, lambda: self._finish(Outcome.STOPPED, reason, message)
-        )
+        self._step = self.loop.call_later(self.tempo.shut_down, lambda: self._finish(Outcome.STOPPED, reason, message))
 
     def kill(self) -> None:
         """SIGKILL to the pilot alone: its watchdog ends the guest and says so."""

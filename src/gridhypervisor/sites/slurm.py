@@ -42,6 +42,10 @@ STATES = {
     **dict.fromkeys(("NODE_FAIL", "REVOKED"), BatchState.NODE_LOST),
 }  # fmt: skip
 
+DECLARED = frozenset({"CANCELLED", "DEADLINE", "PREEMPTED", "TIMEOUT"})
+"""Ends that Slurm's controller declares by itself. Once the node has done as it was told, its exit status is there too:
+a signal, or the pilot's own code; while that is 0 the node was given up and the processes may go on there."""
+
 NEVER_STARTS = {
     "PartitionTimeLimit": "the walltime is above the partition's limit: ask for less, or for another partition",
     "PartitionNodeLimit": "the partition does not give that many nodes or CPUs to one job",
@@ -78,7 +82,7 @@ HINTS = (
 )
 
 FLAGS = {"partition": "--partition", "account": "--account", "qos": "--qos", "constraint": "--constraint"}
-OPTIONS = frozenset({*FLAGS, "native", "spool_lag"})
+OPTIONS = frozenset({*FLAGS, "native", "spool_lag", "listing_interval"})
 LISTED = ("State:|", "Reason:|", "exit_code:|", "RestartCnt:|", "NodeList:|", "Name:|")
 FIELDS = 2 + len(LISTED)
 
@@ -91,12 +95,12 @@ class SlurmDriver:
     """
 
     listing_lag = 2.0  # squeue asks the controller that took the job; its own start may have been earlier, though
-    listing_interval = 10.0
 
     def __init__(self, site: Site) -> None:
         known_options(site, OPTIONS)
         # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
         self.spool_lag = seconds_option(site, "spool_lag", 65.0)
+        self.listing_interval = seconds_option(site, "listing_interval", 10.0)
         self._site = site
         try:
             self._native = shlex.split(site.options.get("native", ""))
@@ -227,6 +231,8 @@ def _job(line: str) -> BatchJob | None:
     if not name.startswith(f"{installation}-"):
         return None
     state = STATES.get(word.split(" ")[0], BatchState.UNKNOWN)
+    if word.split(" ")[0] in DECLARED and node and status == "0":
+        state = BatchState.NODE_LOST
     if state is BatchState.UNKNOWN:
         reason = f"Slurm's state {word}: {reason}"
     elif state is BatchState.NODE_LOST:

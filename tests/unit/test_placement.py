@@ -1,0 +1,70 @@
+"""Which site a job gets, and what each of the others is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gridhypervisor.model.records import Job
+from gridhypervisor.model.spec import JobSpec, ResourcesSpec
+from gridhypervisor.model.wire import ImageManifest
+from gridhypervisor.planning.placement import place
+from gridhypervisor.planning.world import SiteFacts
+
+A = SiteFacts("a", up=True, max_jobs=4)
+B = SiteFacts("b", up=True, max_jobs=4)
+
+
+def job(**spec: object) -> Job:
+    return Job("j1", "me", "default", "test", JobSpec("image", ("true",), **spec), "/home", "/home",  # type: ignore[arg-type]
+               ImageManifest(()), "0" * 64, 0.0)  # fmt: skip
+
+
+def sites(*facts: SiteFacts) -> dict[str, SiteFacts]:
+    return {f.name: f for f in facts}
+
+
+def test_the_larger_free_share_wins() -> None:
+    assert place(job(), sites(replace(A, alive=3), replace(B, alive=2))).site == "b"
+
+
+def test_equals_are_told_apart_by_name() -> None:
+    assert place(job(), sites(B, A)).site == "a"
+
+
+def test_a_site_that_failed_it_comes_last_but_is_not_out() -> None:
+    failed = replace(job(), excluded=("a",))
+    assert place(failed, sites(A, replace(B, alive=3))).site == "b"
+    choice = place(failed, sites(A, replace(B, alive=4)))
+    assert choice.site == "a"
+    assert "an earlier attempt failed here" in choice.summary
+
+
+@pytest.mark.parametrize(
+    ("facts", "spec", "verdict"),
+    [
+        (replace(A, up=False, why="no route"), {}, "does not answer: no route"),
+        (replace(A, draining=True), {}, "draining"),
+        (replace(A, alive=4), {}, "all 4 places are taken"),
+        (replace(A, max_walltime=60), {}, "walltime 1800 s exceeds the site's limit of 60 s"),
+        (replace(A, max_cpus=1), {"resources": ResourcesSpec(cpus=2)}, "2 CPUs exceed the site's 1 a node"),
+        (replace(A, max_memory=1 << 20), {}, "memory 512Mi exceeds the site's 1 MiB a node"),
+        (A, {"site": "b"}, "the job asks for b"),
+    ],
+)
+def test_who_cannot_take_it_is_told_why(facts: SiteFacts, spec: dict[str, object], verdict: str) -> None:
+    choice = place(job(**spec), sites(facts, replace(B, up=False)))
+    assert choice.site is None
+    [candidate] = [c for c in choice.candidates if c.site == "a"]
+    assert verdict in candidate.verdict
+    assert verdict in choice.summary
+
+
+def test_without_any_site_it_says_how_to_add_one() -> None:
+    assert "ghv site add" in place(job(), {}).summary
+
+
+def test_a_site_that_does_not_exist_is_named_with_those_that_do() -> None:
+    summary = place(job(site="moon"), sites(A, B)).summary
+    assert "moon" in summary and "a, b" in summary

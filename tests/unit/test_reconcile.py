@@ -1,0 +1,194 @@
+"""The planner's transition table is the documented diagram; its verdicts on an allocation are the protocol's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from gridhypervisor.model import records
+from gridhypervisor.model.batch import BatchJob, BatchState
+from gridhypervisor.model.records import (
+    ActionKind,
+    Allocation,
+    AllocationState,
+    Job,
+    JobState,
+    PilotJob,
+    Times,
+    Vm,
+    Wish,
+)
+from gridhypervisor.model.spec import JobSpec, ResourcesSpec, RetrySpec
+from gridhypervisor.model.wire import EntryView, ImageManifest, OwnerRecord
+from gridhypervisor.planning.reconcile import TRANSITIONS, JobPlan, plan
+from gridhypervisor.planning.world import Absent, Batch, Case, Observed, Outcome, Policy, Result, Seen, SiteFacts
+
+S = AllocationState
+SITE = SiteFacts("site", up=True, max_jobs=4, listing_lag=5.0, spool_lag=10.0)
+NOW = 1000.0
+WALLTIME = 100
+
+
+def arrows(diagram: str) -> set[tuple[str, str]]:
+    """The arrows of a drawing in box characters: from a word along the lines to the words at the heads."""
+    lines = diagram.splitlines()
+    words = {(y, x): m[0] for y, line in enumerate(lines) for m in re.finditer(r"[A-Z]{4,}", line)
+             for x in range(m.start(), m.end())}  # fmt: skip
+    labels = {(y, x) for y, line in enumerate(lines) for m in re.finditer(r"[a-z:,]+(?: [a-z:,]+)*", line)
+              for x in range(m.start(), m.end())}  # fmt: skip
+    ways = {"─": "EW", "│": "NS", "┌": "ES", "┐": "WS", "└": "NE", "┘": "NW", "├": "NSE", "┤": "NSW",
+            "┬": "EWS", "┴": "EWN", "┼": "NESW", "▶": "W", "▼": "N", "▲": "S"}  # fmt: skip
+    heads = {"▶": "E", "▼": "S", "▲": "N"}
+    moves = {"N": (-1, 0), "S": (1, 0), "E": (0, 1), "W": (0, -1)}
+    back = {"N": "S", "S": "N", "E": "W", "W": "E"}
+
+    def at(y: int, x: int) -> str:
+        return lines[y][x] if 0 <= y < len(lines) and 0 <= x < len(lines[y]) else " "
+
+    def follow(y: int, x: int, to: str, seen: set[tuple[int, int, str]]) -> set[str]:
+        """Words that are reached when leaving (y, x) towards `to`."""
+        if (y, x, to) in seen:
+            return set()
+        seen.add((y, x, to))
+        dy, dx = moves[to]
+        y, x = y + dy, x + dx
+        if (y, x) in labels:  # a word on the line, or beside it
+            return follow(y, x, to, seen)
+        char = at(y, x)
+        if char in heads and heads[char] == to:
+            hy, hx = y + dy, x + dx
+            while at(hy, hx) == " ":
+                hy, hx = hy + dy, hx + dx
+            return {words[hy, hx]}
+        if char not in ways or back[to] not in ways[char]:
+            return set()
+        return {word for out in ways[char] if out != back[to] for word in follow(y, x, out, seen)}
+
+    found = set()
+    for (y, x), word in words.items():
+        for to in "NSEW":
+            if to in "EW" and words.get((y, x + moves[to][1])) == word:
+                continue  # not at the word's end
+            gap = moves[to][1] if at(y, x + moves[to][1]) == " " else 0  # between a word and its line
+            found |= {(word, head) for head in follow(y, x + gap, to, set()) if head != word}
+    return found
+
+
+def test_the_diagram_shows_the_transition_table() -> None:
+    diagram = (records.__doc__ or "").partition("Allocation:\n")[2]
+    assert arrows(diagram) == {(a.name, b.name) for a, b in TRANSITIONS}
+
+
+def test_the_reading_of_diagrams_tells_an_arrow_from_a_line() -> None:
+    assert arrows("ONEE ──so──▶ TWOO ── FOUR\n  └──────▶ THREE") == {("ONEE", "TWOO"), ("ONEE", "THREE")}
+
+
+def case(state: AllocationState, sight: Observed, *, wish: Wish = Wish.RUN, retries: int = 1) -> Case:
+    spec = JobSpec("image", ("true",), resources=ResourcesSpec(walltime=f"{WALLTIME}s"), retry=RetrySpec(retries))
+    job = Job("j1", "me", "default", "test", spec, "/home", "/home", ImageManifest(()), "0" * 64, 0.0,
+              JobState.RUNNING, wish, attempts=1, version=3)  # fmt: skip
+    times = Times(900.0, submitting=900.0, running=900.0, since=900.0)
+    allocation = Allocation("v1.1", "me", "default", "j1", "v1", 1, "g-j1-1", "site", times, state, version=3)
+    pilot_job = PilotJob("g-j1-1", "me", "default", "site", "7", 1)
+    return Case(job, Vm("v1", "me", "default", "j1", 1, 1), (allocation,), {"g-j1-1": pilot_job}, {"g-j1-1": sight})
+
+
+def step(
+    state: AllocationState, sight: Observed, *, now: float = NOW, wish: Wish = Wish.RUN, up: bool = True
+) -> JobPlan:
+    return plan(case(state, sight, wish=wish), {"site": replace(SITE, up=up)}, Policy(), now, "g")
+
+
+def became(found: JobPlan) -> list[AllocationState]:
+    return [r.state for r in found.records if isinstance(r, Allocation) and r.epoch == 1]
+
+
+def wants(found: JobPlan) -> list[ActionKind]:
+    return [a.kind for a in found.actions]
+
+
+def seen(state: BatchState, since: float = 950.0, restarts: int = 0) -> Seen:
+    return Seen(BatchJob("7", "g-j1-1", state, restarts=restarts), since)
+
+
+def owned(by: str) -> EntryView:
+    return EntryView("g-j1-1", OwnerRecord(by, "c", 1))
+
+
+GONE = [
+    seen(BatchState.NODE_LOST),
+    seen(BatchState.ENDED, restarts=1),
+    Absent(950.0, 990.0, 7),
+]
+
+
+@pytest.mark.parametrize("batch", GONE, ids=["node lost", "another run ended", "not listed"])
+def test_an_owner_out_of_sight_is_given_up_only_after_its_walltime(batch: Batch) -> None:
+    sight = Observed(owned("pilot"), NOW, batch)
+    assert became(step(S.RUNNING, sight)) == []
+    fence = 900.0 + WALLTIME + Policy().fence_margin
+    assert step(S.RUNNING, sight).wake_at == fence
+    late = fence + 100.0
+    assert became(step(S.RUNNING, replace(sight, view_at=late), now=late)) == [S.ENDED]
+
+
+def test_a_batch_job_that_outlasts_its_walltime_is_cancelled_not_given_up() -> None:
+    found = step(S.RUNNING, Observed(owned("pilot"), NOW, seen(BatchState.RUNNING)), now=5000.0)
+    assert became(found) == [] and wants(found) == [ActionKind.BATCH_CANCEL]
+
+
+def test_the_batch_systems_word_counts_once_the_spool_was_looked_at_after_its_lag() -> None:
+    sight = Observed(owned("pilot"), 955.0, seen(BatchState.ENDED, since=995.0))
+    assert step(S.RUNNING, sight).wake_at == pytest.approx(1005.0, abs=0.1)
+    later = step(S.RUNNING, sight, now=1006.0)
+    assert became(later) == [] and wants(later) == [ActionKind.LOOK]
+    looked = replace(sight, outcomes={ActionKind.LOOK: Outcome(Result.OK, 1006.0)})
+    assert became(step(S.RUNNING, looked, now=1007.0)) == [S.ENDED]
+
+
+@pytest.mark.parametrize("state", [S.SUBMITTING, S.QUEUED])
+def test_what_is_not_owned_is_revoked_and_never_simply_given_up(state: AllocationState) -> None:
+    for batch in (seen(BatchState.ENDED), seen(BatchState.NODE_LOST), Absent(950.0, 990.0, 2)):
+        found = step(state, Observed(batch=batch))
+        assert became(found) == [S.REVOKING] and wants(found) == [ActionKind.REVOKE]
+
+
+def test_absent_once_is_not_gone_nor_absent_within_the_lag() -> None:
+    assert became(step(S.SUBMITTING, Observed(batch=Absent(990.0, 990.0, 1)))) == []
+    assert became(step(S.SUBMITTING, Observed(batch=Absent(901.0, 904.0, 2)))) == []
+
+
+def test_absences_that_began_within_the_lag_count_once_they_outlast_it() -> None:
+    assert became(step(S.SUBMITTING, Observed(batch=Absent(901.0, 990.0, 9)))) == [S.REVOKING]
+
+
+def test_a_submission_is_never_repeated() -> None:
+    assert wants(step(S.SUBMITTING, Observed())) == []
+
+
+def test_a_pilot_that_was_faster_than_the_revocation_has_it() -> None:
+    assert became(step(S.REVOKING, Observed(owned("pilot")))) == [S.RUNNING]
+    answer = Outcome(Result.OK, NOW, owner=OwnerRecord("pilot", "c", 1))
+    assert became(step(S.REVOKING, Observed(outcomes={ActionKind.REVOKE: answer}))) == [S.RUNNING]
+
+
+def test_an_owner_that_cannot_be_read_decides_nothing() -> None:
+    found = step(S.REVOKING, Observed(owned("unknown")))
+    assert became(found) == [] and wants(found) == [ActionKind.REVOKE]
+
+
+def test_a_silent_site_confirms_nothing() -> None:
+    found = step(S.REVOKING, Observed(), up=False)
+    assert became(found) == [] and wants(found) == []
+    assert "does not answer" in found.waiting
+
+
+def test_a_cancelled_run_stops_by_its_pilot_first_and_by_the_batch_system_when_that_does_not() -> None:
+    asked = step(S.RUNNING, Observed(owned("pilot"), NOW, seen(BatchState.RUNNING)), wish=Wish.CANCEL, now=950.0)
+    assert wants(asked) == [ActionKind.REQUEST_CANCEL] and became(asked) == []
+    done = {ActionKind.REQUEST_CANCEL: Outcome(Result.OK, 950.0)}
+    sight = Observed(owned("pilot"), NOW, seen(BatchState.RUNNING), done)
+    assert wants(step(S.RUNNING, sight, wish=Wish.CANCEL, now=951.0)) == []
+    assert wants(step(S.RUNNING, sight, wish=Wish.CANCEL, now=999.0)) == [ActionKind.BATCH_CANCEL]
