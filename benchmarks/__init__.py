@@ -1,1 +1,1 @@
-"""What GridHypervisor costs, measured: one module a figure. `python -m benchmarks [NAME…]`; see `benchmarks.__main__`."""
+"""What GridHypervisor costs, measured: one module a figure. `python -m benchmarks [NAME…]`; see `__main__`."""

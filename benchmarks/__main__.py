@@ -10,7 +10,7 @@ import importlib
 
 from benchmarks import report
 
-FIGURES = ("simulated",)
+FIGURES = ("science", "ready", "overhead", "simulated")
 
 
 def main() -> None:

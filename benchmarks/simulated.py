@@ -1,8 +1,8 @@
 """Figure 4: 1,000 jobs through the simulated site on 100 nodes, with the store on a disk.
 
 Time is virtual at the site and real in the controller: what is measured is the controller's own work. Each run is a
-process of its own. The simulated site runs in the same process; its share of the CPU time is in the figures, so that they
-are upper bounds.
+process of its own. The simulated site runs in the same process; its share of the CPU time is in the figures, so that
+they are upper bounds.
 """
 
 from __future__ import annotations

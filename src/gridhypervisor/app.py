@@ -77,13 +77,18 @@ class App(Jobs):
 
     # -- life ---------------------------------------------------------------------------------------------------
 
-    async def run(self, ready: Callable[[], Any]) -> None:
-        """Until `stop`: the loop and the sessions; what runs at the sites runs on."""
+    async def run(self, loaded: Callable[[], Any], serving: asyncio.Event) -> None:
+        """Until `stop`: the loop and the sessions; what runs at the sites runs on.
+
+        `loaded` is called once requests can be answered; nothing is decided before `serving`, so that whoever started
+        the service hears that it did, whatever comes of the first decisions.
+        """
         await self.controller.load()
         await self._load_sites()
+        loaded()
+        await serving.wait()
         loop = asyncio.create_task(self.controller.run(), name="controller")
         stopping = asyncio.create_task(self.stopping.wait())
-        ready()
         await asyncio.wait({loop, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (*self._runs.values(), loop, stopping):
             task.cancel()
@@ -426,9 +431,10 @@ async def serve(data: Path, socket: Path, ready_fd: int | None) -> None:
         if ready_fd is not None:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
+        serving.set()
 
-    loaded = asyncio.Event()
-    running = asyncio.create_task(app.run(loaded.set))
+    loaded, serving = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(app.run(loaded.set, serving))
     await asyncio.wait({running, asyncio.create_task(loaded.wait())}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         await running

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -114,9 +115,9 @@ class Installation:
 
     def wait(self, job: str, seconds: float = 120) -> dict[str, Any]:
         """The job's record once it has ended, however it ended; and it must have ended once."""
-        self.ghv("wait", job, check=False, timeout=seconds)
+        waited = self.ghv("wait", job, check=False, timeout=seconds)
         found = self.job(job)
-        assert found["job"]["state"] in FINAL, found
+        assert found["job"]["state"] in FINAL, (waited, found)
         ends = [e for e in self.events(job) if e["kind"] == "job" and e["after"] in FINAL]
         assert len(ends) == 1, ends
         return found
@@ -176,7 +177,7 @@ class Installation:
     def hypervisor(self, job: str) -> int:
         def look() -> list[int]:
             entry = self.entry(job)
-            return [pid for pid, words in self.processes().items() if entry and f"-name {entry.name} " in words]
+            return [pid for pid, words in _processes() if entry and f" -name {entry.name} " in words]
 
         return wait_for(f"the hypervisor of {job}", look)[0]
 
@@ -205,6 +206,11 @@ class Installation:
     def deaths_to_come(self) -> list[str]:
         return self.steps.read_text().splitlines()
 
+    @functools.cached_property
+    def id(self) -> str:
+        """What the names of all that is ours at a site begin with."""
+        return str(self.ghv("service", "status", "-o", "json").json["installation"])
+
     def service_pid(self) -> int:
         return int(self.ghv("service", "status", "-o", "json").json["pid"])
 
@@ -228,12 +234,13 @@ class Installation:
     # -- what must hold afterwards --------------------------------------------------------------------------------
 
     def processes(self) -> dict[int, str]:
-        """Processes of this installation's jobs, by their command lines: all but the service, its relay and `ghv`."""
-        ours = {pid: words for pid, words in _processes() if f"{self.folder}/" in words}
+        """Processes of this installation's jobs, by their command lines: all but the service and its relay."""
         return {
             pid: words
-            for pid, words in ours.items()
-            if "gridhypervisor.app serve" not in words and " relay --workdir " not in words
+            for pid, words in _processes()
+            if (f"{self.folder}/" in words or f" -name {self.id}-" in words)
+            and "gridhypervisor.app serve" not in words
+            and " relay --workdir " not in words
         }
 
     def assert_clean(self, seconds: float = 60) -> None:
@@ -241,8 +248,7 @@ class Installation:
         wait_for("an empty spool", lambda: not [p for p in self.spool.iterdir() if p.name != wire.BURIED], seconds)
         wait_for("the end of all processes", lambda: not self.processes(), seconds)
         runs = self.scratch / f"ghv-{os.getuid()}" / "run"
-        installation = self.ghv("service", "status", "-o", "json").json["installation"]
-        wait_for("no run folder", lambda: not list(runs.glob(f"{installation}-*")), seconds)
+        wait_for("no run folder", lambda: not list(runs.glob(f"{self.id}-*")), seconds)
         ends: dict[str, int] = {}
         for event in self.events():
             if event["kind"] == "job":

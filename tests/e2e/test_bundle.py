@@ -192,25 +192,25 @@ def test_an_unknown_role_is_a_usage_error(made: BundleInfo, scratch: Path) -> No
 def bare(made: BundleInfo, tmp_path: Path) -> list[str]:
     """A root that holds a POSIX shell, its C library and the bundle; gives the words that run sh in it."""
     root = tmp_path / "root"
-    for folder in ("bin", "dev", "proc", "tmp", "lib64", "lib/x86_64-linux-gnu", "work/bundle"):
+    for folder in ("bin", "dev", "proc", "tmp", "lib64", "lib/x86_64-linux-gnu", "account/bundle"):
         (root / folder).mkdir(parents=True)
     shutil.copy("/bin/dash", root / "bin/sh")
     shutil.copy("/lib64/ld-linux-x86-64.so.2", root / "lib64")
     shutil.copy("/lib/x86_64-linux-gnu/libc.so.6", root / "lib/x86_64-linux-gnu")
-    copied(made, root / "work/bundle")
+    copied(made, root / "account/bundle")
     enter = 'mount --rbind /dev "$1/dev"; mount --rbind /proc "$1/proc"; r=$1; shift; exec chroot "$r" /bin/sh "$@"'
     return ["unshare", "--user", "--map-root-user", "--mount", "/bin/sh", "-c", enter, "sh", str(root)]
 
 
 def test_a_relay_works_in_a_root_that_holds_a_shell_and_nothing_else(bare: list[str], made: BundleInfo) -> None:
-    words = [*bare, f"/work/bundle/{made.digest}/start", "relay", "--workdir", "/work", "--scratch", "/tmp"]
+    words = [*bare, f"/account/bundle/{made.digest}/start", "relay", "--workdir", "/account", "--scratch", "/tmp"]
     with Peer(words) as peer:
         said = peer.ask(Op.HELLO, installation="inst", protocol=wire.PROTOCOL)
-        assert said["workdir"] == "/work"
+        assert said["workdir"] == "/account"
         peer.upload("cache/x", b"data", sha256=hashlib.sha256(b"data").hexdigest())
-        queue = ["/bin/sh", f"/work/bundle/{made.digest}/start", "forkq", "--scratch", "/tmp", "--dir", "/work/queue"]
+        queue = ["/bin/sh", f"/account/bundle/{made.digest}/start", "forkq", "--scratch", "/tmp", "--dir", "/account/queue"]
         submit = [*queue, "submit", "--name", "inst-1", "--walltime", "30"]
-        [result] = peer.ask(Op.EXEC, commands=[{"argv": submit, "stdin": "echo x >/work/ran"}])["results"]
+        [result] = peer.ask(Op.EXEC, commands=[{"argv": submit, "stdin": "echo x >/account/ran"}])["results"]
         assert (result["code"], result["stdout"]) == (0, "1\n")
         end = time.monotonic() + 20
         while True:
@@ -223,7 +223,7 @@ def test_a_relay_works_in_a_root_that_holds_a_shell_and_nothing_else(bare: list[
 
 
 def test_every_program_that_travels_starts_there(bare: list[str], made: BundleInfo, tmp_path: Path) -> None:
-    assert subprocess.run([*bare, f"/work/bundle/{made.digest}/start", "forkq", "--scratch", "/tmp", "--dir", "/tmp/q",
+    assert subprocess.run([*bare, f"/account/bundle/{made.digest}/start", "forkq", "--scratch", "/tmp", "--dir", "/tmp/q",
                            "list"], timeout=60, check=False).returncode == 0  # fmt: skip
     root = tmp_path / "root"
     [unpacked] = (root / "tmp").glob("ghv-*/world-*")
@@ -231,7 +231,7 @@ def test_every_program_that_travels_starts_there(bare: list[str], made: BundleIn
         'w=$1; run() { "$w/ld.so" --library-path "$w/so" "$w/bin/$@"; }\n'
         "set -e\n"
         "run qemu-img create -q -f qcow2 /tmp/disk 64M\n"
-        "run mke2fs -q -F -t ext4 -d /work/bundle /tmp/ext4 256M\n"
+        "run mke2fs -q -F -t ext4 -d /account/bundle /tmp/ext4 256M\n"
         "run python3.11 -I -S -c 'import ssl, ctypes, asyncio, json, hashlib, lzma, zlib, tarfile, socket'\n"
         # Boots into the firmware and stops at once: TCG module, firmware and devices are found.
         'export QEMU_MODULE_DIR="$w/qemu"\n'

@@ -110,7 +110,8 @@ def test_outputs_come_out_with_their_digests_modes_and_links(tmp_path: Path) -> 
     out = tmp_path / "out"
     out.mkdir()
     found = {file.path: file for file in outputs.unpack(disk, out)}
-    assert sorted(found) == sorted(["products/x", "products/hard", long])
+    assert sorted(found) == sorted(["products/x", "products/link", "products/hard", long])
+    assert found["products/link"].link == "x"
     assert found["products/x"] == wire.OutputFile("products/x", 4, 0o755, hashlib.sha256(b"data").hexdigest())
     assert (out / "products/x").stat().st_mode & 0o7777 == 0o755
     assert os.readlink(out / "products/link") == "x"

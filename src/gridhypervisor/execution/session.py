@@ -66,7 +66,7 @@ BUNDLE_DAMAGED = 78
 """With this exit code the bundle's `start` says that it is not whole."""
 
 BACK_OFF = (1.0, 60.0)
-"""Seconds before a connection is tried again: at first, at most."""
+"""Seconds before a connection is tried again: at first, at most. The latter holds for a batch system's silence, too."""
 
 
 class Damaged(Exception):
@@ -219,8 +219,8 @@ class Session:
                 self.why = f"batch system: {problem}"
                 self.listener.silent(self.site.name, self.why)
             urgent = any(self._urgent.values())
-            pause = driver.listing_interval * (1.0 if urgent else 5.0) * min(2.0**failures, 16.0)
-            await self._until(link, self._ask.wait(), pause)
+            pause = driver.listing_interval * (1.0 if urgent else 5.0)
+            await self._until(link, self._ask.wait(), min(pause * 2.0 ** min(failures, 8), max(pause, BACK_OFF[1])))
 
     async def _until(self, link: Link, wanted: Coroutine[Any, Any, object], seconds: float | None) -> None:
         """Wait for what is wanted, for the time, or for the link's end.
@@ -524,7 +524,8 @@ class Session:
         """Remove the entry. Results of a run that was thought lost, and came after all, are kept beside its logs."""
         a = action.allocation
         lost = a.exit is None or a.exit.reason is Reason.LOST
-        args: dict[str, object] = {"entry": a.pilot_job, "force": True, "known": "" if lost or not a.exit else a.exit.claim}
+        known = "" if lost or a.exit is None else a.exit.claim
+        args: dict[str, object] = {"entry": a.pilot_job, "force": True, "known": known}
         message = ""
         try:
             await link.call(Op.REMOVE, args, timeout=4 * CALL)

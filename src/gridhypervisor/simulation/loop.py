@@ -30,7 +30,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def run_in_executor(
-        self, executor: Executor | None, func: Callable[[Unpack[Ts]], Any], *args: Unpack[Ts]
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], Any], *args: *Ts
     ) -> asyncio.Future[Any]:
         future = super().run_in_executor(executor, func, *args)
         self._working += 1

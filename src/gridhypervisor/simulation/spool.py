@@ -29,8 +29,10 @@ class Entry:
     exit: ExitRecord | None = None
     cancel: bool = False
     files: dict[str, File] = field(default_factory=dict)
-    seen: EntryView = EntryView("")
     on_cancel: Callable[[], None] | None = None  # the pilot that watches control/
+
+    def __post_init__(self) -> None:
+        self.seen = EntryView(self.name)  # by the relay
 
     @property
     def uncollected(self) -> list[str]:
@@ -49,7 +51,7 @@ class Spool:
     def make(self, name: str) -> Entry:
         entry = self.entries.get(name)
         if entry is None:
-            entry = self.entries[name] = Entry(name, seen=EntryView(name))
+            entry = self.entries[name] = Entry(name)
         return entry
 
     def take_owner(self, entry: Entry, record: OwnerRecord) -> OwnerRecord:

@@ -100,7 +100,7 @@ class SlurmDriver:
         known_options(site, OPTIONS)
         # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
         self.spool_lag = seconds_option(site, "spool_lag", 65.0)
-        self.listing_interval = seconds_option(site, "listing_interval", 10.0)
+        self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
         self._site = site
         try:
             self._native = shlex.split(site.options.get("native", ""))
@@ -230,10 +230,11 @@ def _job(line: str) -> BatchJob | None:
     name = rest.removesuffix("|")
     if not name.startswith(f"{installation}-"):
         return None
-    state = STATES.get(word.split(" ")[0], BatchState.UNKNOWN)
-    if word.split(" ")[0] in DECLARED and node and status == "0":
-        state = BatchState.NODE_LOST
-    if state is BatchState.UNKNOWN:
+    base = word.split(" ")[0]
+    state = STATES.get(base, BatchState.UNKNOWN)
+    if base in DECLARED and node and status == "0":
+        state, reason = BatchState.NODE_LOST, f"{word}, which {node} has not confirmed"
+    elif state is BatchState.UNKNOWN:
         reason = f"Slurm's state {word}: {reason}"
     elif state is BatchState.NODE_LOST:
         reason = word
