@@ -22,6 +22,7 @@ from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.ports import StagedInput
 from gridhypervisor.execution.session import Session
+from gridhypervisor.model.commit import Birth
 from gridhypervisor.model.records import Event, Job, JobState, Site, SiteKind, Vm
 from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.wire import ImageManifest, Layer
@@ -73,11 +74,13 @@ async def serve(folder: Path, jobs: int) -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_SELF)
     began = time.perf_counter()
     spec = JobSpec("image", ("sleep", "60"), outputs=("result",))
+    births = []
     for number in range(jobs):
         job = Job("", "me", "default", "bench", spec, str(folder / "results" / str(number)), str(folder),
                   ImageManifest(()), "0" * 64, clock(), version=1)  # fmt: skip
         event = Event(clock(), "me", "default", "", "job", "", "", JobState.PENDING)
-        controller.adopt(await controller.in_store(store.create_job, job, Vm("", "me", "default", ""), event))
+        births.append(controller.create(Birth(job, Vm("", "me", "default", ""), event)))
+    await asyncio.gather(*births)  # as many users at once
     while controller.cases:
         await asyncio.sleep(1.0)
     wall = time.perf_counter() - began

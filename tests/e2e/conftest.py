@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.installation import BUILD, PARTS, REPOSITORY, Installation, wait_for
+from tests.e2e.installation import BUILD, REPOSITORY, Installation, wait_for
 
 KEPT = BUILD / "e2e"
 IMAGES = REPOSITORY / "examples" / "images"
@@ -27,33 +28,29 @@ def node_scratch() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def template(node_scratch: Path) -> Path:
-    """A bundle and the image `tiny`, as `ghv` makes them."""
+    """The image `tiny`, as `ghv` makes it."""
     return _made("tiny", node_scratch)
 
 
 @pytest.fixture(scope="session")
 def science_template(node_scratch: Path) -> Path:
-    """A bundle and the image `xmm`."""
+    """The image `xmm`."""
     return _made("xmm", node_scratch)
 
 
 def _made(image: str, scratch: Path) -> Path:
-    """A folder with a bundle and an image; those of an earlier session serve while what makes them is the same."""
-    kept = KEPT / image
-    made_of = kept / "made-of"
-    if not made_of.exists() or made_of.read_text() != _makers(image):
-        shutil.rmtree(kept, ignore_errors=True)
-    with fresh(scratch, kept) as maker:
+    """A folder with an image, kept while what makes it is the same; and a cache that can make the bundle in no time."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    kept = KEPT / f"{image}-{_makers(image)[:16]}"
+    with (KEPT / "lock").open("w") as lock, fresh(scratch, kept) as maker:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
             maker.ghv("image", "build", str(IMAGES / image / "image.yaml"), timeout=1200)
-        # The local site is up once there is a bundle, of the code as it is now.
+            shutil.rmtree(new := KEPT / f".{image}", ignore_errors=True)
+            shutil.copytree(maker.data / "images", new / "images")
+            new.rename(kept)
+        # The local site is up once there is a bundle of the code as it is now.
         wait_for("the bundle", lambda: maker.ghv("site", "show", "local", "-o", "json").json["health"] == "up", 900)
-        maker.stop()
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.mkdir(parents=True)
-        for name in PARTS:
-            shutil.copytree(maker.data / name, kept / name)
-        made_of.write_text(_makers(image))
     return kept
 
 

@@ -1,7 +1,7 @@
 """A whole installation of GridHypervisor for a test: data folder, service, command line, and what it must leave clean.
 
-What is slow to make (the bundle's world, the images) is made once and given to each installation by hard links. Nodes'
-scratch is shared by all tests of a run, as it would be on a real node.
+What is slow to make is made once: images are given to each installation by hard links, and the caches of packages and
+of the bundle's programs are shared. So is the scratch of the node, as on a real one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from gridhypervisor.model import wire
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build"
-PARTS = ("images", "bundle")  # of a data folder: what a template gives
-CACHES = ("images", "bundle")  # of its cache: packages and programs that never change, shared with whoever made them
+CACHES = ("images", "bundle")  # of a data folder: packages and programs that never change, shared by all
 FINAL = ("done", "failed", "cancelled")
 T = TypeVar("T")
 
@@ -62,9 +61,8 @@ class Installation:
         self.steps.touch()
         for path in (self.data, self.work):
             path.mkdir(parents=True, mode=0o700)
-        for name in PARTS:
-            if template is not None and (template / name).exists():
-                shutil.copytree(template / name, self.data / name, copy_function=_link)
+        if template is not None and template.exists():
+            shutil.copytree(template / "images", self.data / "images", copy_function=_link)
         (self.data / "cache").mkdir(mode=0o700)
         for name in CACHES:
             (BUILD / name).mkdir(mode=0o700, parents=True, exist_ok=True)

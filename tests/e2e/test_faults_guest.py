@@ -1,4 +1,4 @@
-"""What goes wrong in a guest, in its program, or with its inputs: said clearly, told by the events, and nothing is left.
+"""What goes wrong in a guest, in its program, or with its inputs: said clearly, told by the events; nothing is left.
 
 The faults stay in their jobs, so all jobs are handed in at once, and each test waits for its own.
 """
@@ -81,8 +81,8 @@ def ended(lab: Installation, job: str, state: str, reason: str) -> tuple[dict[st
         told = lab.ghv("explain", job).out.decode()
         assert view["message"] in told
         assert view["hint"] in told
-        last = lab.events(job)[-1]
-        assert (last["kind"], last["after"], last["reason"]) == ("job", "failed", reason), last
+        [last] = [event for event in lab.events(job) if event["kind"] == "job" and event["after"] == "failed"]
+        assert last["reason"] == reason
         assert last["message"] == view["message"]
     return view, "\n".join((view["message"], view["hint"]))
 
@@ -98,7 +98,7 @@ def test_a_program_that_fails_gives_its_code_and_its_outputs(lab: Installation, 
     assert lab.ghv("logs", jobs["code"]).err == "oops\n"
 
 
-def test_a_program_that_a_signal_ends_gives_the_code_that_a_shell_would(lab: Installation, jobs: dict[str, str]) -> None:
+def test_a_program_that_a_signal_ends_gives_the_code_of_a_shell(lab: Installation, jobs: dict[str, str]) -> None:
     view, _ = ended(lab, jobs["killed"], "done", "exited")
     assert view["exit_code"] == code_of(lab, jobs["killed"]) == 128 + signal.SIGSEGV
 
@@ -106,7 +106,7 @@ def test_a_program_that_a_signal_ends_gives_the_code_that_a_shell_would(lab: Ins
 def test_outputs_that_were_not_made_are_named_and_the_others_come_home(lab: Installation, jobs: dict[str, str]) -> None:
     _, words = ended(lab, jobs["no output"], "failed", "output")
     assert "absent/*" in words
-    assert "made" not in words.replace("was made", "")
+    assert "'made'" not in words
     assert (lab.work / "none/made").read_text() == "part\n"
     assert code_of(lab, jobs["no output"]) == 73
 
@@ -154,6 +154,7 @@ def test_an_image_that_cannot_boot_says_what_it_lacks(lab: Installation, jobs: d
         ("not there", "/nothing", "URL"),
         ("unreadable", "/proc/self/mem", "read"),
     ],
+    ids=lambda text: text.replace(" ", "-") if len(text) < 20 else "",
 )
 def test_an_input_that_cannot_be_had_ends_the_job_before_it_is_submitted(
     lab: Installation, jobs: dict[str, str], name: str, what: str, mend: str

@@ -47,7 +47,7 @@ def test_a_killed_pilot_is_told_by_its_watchdog_and_the_job_runs_again(lab: Inst
     assert "the pilot was killed" in found["attempts"][0]["message"]
     assert first is not None and not first.exists()
     assert (lab.work / "made").read_text() == "run\n"
-    assert ["running>ended", "ended>collected"] == [s for s in lab.story(job) if s.startswith(("running>e", "ended"))][:2]
+    assert lab.story(job).count("running>ended") == 2
     assert {row["attempt"] for row in found["ledger"]["rows"]} == {1, 2}
 
 
@@ -77,7 +77,8 @@ def test_a_pilot_that_is_stopped_beyond_its_walltime_is_ended_on_the_node(lab: I
 def test_a_killed_relay_is_started_again_and_nothing_is_missed(lab: Installation) -> None:
     (lab.work / "go").unlink(missing_ok=True)
     ghv = lab.start("run", *SMALL, "--", "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do echo line $i; sleep 0.5; done")
-    job = wait_for("a running job", lambda: [j["id"] for j in lab.ghv("list", "--state", "running", "-o", "json").json])[0]
+    running = ("list", "--state", "running", "-o", "json")
+    job = wait_for("a running job", lambda: [found["id"] for found in lab.ghv(*running).json])[0]
     lab.wait_phase(job, "execute")
     relay = lab.relay()
     os.kill(relay, signal.SIGKILL)

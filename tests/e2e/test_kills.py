@@ -1,4 +1,4 @@
-"""The service is killed with SIGKILL at every step of `STEPS`; each job ends exactly once all the same, with its results.
+"""The service is killed by SIGKILL at every step of `STEPS`; each job ends exactly once all the same, with its results.
 
 Each scenario below takes a job along one way through the transition table, and lists the steps at which the service
 dies on it, each once. `ghv` starts the service again by itself: nothing in these tests does.
@@ -28,7 +28,8 @@ def from_start_to_end(installation: Installation) -> None:
     words = ("run", *TINY, "--in", "word", "--out", "result", "--", "sh", "-c", program)
     with installation.busy_site():
         ghv = installation.start(*words)
-        wait_for("deaths in the queue", lambda: "after-commit:submitting-queued" not in installation.deaths_to_come(), 120)
+        last = "after-commit:submitting-queued"
+        wait_for("the deaths until it is queued", lambda: last not in installation.deaths_to_come(), 120)
     out, err = ghv.communicate(timeout=120)
     assert (ghv.returncode, out) == (7, b"first\nmiddle\n"), err
     assert b"second\n" in err
@@ -114,13 +115,15 @@ class Scenario(NamedTuple):
     play: Callable[[Installation], None]
     transitions: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Before and after each commit and each action; of a submission in doubt only what the scenario is about."""
+        """Before and after each commit and each action."""
         return (
             *(f"{when}-commit:{transition}" for transition in self.transitions for when in ("before", "after")),
-            *(action if ":" in action else f"{when}:{action}" for action in self.actions for when in ("before", "after")),
+            *(f"{when}:{action}" for action in self.actions for when in ("before", "after")),
+            *self.also,
         )
 
 
@@ -131,7 +134,7 @@ SCENARIOS = (
          "collected-cleaned", "submitting-revoking", "revoking-revoked", "revoked-cleaned"),
         ("prolog", "submit", "revoke", "collect", "clean"),
     ),
-    Scenario(submitted_unknown_to_the_controller, ("submitting-running",), ("after:submit",)),
+    Scenario(submitted_unknown_to_the_controller, ("submitting-running",), also=("after:submit",)),
     Scenario(cancelled_in_the_prolog, ("planned-revoked",)),
     Scenario(cancelled_in_the_queue, ("queued-revoking",), ("batch-cancel",)),
     Scenario(cancelled_while_it_runs, (), ("request-cancel",)),

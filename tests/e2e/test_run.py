@@ -1,5 +1,204 @@
-from tests.e2e.installation import Installation
-def test_a(installation: Installation) -> None:
-    print(installation.ghv("run", "--image", "tiny", "--", "true"))
-    print(installation.ghv("events"))
-    installation.assert_clean()
+"""The main path as its user goes it, on the local site: hand in a job, watch it, get its results and its account."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.installation import Installation, wait_for
+from tests.e2e.webserver import WebServer
+
+SMALL = ("--image", "tiny", "--memory", "128M", "--scratch", "64M")
+PHASES = {"wait", "prolog", "queue", "prepare", "boot", "stage_in", "execute", "stage_out", "shut_down", "epilog"}
+
+
+def test_inputs_of_all_kinds_go_in_and_outputs_come_out(lab: Installation) -> None:
+    work = lab.work
+    blob = os.urandom(3_000_017)
+    (work / "blob").write_bytes(blob)
+    (work / "tool.sh").write_text("#!/bin/sh\necho tool with $# words\n")
+    (work / "tool.sh").chmod(0o755)
+    (work / "tree/below/deeper").mkdir(parents=True)
+    (work / "tree/top").write_text("top")
+    (work / "tree/below/deeper/ä name with spaces").write_text("odd")
+    with WebServer() as web:
+        web.files["/data/far.bin"] = far = os.urandom(70_000)
+        program = (
+            "./tool.sh one two; sha256sum blob far.bin; cat tree/top 'tree/below/deeper/ä name with spaces' second;"
+            " mkdir -p products/sub; cp blob products/blob; cp tool.sh products/sub/tool; echo no > products.txt;"
+            " touch products/empty; id -u; env | grep ^MINE"
+        )
+        ran = lab.ghv(
+            "run", *SMALL, "--in", "blob", "--in", "tool.sh", "--in", "tree", "--in", "tree/top=second",
+            "--in", f"{web.url}/data/far.bin#sha256={hashlib.sha256(far).hexdigest()}",
+            "--out", "products/*", "--out", "products/sub/*", "--to", "results", "--env", "MINE=a b",
+            "--", "sh", "-c", program,
+        )  # fmt: skip
+    expected = (
+        f"tool with 2 words\n{hashlib.sha256(blob).hexdigest()}  blob\n{hashlib.sha256(far).hexdigest()}  far.bin\n"
+        "topoddtop1000\nMINE=a b\n"
+    )
+    assert ran.out.decode() == expected
+    results = work / "results"
+    found = sorted(str(path.relative_to(results)) for path in results.rglob("*") if path.is_file())
+    assert found == ["products/blob", "products/empty", "products/sub/tool"]
+    assert (results / "products/blob").read_bytes() == blob
+    assert stat.S_IMODE((results / "products/sub/tool").stat().st_mode) & 0o100
+    lab.assert_clean()
+
+
+def test_output_is_streamed_byte_for_byte_while_the_program_runs(lab: Installation) -> None:
+    """The program waits, and nobody lets it go on before its first bytes have been seen here."""
+    raw = "printf '\\000\\377\\r\\n'; printf 'to stderr\\n' >&2; sleep 600"
+    ghv = lab.start("run", "-q", *SMALL, "--walltime", "5m", "--", "sh", "-c", raw)
+    assert ghv.stdout is not None
+    assert ghv.stderr is not None
+    assert ghv.stdout.read(4) == b"\0\xff\r\n"
+    job = lab.ghv("list", "--state", "running", "-o", "json").json[0]["id"]
+    assert lab.ghv("logs", job).out == b"\0\xff\r\n"
+    lab.ghv("cancel", job)
+    rest, err = ghv.communicate(timeout=60)
+    assert (ghv.returncode, rest) == (130, b"")
+    assert err.startswith(b"to stderr\n") or b"\nto stderr\n" in err
+    assert b"cancelled" in err
+
+
+def test_a_job_file_detached_followed_and_forgotten(lab: Installation) -> None:
+    (lab.work / "job.yaml").write_text(
+        "kind: Job\nname: from-a-file\nimage: tiny\n"
+        "command: [sh, -c, 'for i in 1 2 3; do echo $i; sleep 1; done; echo kept > result; exit 4']\n"
+        "outputs: [result]\nenvironment: {A: b}\nresources: {memory: 128M, scratch: 64M, walltime: 5m}\n"
+    )
+    job = lab.detach("-f", "job.yaml", "--to", "filed")
+    followed = lab.start("logs", "-f", job)
+    watched = lab.start("events", "-w", "-o", "json", job)
+    assert lab.ghv("wait", job, check=False).code == 4
+    out, err = followed.communicate(timeout=30)
+    assert out == b"1\n2\n3\n", err
+    assert (lab.work / "filed/result").read_text() == "kept\n"
+
+    found = lab.job(job)
+    assert (found["job"]["name"], found["job"]["state"], found["job"]["exit_code"]) == ("from-a-file", "done", 4)
+    assert found["outputs"] == [str(lab.work / "filed/result")]
+    assert job in {row["id"] for row in lab.ghv("list", "-o", "json").json}
+    for verb in ("show", "list", "explain", "events"):
+        told = lab.ghv(verb, *([job] if verb != "list" else [])).out.decode()
+        assert job in told, verb
+    story = lab.story(job)
+    for step in ("pending", "planned>submitting", "queued>running", "running>ended", "ended>collected", "epilog>done"):
+        assert step in story or step == "queued>running", story
+    assert watched.stdout is not None
+    live = [json.loads(watched.stdout.readline()) for _ in story]
+    watched.terminate()
+    watched.communicate(timeout=10)
+    assert [event["sequence"] for event in live] == [event["sequence"] for event in lab.events(job)]
+
+    ledger = found["ledger"]
+    assert {row["phase"] for row in ledger["rows"]} <= {*PHASES, "middleware"}
+    assert PHASES - {"queue", "wait"} <= {row["phase"] for row in ledger["rows"]}
+    assert sum(row["seconds"] for row in ledger["rows"]) == pytest.approx(ledger["wall"], abs=0.01)
+    assert all(row["seconds"] >= 0 for row in ledger["rows"])
+    assert ledger["wall"] == pytest.approx(found["job"]["ended"] - found["job"]["created"], abs=0.01)
+    assert next(row["seconds"] for row in ledger["rows"] if row["phase"] == "execute") >= 3
+    assert {"pilot", "hypervisor", "relay", "controller"} <= ledger["cpu"].keys()
+    assert ledger["hypervisor"].startswith("qemu")
+
+    lab.ghv("delete", job)
+    wait_for("its records to be gone", lambda: lab.ghv("show", job, check=False).code == 66)
+    assert (lab.work / "filed/result").exists()
+
+
+def test_json_at_the_end_leaves_stdout_to_it(lab: Installation) -> None:
+    ran = lab.ghv("run", *SMALL, "-o", "json", "--", "sh", "-c", "echo to be found on stderr; exit 3", check=False)
+    assert ran.code == 3
+    record = ran.json
+    assert (record["job"]["state"], record["job"]["exit_code"]) == ("done", 3)
+    assert "to be found on stderr\n" in ran.err
+
+
+def test_jobs_side_by_side_under_the_slots_of_the_site(lab: Installation) -> None:
+    """More jobs than the site takes at once: all of them end, each with its own results."""
+    count = (os.cpu_count() or 1) + 3
+    program = "echo $0 | tee result"
+    jobs = [
+        lab.detach(*SMALL, "--out", "result", "--to", f"many/{n}", "--", "sh", "-c", program, str(n))
+        for n in range(count)
+    ]
+    lab.ghv("wait", *jobs)
+    for number, job in enumerate(jobs):
+        assert lab.ghv("logs", job).out.decode() == f"{number}\n"
+        assert (lab.work / f"many/{number}/result").read_text() == f"{number}\n"
+    lab.assert_clean()
+
+
+def test_the_guest_sees_no_network_and_none_of_the_host(lab: Installation) -> None:
+    look = "ls /sys/class/net; cat /proc/net/tcp /proc/net/udp | grep -vc sl; ls /dev/vd?; id -un"
+    out = lab.ghv("run", *SMALL, "--", "sh", "-c", look).out.decode().split()
+    assert out[0] == "lo"
+    assert out[1] == "0"
+    assert out[-1] == "job"
+
+
+def test_the_service_lives_on_its_own_and_its_jobs_outlive_it(lab: Installation) -> None:
+    job = lab.detach(*SMALL, "--", "sh", "-c", "for i in 1 2 3 4 5; do echo $i; sleep 1; done")
+    lab.wait_phase(job, "execute")
+    lab.ghv("service", "stop")
+    assert lab.ghv("service", "status", check=False).code == 69
+    hypervisor = lab.hypervisor(job)
+    assert Path(f"/proc/{hypervisor}").exists()
+    followed = lab.ghv("logs", "-f", job)  # which starts it again
+    assert followed.out == b"1\n2\n3\n4\n5\n"
+    assert lab.wait(job)["job"]["state"] == "done"
+
+
+def test_a_qcow2_and_a_raw_disk_are_imported_and_run(lab: Installation, tmp_path: Path) -> None:
+    """A disk with a system of its own: its root is writable, and what is written there goes with the machine."""
+    raw, qcow2 = tmp_path / "own.raw", tmp_path / "own.qcow2"
+    make_disk(raw, tmp_path)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2], check=True)
+    for disk in (raw, qcow2):
+        lab.ghv("image", "import", str(disk), "--tag", f"own:{disk.suffix[1:]}")
+        for _ in range(2):
+            program = "cat /etc/whose word; [ ! -e /etc/mark ] && touch /etc/mark && echo fresh; cp word result"
+            (lab.work / "word").write_text(f"{disk.suffix}\n")
+            ran = lab.ghv("run", "--image", f"own:{disk.suffix[1:]}", "--memory", "256M", "--scratch", "64M", "--in", "word",
+                          "--out", "result", "--to", "own", "--", "/bin/sh", "-c", program)  # fmt: skip
+            assert ran.out.decode() == f"mine\n{disk.suffix}\nfresh\n"
+            assert (lab.work / "own/result").read_text() == f"{disk.suffix}\n"
+    images: list[dict[str, Any]] = lab.ghv("image", "list", "-o", "json").json
+    assert {"own:raw", "own:qcow2"} <= {tag for image in images for tag in image["tags"]}
+    lab.assert_clean()
+
+
+def make_disk(disk: Path, work: Path) -> None:
+    """A whole disk with one ext4 partition that holds a small system."""
+    root = work / "root"
+    for name in ("bin", "etc", "proc", "sys", "dev", "tmp", "run", "scratch", "root", "sbin", "mnt"):
+        (root / name).mkdir(parents=True)
+    subprocess.run(["cp", "/bin/busybox", root / "bin/busybox"], check=True)
+    for name in ("sh", "cat", "cp", "touch", "[", "echo", "mount", "ls"):
+        (root / "bin" / name).symlink_to("busybox")
+    (root / "etc/whose").write_text("mine\n")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\n")
+    size, start = 48 << 20, 1 << 20
+    partition = work / "partition"
+    with partition.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, partition], check=True)
+    # A partition table by hand: one Linux partition from the first MiB on.
+    entry = (
+        bytes([0, 0, 0, 0, 0x83, 0, 0, 0]) + (start // 512).to_bytes(4, "little") + (size // 512).to_bytes(4, "little")
+    )
+    with disk.open("wb") as file:
+        file.write(bytes(446) + entry + bytes(48) + b"\x55\xaa")
+        file.seek(start)
+        file.write(partition.read_bytes())
+    partition.unlink()

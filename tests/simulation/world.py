@@ -14,7 +14,7 @@ from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.ports import StagedInput
 from gridhypervisor.execution.session import Session
-from gridhypervisor.model.commit import JobRecords
+from gridhypervisor.model.commit import Birth, JobRecords
 from gridhypervisor.model.records import Event, Job, JobState, Site, SiteKind, Vm, Wish
 from gridhypervisor.model.spec import JobSpec, ResourcesSpec, RetrySpec
 from gridhypervisor.model.wire import ImageManifest, Layer, Outcome
@@ -138,9 +138,8 @@ class World:
         job = Job("", "me", "default", "test", spec, f"{folder}/results/{len(self.jobs)}", folder, ImageManifest(()),
                   "0" * 64, self.clock(), version=1)  # fmt: skip
         event = Event(self.clock(), "me", "default", "", "job", "", "", JobState.PENDING)
-        records = await self.controller.in_store(self.store.create_job, job, Vm("", "me", "default", ""), event)
+        records = await self.controller.create(Birth(job, Vm("", "me", "default", ""), event))
         self.jobs.append(records.job.id)
-        self.controller.adopt(records)
         return records.job.id
 
     async def cancel(self, job: str) -> None:
@@ -215,6 +214,7 @@ class World:
     def judge_always(self) -> None:
         assert not self.census.harm, f"{self.census.harm}\n{self.story()}"
         for site in self.sites.values():
+            assert not site.spool.harm, f"{site.spool.harm}\n{self.story()}"
             for entry in site.account.removed:
                 assert entry.manifest is None or entry.manifest.job in self.deleted or not (
                     entry.exit is not None and entry.exit.outcome is Outcome.COMPLETED and entry.uncollected

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def leave_sentinel(entry: Path, record: ExitRecord) -> bool:
     Raises:
         OSError: it could not be written (the spool is full or gone).
     """
-    private = entry / f".exit.{secrets.token_hex(8)}"
+    private = entry / f".exit.{os.urandom(8).hex()}"
     spool.write_durable(private, wire.canonical(record))
     try:
         with contextlib.suppress(FileExistsError):

@@ -86,11 +86,11 @@ class Queue:
         (folder / "script").write_bytes(script)
         self._write(Job(number, name, cpus, walltime, slots, kill_wait), durable=True)
         spool.sync_folder(self._jobs)
-        self._prune()
         guard = os.fork()
         if guard == 0:
             self._guard(number)
         os.close(alive)
+        self._prune()  # now that the job is on its way
         return number
 
     def jobs(self) -> Iterator[Job]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,6 +65,8 @@ def remembered(qemu: Sequence[str], environment: Mapping[str, str], folder: Path
         pass
     proof = prove(qemu, environment, key)
     if proof.version:
+        import tempfile
+
         descriptor, temporary = tempfile.mkstemp(dir=folder)
         with open(descriptor, "w") as file:
             json.dump(asdict(proof), file)
@@ -95,6 +96,8 @@ def prove(qemu: Sequence[str], environment: Mapping[str, str], key: str = "") ->
 
 def run_micro_guest(qemu: Sequence[str], environment: Mapping[str, str], accelerator: Sequence[str]) -> str:
     """Run the guest of the proof; say what went wrong, in a few words, or nothing."""
+    import tempfile  # not before it is needed: a pilot's start waits for every import, and most find the proof made
+
     with tempfile.NamedTemporaryFile(prefix="ghv-proof-") as firmware:
         firmware.write(_FIRMWARE)
         firmware.flush()

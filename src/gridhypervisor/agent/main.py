@@ -5,6 +5,7 @@ Each role is imported only when it is asked for: what a pilot imports, a relay n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Play the role that the first word names; give the process's exit code (64: no such role)."""
     words = list(sys.argv[1:] if argv is None else argv)
     role, arguments = (words[0], words[1:]) if words else ("", [])
+    with contextlib.suppress(OSError, KeyError):
+        os.utime(os.environ["GHV_WORLD"])  # by which `start` knows the worlds that are still used
     match role:
         case "relay":
             from gridhypervisor.agent import relay

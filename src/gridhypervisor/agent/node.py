@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
-import secrets
 import shutil
 import stat
 import threading
@@ -135,7 +133,7 @@ class Node:
             _verify(layer, chunks, file.fileno(), None, stop)
             self._believe(layer, file.fileno())
             return path
-        private = self.cache / f".{layer.digest}.{secrets.token_hex(8)}"
+        private = self.cache / f".{layer.digest}.{os.urandom(8).hex()}"
         try:
             linked = _link(data, private)
             with data.open("rb") as file:
@@ -165,7 +163,7 @@ class Node:
         return self.cache / f"{layer.digest}.stamp"
 
     def _believe(self, layer: Layer, descriptor: int) -> None:
-        private = self.cache / f".{layer.digest}.{secrets.token_hex(8)}"
+        private = self.cache / f".{layer.digest}.{os.urandom(8).hex()}"
         private.write_text(json.dumps(_identity(os.fstat(descriptor))))
         private.rename(self._stamp(layer))
 
@@ -196,13 +194,19 @@ def _chunks(layer: Layer, source: Path) -> bytes:
         chunks = path.read_bytes()
     except OSError as error:
         raise _absent(layer, path) from error
-    if hashlib.sha256(chunks).hexdigest() != layer.digest or len(chunks) != _count(layer) * _DIGEST:
+    if _sha256(chunks).hex() != layer.digest or len(chunks) != _count(layer) * _DIGEST:
         raise Ending(
             Reason.IMAGE,
             f"verify layer {layer.digest[:12]} ({layer.role}): its chunk list {path} is not that of its digest",
             "it is uploaded again at the next try; if this comes back, run `ghv image verify`",
         )
     return chunks
+
+
+def _sha256(data: bytes) -> bytes:
+    import hashlib  # only here: it loads OpenSSL, which a pilot that finds its layers verified need not wait for
+
+    return hashlib.sha256(data).digest()
 
 
 def _count(layer: Layer) -> int:
@@ -233,7 +237,7 @@ def _verify(layer: Layer, chunks: bytes, source: int, copy: int | None, stop: Ca
                     raise Ending(Reason.CANCELLED, "stopped while verifying")
                 start = index * layer.chunk_size
                 data = os.pread(source, min(layer.chunk_size, layer.size - start), start)
-                if hashlib.sha256(data).digest() != chunks[index * _DIGEST : (index + 1) * _DIGEST]:
+                if _sha256(data) != chunks[index * _DIGEST : (index + 1) * _DIGEST]:
                     raise Ending(
                         Reason.IMAGE,
                         f"verify layer {layer.digest[:12]} ({layer.role}): chunk {index} (bytes {start} to "

@@ -15,9 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import random
 import resource
-import secrets
 import shutil
 import signal
 import sys
@@ -25,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gridhypervisor.agent import channel, inotify, outputs, scratchdisk, spool
+from gridhypervisor.agent import channel, inotify, scratchdisk, spool
 from gridhypervisor.agent.ending import Ending, leave_sentinel, now
 from gridhypervisor.agent.hypervisor import Hypervisor, Machine
 from gridhypervisor.agent.loop import Loop
@@ -163,7 +161,8 @@ class Pilot:
             self.wishes = inotify.Inotify()
             self.wishes.add(control, inotify.CREATE | inotify.MOVED_TO)
             self.loop.read(self.wishes, self._announced)
-        self.loop.every(_POLL * random.uniform(0.8, 1.2), self._look)
+        # Not all pilots at once: they may share a file server.
+        self.loop.every(_POLL * (0.8 + 0.4 * os.urandom(1)[0] / 255), self._look)
         self.loop.every(self.manifest.beat, self._beat)
         self.report.write()
         self._look()
@@ -239,7 +238,7 @@ class Pilot:
     def _execute(self, vm: Vm) -> None:
         """Run the program to its end, or stop it when somebody wishes so."""
         self.report.enter(Phase.EXECUTE)
-        vm.run(secrets.token_hex(16))
+        vm.run(os.urandom(16).hex())
         debug = self.manifest.debug
         vm.watch_silence(float(debug.get("silent_after", _SILENT_AFTER)), min(self.manifest.beat, 10))
 
@@ -285,6 +284,8 @@ class Pilot:
         disk, out = self.run_folder / "out", self.entry / wire.OUTPUTS
 
         def unpack() -> None:
+            from gridhypervisor.agent import outputs  # not before the guest runs: its start waits for every import
+
             out.mkdir(mode=0o700, exist_ok=True)
             for file in outputs.unpack(disk, out):
                 self.files[file.path] = file
@@ -381,7 +382,7 @@ class Pilot:
         return manifest
 
     def _claim(self) -> str:
-        return f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(8)}"
+        return f"{os.uname().nodename}:{os.getpid()}:{os.urandom(8).hex()}"
 
     def _refuse(self, ending: Ending) -> int:
         """There is no manifest to act on: own the entry, so that nobody else acts on it, and say so if we do."""

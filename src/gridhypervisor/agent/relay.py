@@ -30,8 +30,8 @@ AT_ONCE = 32
 """Requests in work at once; further ones wait in the pipe."""
 PIECE = 256 << 10
 """Bytes of program output in one note."""
-TAIL = 0.5
-"""Seconds between looks at watched output where inotify does not tell."""
+TAIL, TOLD_TAIL = 0.5, 10.0
+"""Seconds between looks at watched output, where inotify does not tell and where it does."""
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -49,7 +49,7 @@ class Relay:
         self._looking = asyncio.Lock()
         self._uploads: dict[str, asyncio.Lock] = {}
         self._tails: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._grew: dict[str, asyncio.Event] = {}
+        self._grew: dict[tuple[str, str], asyncio.Event] = {}  # one for each tail: each clears its own
         self._tasks: set[asyncio.Task[None]] = set()
         self._handlers: dict[str, Callable[[dict[str, Any], bytes], Awaitable[Answer]]] = {
             Op.HELLO: self._hello, Op.EXEC: self._exec, Op.HAVE: self._have, Op.PUT: self._put,
@@ -179,9 +179,7 @@ class Relay:
     async def _watch_output(self, request: dict[str, Any], _: bytes) -> Answer:
         entry = self._entry(request, must_exist=True)
         watch = self._known_installation()
-        for stream in (wire.STDOUT, wire.STDERR):
-            if task := self._tails.pop((entry.name, stream), None):
-                task.cancel()
+        self._end_tails(entry)
         wanted = {stream: request[stream] for stream in (wire.STDOUT, wire.STDERR) if request.get(stream) is not None}
         async with self._looking:
             watch.heed_output(entry.name, bool(wanted))
@@ -196,9 +194,7 @@ class Relay:
 
     async def _remove(self, request: dict[str, Any], _: bytes) -> Answer:
         entry = self._entry(request)
-        for stream in (wire.STDOUT, wire.STDERR):
-            if task := self._tails.pop((entry.name, stream), None):
-                task.cancel()
+        self._end_tails(entry)
         known, force, discard = str(request.get("known", "")), bool(request.get("force")), bool(request.get("discard"))
         await asyncio.to_thread(_remove, entry, known=known, force=force, discard=discard)
         return {}, b""
@@ -225,8 +221,9 @@ class Relay:
 
         def told() -> None:
             changed, grew = watch.hints()
-            for name in grew & self._grew.keys():
-                self._grew[name].set()
+            for (name, _), event in self._grew.items():
+                if name in grew:
+                    event.set()
             if changed:
                 hinted.update(changed)
                 woken.set()
@@ -257,7 +254,7 @@ class Relay:
 
     async def _tail(self, entry: Path, stream: str, offset: int) -> None:
         """Send what the program printed from `offset` on; end when the entry has its sentinel and all was sent."""
-        grew = self._grew.setdefault(entry.name, asyncio.Event())
+        grew = self._grew[entry.name, stream] = asyncio.Event()
         while entry.is_dir():
             grew.clear()
             ended = (entry / wire.EXIT).exists()  # before the reading: what is written before it is then read
@@ -271,8 +268,14 @@ class Relay:
                 await self._send(note, data)
             if len(data) < PIECE:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TAIL):
+                    async with asyncio.timeout(TOLD_TAIL if self._known_installation().told else TAIL):
                         await grew.wait()
+
+    def _end_tails(self, entry: Path) -> None:
+        for tail in ((entry.name, wire.STDOUT), (entry.name, wire.STDERR)):
+            if task := self._tails.pop(tail, None):
+                task.cancel()
+            self._grew.pop(tail, None)
 
     # --- checks ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ them where the job expects them, and nothing is copied over a channel.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -83,6 +82,8 @@ def make_overlay(world: World, run: Path, base: Path, form: str) -> Path:
 
 def _bring(item: Input, source: Path, job: Path, stop: Callable[[], bool]) -> None:
     """Copy one input, verified on the way."""
+    import hashlib  # only here: it loads OpenSSL, which a job without inputs need not wait for
+
     parts = PurePosixPath(item.path)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
         raise Ending(Reason.INPUT, f"bring in {item.path!r}: not a path below the job's folder", "rename the input")

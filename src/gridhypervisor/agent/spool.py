@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,7 +43,7 @@ def take_owner(entry: Path, record: OwnerRecord) -> OwnerRecord:
         WireError: `owner` stands but cannot be read; it is not ours, nothing may be run.
     """
     owner = entry / wire.OWNER
-    private = entry / f".owner.{secrets.token_hex(8)}"
+    private = entry / f".owner.{os.urandom(8).hex()}"
     failure: OSError | None = None
     try:
         _write_synced(private, wire.canonical(record), 0o600)
@@ -153,7 +152,7 @@ def _or_none(path: Path, kind: type[T]) -> T | None:
 
 
 def _write_beside(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
         if durable:
             _write_synced(temporary, data, mode)

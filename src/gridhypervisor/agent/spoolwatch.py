@@ -50,13 +50,15 @@ class SpoolWatch:
         self._interval = FAST
         self._watches: dict[int, str] = {}  # inotify's numbers to entries; "" is the spool itself
         self._numbers: dict[str, int] = {}
+        self._heeded: set[str] = set()  # entries of which somebody wants the output
         self.inotify: Inotify | None = None
         try:
             self.inotify = Inotify()
             self._watches[self.inotify.add(folder, _CHANGES | inotify.DELETE)] = ""
         except OSError:
             self.close()
-        self._told = self.inotify is not None and inotify.is_local(folder)
+        # Whether inotify tells of every change: all writers are on this machine, and every folder is watched.
+        self.told = self.inotify is not None and inotify.is_local(folder)
 
     def close(self) -> None:
         if self.inotify is not None:
@@ -81,7 +83,7 @@ class SpoolWatch:
             self._interval = FAST
         else:
             self._interval = min(SLOW, self._interval * 1.5)
-        if not live or self._told:
+        if not live or self.told:
             self._interval = IDLE
         return changed
 
@@ -109,8 +111,12 @@ class SpoolWatch:
 
     def heed_output(self, entry: str, heed: bool) -> None:
         """Let inotify report (or no longer) that the program's output grew."""
-        if self.inotify is not None and entry in self._numbers:
-            self._add_watch(entry, _CHANGES | (inotify.MODIFY if heed else 0))
+        if heed:
+            self._heeded.add(entry)
+        else:
+            self._heeded.discard(entry)
+        if heed or entry in self._numbers:
+            self._add_watch(entry)
 
     def _look_at(self, name: str) -> EntryView | None:
         known = self._known.get(name)
@@ -119,7 +125,7 @@ class SpoolWatch:
         entry = self._folder / name
         if known is None:
             # The watch comes before the look: what happens between the two is then seen, not missed.
-            self._add_watch(name, _CHANGES)
+            self._add_watch(name)
             known = _Known(EntryView(entry=name))
         try:
             # Opening the folder and its files asks the file server; a bare stat may be answered from a cache.
@@ -170,16 +176,18 @@ class SpoolWatch:
 
     def _forget(self, name: str) -> None:
         self._known.pop(name, None)
+        self._heeded.discard(name)
         self._drop_watch(name)
 
-    def _add_watch(self, name: str, mask: int) -> None:
+    def _add_watch(self, name: str) -> None:
         if self.inotify is not None:
+            mask = _CHANGES | (inotify.MODIFY if name in self._heeded else 0)
             try:
                 number = self.inotify.add(self._folder / name, mask)
             except (FileNotFoundError, NotADirectoryError):
                 return
             except OSError:  # no watch left (fs.inotify.max_user_watches): from now on the poll must see
-                self._told = False
+                self.told = False
                 return
             self._watches[number] = name
             self._numbers[name] = number

@@ -44,8 +44,8 @@ while [ "$left" -gt 0 ]; do
 done
 
 [ -f "$busybox" ] || die 78 "the bundle $here holds no busybox; upload it again"
-"$busybox" true 2>/dev/null || die 126 "programs may not be started in $here (mounted noexec, or another architecture); choose another workdir"
-uid=$("$busybox" id -u)
+uid=$("$busybox" id -u 2>/dev/null) ||
+    die 126 "programs may not be started in $here (mounted noexec, or another architecture); choose another workdir"
 
 # A folder that only we can enter. In /tmp anybody may have made one of that name before us, or a link: refuse those.
 [ -d "$base" ] || die 73 "scratch $base is not a folder; configure a scratch that exists on this node"
@@ -72,7 +72,7 @@ unpack() {
     [ "${sum%% *}" = "$digest" ] || die 78 "$here/SUMS is not what the folder's name says; upload the bundle again"
     bad=$(cd -- "$here" && "$busybox" sha256sum -c SUMS 2>&1) ||
         die 78 "the bundle $here is damaged: $(printf '%s\n' "$bad" | "$busybox" grep -v ': OK$' | "$busybox" head -n 1); upload it again"
-    # What dead starts and old bundles left. A world in use is touched at each start.
+    # What dead starts and old bundles left. A world in use is touched by each role.
     "$busybox" find "$scratch" -maxdepth 1 -name 'unpack.*' -mmin +60 -exec "$busybox" rm -rf {} + 2>/dev/null
     "$busybox" find "$scratch" -maxdepth 1 -name 'world-*' -mtime +60 -exec "$busybox" rm -rf {} + 2>/dev/null
     new=$("$busybox" mktemp -d "$scratch/unpack.XXXXXX") || die 73 "cannot write to $scratch; free space, or configure another scratch"
@@ -96,7 +96,6 @@ unpack() {
 }
 
 whole || unpack
-"$busybox" touch -c "$world"
 GHV_WORLD=$world GHV_BUNDLE=$here GHV_SCRATCH=$base
 export GHV_WORLD GHV_BUNDLE GHV_SCRATCH
 exec "$world/ld.so" --library-path "$world/so" "$world/bin/python3.11" -I -S -B -X utf8 \

@@ -20,7 +20,7 @@ from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.meter import Meter
 from gridhypervisor.execution.ports import Session, Steps, Store
 from gridhypervisor.model.batch import BatchState, Listing
-from gridhypervisor.model.commit import Commit, JobRecords, StoreError
+from gridhypervisor.model.commit import Birth, Commit, JobRecords, StoreError
 from gridhypervisor.model.records import (
     ActionKind,
     Allocation,
@@ -87,6 +87,8 @@ class Controller:
         self._followers: dict[str, set[asyncio.Event]] = {}
         self._event_watchers: set[asyncio.Event] = set()
         self._watched: dict[str, int] = {}  # job -> followers of its output
+        self._births: list[tuple[Birth, asyncio.Future[JobRecords]]] = []  # jobs that are to be written next
+        self._midwife: asyncio.Task[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -142,6 +144,36 @@ class Controller:
         del self.sessions[site]
 
     # -- jobs in ---------------------------------------------------------------------------------------------------
+
+    async def create(self, birth: Birth) -> JobRecords:
+        """Make a job and take it up. Jobs that are asked for while others are being written are written together."""
+        future: asyncio.Future[JobRecords] = asyncio.get_running_loop().create_future()
+        self._births.append((birth, future))
+        if self._midwife is None or self._midwife.done():
+            self._midwife = asyncio.create_task(self._bear())
+        return await future
+
+    async def _bear(self) -> None:
+        while self._births:
+            births, self._births = self._births, []
+            if not await self._born(births) and len(births) > 1:
+                for birth in births:  # one of them may have been at fault for all
+                    await self._born([birth])
+
+    async def _born(self, births: list[tuple[Birth, asyncio.Future[JobRecords]]]) -> bool:
+        """Whether the store took them; a single one is told why not."""
+        try:
+            found = await self.in_store(self.store.create_jobs, [birth for birth, _ in births])
+        except Exception as error:
+            if len(births) == 1 and not births[0][1].done():
+                births[0][1].set_exception(error)
+            return False
+        for records, (_, future) in zip(found, births, strict=True):
+            if records.job.id not in self.cases and not records.job.state.final:
+                self.adopt(records)
+            if not future.done():  # whoever asked may have gone; the job is there all the same
+                future.set_result(records)
+        return True
 
     def adopt(self, records: JobRecords) -> None:
         """Know a job from now on (again): after its creation, at start, or after a commit of it was refused."""

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from gridhypervisor.execution.controller import Controller
-from gridhypervisor.execution.logs import STREAMS
+from gridhypervisor.execution.logs import OUTPUT, STREAMS
 from gridhypervisor.execution.present import case_of, event_view, job_detail, job_view
-from gridhypervisor.model.commit import StoreError
-from gridhypervisor.model.records import Event, Job, JobState, Vm, Wish
+from gridhypervisor.model.commit import Birth, StoreError
+from gridhypervisor.model.records import AllocationState, Event, Job, JobState, Vm, Wish
 from gridhypervisor.model.spec import problems
 from gridhypervisor.model.views import (
     EventView,
@@ -76,11 +76,9 @@ class Jobs:
         vm = Vm(id="", owner=self.owner, project=self.project, job="", version=1)
         event = Event(job.created, self.owner, self.project, "", "job", "", "", JobState.PENDING)
         try:
-            records = await self.controller.in_store(self.store.create_job, job, vm, event, idempotency_key)
+            records = await self.controller.create(Birth(job, vm, event, idempotency_key))
         except StoreError as error:
             raise ServiceError(Problem("submit job", 507, "unavailable", str(error), error.hint)) from error
-        if records.job.id not in self.controller.cases and not records.job.state.final:
-            self.controller.adopt(records)
         return await self._view(records.job.id)
 
     async def jobs(self, *, states: Sequence[str], before: str, limit: int) -> list[JobView]:
@@ -126,7 +124,17 @@ class Jobs:
         if stream not in STREAMS:
             raise ServiceError(Problem(f"read log of job {job}", 422, "invalid", f"there is no stream {stream!r}",
                                        f"streams: {', '.join(STREAMS)}"))
-        return await asyncio.to_thread(self.logs.read, job, stream, offset, limit)
+        data = await asyncio.to_thread(self.logs.read, job, stream, offset, limit)
+        case = self.controller.cases.get(job)
+        if data or case is None or case.allocations[-1:] == () or case.allocations[-1].state != AllocationState.RUNNING:
+            return data
+        # Nobody follows it, so what it has said so far is still at its site.
+        current = case.allocations[-1]
+        session = self.controller.sessions.get(current.site)
+        before = sum(self.logs.size(job, a.epoch, stream) for a in case.allocations[:-1]) if stream in OUTPUT else 0
+        if session is None or offset < before:
+            return b""
+        return await session.peek(current.pilot_job, STREAMS[stream], offset - before, limit)
 
     async def follow(self, job: str, *, output: bool) -> AsyncIterator[FollowItem]:
         """The job as it changes, its output as it comes, and an end once both are complete."""

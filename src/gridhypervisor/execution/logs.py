@@ -15,6 +15,9 @@ from gridhypervisor.model.wire import CONSOLE, EXIT, PILOT_LOG, STDERR, STDOUT, 
 
 STREAMS = {"stdout": STDOUT, "stderr": STDERR, "console": CONSOLE, "pilot": PILOT_LOG}
 
+OUTPUT = ("stdout", "stderr")
+"""The streams of the program itself, which go on from attempt to attempt."""
+
 
 class Logs:
     def __init__(self, root: Path) -> None:
@@ -50,7 +53,7 @@ class Logs:
     def read(self, job: str, stream: str, offset: int, limit: int) -> bytes:
         """At most `limit` bytes from `offset` on; empty: no more for now. Console and pilot: the newest attempt's."""
         epochs = self._epochs(job)
-        if stream in ("console", "pilot"):
+        if stream not in OUTPUT:
             epochs = epochs[-1:]
         for epoch in epochs:
             size = self.size(job, epoch, stream)

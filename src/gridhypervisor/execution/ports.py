@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gridhypervisor.execution.meter import Meter
 from gridhypervisor.model.batch import Limits, Listing, Submission, Submitted
-from gridhypervisor.model.commit import Commit, JobRecords
+from gridhypervisor.model.commit import Birth, Commit, JobRecords
 from gridhypervisor.model.records import Event, Job, Ledger, Site, Vm
 from gridhypervisor.model.views import (
     EventView,
@@ -43,8 +43,8 @@ class Store(Protocol):
     def installation(self) -> str:
         """This installation's id: a letter and 8 hex digits, chosen when the store was made."""
 
-    def create_job(self, job: Job, vm: Vm, event: Event, idempotency_key: str = "") -> JobRecords:
-        """Write a new job, giving it (and its vm and event) the next id; a key seen before returns the job of then."""
+    def create_jobs(self, births: Sequence[Birth]) -> list[JobRecords]:
+        """Write new jobs, all or none, giving each the next id; a key seen before returns the job of then."""
 
     def commit(self, commits: Sequence[Commit]) -> list[bool]:
         """One transaction. False for each commit of which a version no longer fits: nothing of that one is written."""
@@ -218,6 +218,9 @@ class Session(Protocol):
 
     def watch(self, entry: str, offsets: dict[str, int] | None) -> None:
         """Ask for the program's output of an entry from these offsets on; None: no more."""
+
+    async def peek(self, entry: str, name: str, offset: int, limit: int) -> bytes:
+        """What an entry's file holds now, from the offset on; empty where that cannot be seen."""
 
     def attend(self, entry: str, urgent: bool | None) -> None:
         """How much the batch system's word on an entry matters from now on; None: no more."""

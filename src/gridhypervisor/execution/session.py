@@ -34,6 +34,7 @@ from gridhypervisor.model.wire import (
     CACHE,
     EXIT,
     INPUTS,
+    MAX_PAYLOAD,
     OUTPUTS,
     PROTOCOL,
     SPOOL,
@@ -64,6 +65,10 @@ BULK = 3600.0
 
 BUNDLE_DAMAGED = 78
 """With this exit code the bundle's `start` says that it is not whole."""
+
+SETTLE = 0.5
+"""Seconds from the wish for a listing to the listing: it then answers all wishes of a burst of submissions, and does not
+compete on the front-end with the very job that it is about."""
 
 BACK_OFF = (1.0, 60.0)
 """Seconds before a connection is tried again: at first, at most. The latter holds for a batch system's silence, too."""
@@ -206,6 +211,8 @@ class Session:
             if not self._urgent:
                 self._ask.clear()
                 await self._until(link, self._ask.wait(), None)
+            if self._ask.is_set():
+                await self._until(link, asyncio.sleep(SETTLE), None)
             as_of = self.clock()
             self._ask.clear()
             results = await self._batch(link, driver.query(self.installation))
@@ -308,6 +315,17 @@ class Session:
         except (LinkLost, LinkError):
             pass  # said again at the next connection; an entry that is gone has nothing more to say
 
+    async def peek(self, entry: str, name: str, offset: int, limit: int) -> bytes:
+        link = self._link
+        if link is None:
+            return b""
+        args = {"path": f"{SPOOL}/{entry}/{name}", "offset": offset, "length": min(limit, MAX_PAYLOAD)}
+        try:
+            _, data = await link.call(Op.GET, args, timeout=CALL)
+        except (LinkLost, LinkError):
+            return b""  # not there yet, or not to be had now
+        return data
+
     def attend(self, entry: str, urgent: bool | None) -> None:
         before = self._urgent.get(entry)
         if urgent is None:
@@ -374,7 +392,7 @@ class Session:
             return self._outcome(Result.UNKNOWN, f"{what}: {error}", error.hint)
         except OSError as error:
             hint = "free some space or mend the folder; it is tried again by itself, or at once with `ghv recover`"
-            return self._outcome(Result.UNKNOWN, f"{what}: {error.strerror or error}: {error.filename or ''}", hint)
+            return self._outcome(Result.UNKNOWN, f"{what}: {error.filename}: {error.strerror or error}", hint)
 
     def _outcome(self, result: Result, message: str, hint: str = "") -> Outcome:
         return Outcome(result, self.clock(), message=message, hint=hint)
@@ -496,12 +514,12 @@ class Session:
         self.progress(a.pilot_job, "logs")
         folder = self.logs.folder(a.job, a.epoch)
         for name in STREAMS.values():
-            await link.download(f"{SPOOL}/{a.pilot_job}/{name}", folder / name, optional=True, timeout=BULK)
+            await self._download(link, a, name, folder / name, optional=True)
         if not action.results:
             return
         # The sentinel says what there is: a look at the folder may come before the file system shows all of it.
         record = folder / EXIT
-        await link.download(f"{SPOOL}/{a.pilot_job}/{EXIT}", record, optional=True, timeout=BULK)
+        await self._download(link, a, EXIT, record, optional=True)
         if record.exists():
             outputs = from_plain(ExitRecord, json.loads(record.read_bytes())).outputs
             for output in sorted(outputs, key=lambda output: output.link != ""):  # no file is written through a link
@@ -552,10 +570,23 @@ class Session:
             target.unlink(missing_ok=True)
             target.symlink_to(output.link)
             return
-        await link.download(
-            f"{SPOOL}/{a.pilot_job}/{OUTPUTS}/{output.path}",
-            target,
-            sha256=output.sha256,
-            mode=output.mode & 0o777,
-            timeout=BULK,
-        )
+        name = f"{OUTPUTS}/{output.path}"
+        await self._download(link, a, name, target, sha256=output.sha256, mode=output.mode & 0o777)
+
+    async def _download(
+        self,
+        link: Link,
+        a: Allocation,
+        name: str,
+        local: Path,
+        *,
+        sha256: str = "",
+        mode: int = 0o600,
+        optional: bool = False,
+    ) -> None:
+        """Get one file of an entry. What the disk here has against it names the file."""
+        path = f"{SPOOL}/{a.pilot_job}/{name}"
+        try:
+            await link.download(path, local, sha256=sha256, mode=mode, optional=optional, timeout=BULK)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(error.filename or local)) from error

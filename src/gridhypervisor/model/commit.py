@@ -20,6 +20,16 @@ class JobRecords:
 
 
 @dataclass(frozen=True)
+class Birth:
+    """A job to be made. Its id, and those of its VM and event, are the store's to give."""
+
+    job: Job
+    vm: Vm
+    event: Event
+    idempotency_key: str = ""  # seen before: the job of then is meant
+
+
+@dataclass(frozen=True)
 class Commit:
     """Changes that stand or fall together. A record of version n replaces one of version n - 1; version 1 is new."""
 

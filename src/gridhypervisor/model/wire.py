@@ -428,7 +428,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         fields = tuple(
-            (f.name, _reader(hints[f.name]), f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+            (f.name, _reader(hints[f.name]), f.default is f.default_factory is dataclasses.MISSING)
             for f in dataclasses.fields(kind)
         )
         return functools.partial(_read_record, kind, fields)

@@ -223,7 +223,8 @@ class _Step:
             case Seen(job) if job.state in (BatchState.ENDED, BatchState.NODE_LOST):
                 if not busy:
                     why, words = START_FAILURES.get(job.code or 0, (Reason.LOST, f"{job.reason or job.state}"))
-                    self.revoke(a, why, f"{a.site} ended batch job {job.id} before the pilot began: {words}")
+                    told = f"{a.site} ended batch job {job.id} before the pilot began: {words}"
+                    self.revoke(a, why, told, "" if job.code else "ask the site's administrators why")
                 return
             case Seen(job):
                 if a.state is S.SUBMITTING:
@@ -351,6 +352,8 @@ class _Step:
         if isinstance(sight.batch, Seen) and sight.batch.job.state not in over:
             self.want(a, sight, A.BATCH_CANCEL, why="revoked")
             return
+        if a.times.submitting is not None and isinstance(sight.batch, Unknown):
+            return  # the next listing says whether there is a batch job to cancel
         self.clean(a, sight)
 
     def ended(self, a: Allocation, sight: Observed) -> None:
@@ -388,6 +391,10 @@ class _Step:
         match exit.outcome:
             case Outcome.COMPLETED:
                 self.end(JobState.DONE, exit.reason, exit.message, exit.hint, exit.exit_code, a)
+            case Outcome.STOPPED if exit.reason is Reason.CANCELLED and self.job.wish is Wish.RUN:
+                message = f"{exit.message or 'stopped'}: {a.site} told it to stop, which nobody asked for here"
+                hint = "ask the site's administrators whether they deleted, preempted or requeued the batch job"
+                self.end(JobState.CANCELLED, exit.reason, message, hint, exit.exit_code, a)
             case Outcome.STOPPED if exit.reason is Reason.CANCELLED:
                 self.end(JobState.CANCELLED, exit.reason, exit.message, exit.hint, exit.exit_code, a)
             case _:

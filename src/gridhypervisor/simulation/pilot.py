@@ -159,6 +159,10 @@ class Pilot:
     def _guest_runs(self, runs: bool) -> None:
         if runs != self._in_guest:
             self._in_guest = runs
+            if self.entry is not None:
+                self.entry.guest = runs
+                if runs and self.spool.entries.get(self.name) is not self.entry:
+                    self.spool.harm.append(f"a guest of {self.name} began after its removal")
             self._guest(self.manifest.vm, 1 if runs else -1)
 
     # -- ends ------------------------------------------------------------------------------------------------------

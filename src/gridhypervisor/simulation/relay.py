@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gridhypervisor.model.wire import (
+    EXIT,
     PROTOCOL,
     SPOOL,
     Command,
@@ -145,6 +146,8 @@ class Relay:
 
     def _prepare(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         manifest = from_plain(Manifest, request["manifest"])
+        if request["entry"] in self._account.spool.buried:
+            raise Refused("gone", f"prepare {request['entry']}: it was removed, and its name is never used again")
         entry = self._account.spool.make(str(request["entry"]))
         if entry.manifest is not None and entry.manifest != manifest:
             raise Refused("conflict", f"prepare {entry.name}: it has another manifest, which is never changed")
@@ -152,10 +155,12 @@ class Relay:
         return {}, b""
 
     def _revoke(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
-        entry = self._account.spool.make(str(request["entry"]))
         self._account.claims += 1
         claim = f"controller:{self._account.claims}"
         record = OwnerRecord("controller", claim, int(request["epoch"]), "front", str(request.get("by", "")))
+        if request["entry"] in self._account.spool.buried:
+            return {"owner": record}, b""
+        entry = self._account.spool.make(str(request["entry"]))
         return {"owner": self._account.spool.take_owner(entry, record)}, b""
 
     def _request(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
@@ -192,10 +197,15 @@ class Relay:
                 me = OwnerRecord("controller", "remove", 0, "front")
                 if self._account.spool.take_owner(entry, me).by != "controller":
                     raise Refused("busy", f"remove {entry.name}: a pilot has it and has left no sentinel")
+            visible = self._bytes(f"{SPOOL}/{entry.name}/{EXIT}") is not None
+            unseen = visible and entry.exit is not None and entry.exit.claim != request.get("known", "")
+            if unseen and not request.get("discard"):
+                raise Refused("unseen", f"remove {entry.name}: it has a sentinel that was not collected")
             if entry.exit is not None and entry.exit.claim != request.get("known", "") and not request.get("discard"):
                 raise Refused("unseen", f"remove {entry.name}: it has a sentinel that was not collected")
             self._account.removed.append(entry)
-            self._account.spool.remove(entry.name)
+            self._account.spool.remove(entry)
+        self._account.spool.buried.add(str(request["entry"]))
         return {}, b""
 
     def _evict(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:

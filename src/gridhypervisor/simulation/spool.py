@@ -28,6 +28,7 @@ class Entry:
     owner: OwnerRecord | None = None
     exit: ExitRecord | None = None
     cancel: bool = False
+    guest: bool = False  # one runs for it
     files: dict[str, File] = field(default_factory=dict)
     on_cancel: Callable[[], None] | None = None  # the pilot that watches control/
 
@@ -46,6 +47,8 @@ class Spool:
     def __init__(self, loop: asyncio.AbstractEventLoop, lag: Callable[[], float]) -> None:
         self._loop, self._lag = loop, lag
         self.entries: dict[str, Entry] = {}
+        self.buried: set[str] = set()  # names of entries that were removed: never used again
+        self.harm: list[str] = []  # what must never have happened
         self.watchers: list[Callable[[EntryView], None]] = []
 
     def make(self, name: str) -> Entry:
@@ -90,8 +93,10 @@ class Spool:
             entry.cancel = True
             self._later(lambda: entry.on_cancel() if entry.on_cancel is not None else None)
 
-    def remove(self, name: str) -> Entry | None:
-        return self.entries.pop(name, None)
+    def remove(self, entry: Entry) -> None:
+        if entry.guest:
+            self.harm.append(f"{entry.name} was removed under its guest")
+        del self.entries[entry.name]
 
     def _later(self, reveal: Callable[[], None], lag: float | None = None) -> None:
         lag = self._lag() if lag is None else lag

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, create_engine, delete, event, insert,
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from gridhypervisor.model.commit import Commit, JobRecords, StoreError
+from gridhypervisor.model.commit import Birth, Commit, JobRecords, StoreError
 from gridhypervisor.model.records import Event, Job, Ledger, Site, Vm
 from gridhypervisor.store import failure, migrate, place, schema, statements
 from gridhypervisor.store.rows import EVENT, JOB, LEDGER, PILOT_JOB, SITE, VM, number_of
@@ -71,26 +71,35 @@ class SqliteStore:
 
     def create_job(self, job: Job, vm: Vm, event: Event, idempotency_key: str = "") -> JobRecords:
         """Write a new job, giving it (and its vm and event) the next id; a key seen before returns the job of then."""
+        return self.create_jobs([Birth(job, vm, event, idempotency_key)])[0]
+
+    def create_jobs(self, births: Sequence[Birth]) -> list[JobRecords]:
+        """`create_job` of each, in one transaction: all or none."""
         with self._write("create a job") as connection:
-            if idempotency_key:
-                known = select(JOB.key).where(
-                    schema.job.c.owner == job.owner,
-                    schema.job.c.project == job.project,
-                    schema.job.c.idempotency_key == idempotency_key,
-                )
-                if standing := statements.job_records(connection, known):
-                    return standing[0]
-            last = schema.meta.c.name == "last_job"
-            number = int(connection.execute(select(schema.meta.c.value).where(last)).scalar_one()) + 1
-            connection.execute(update(schema.meta).where(last).values(value=str(number)))
-            job = dataclasses.replace(job, id=f"j{number}", version=1)
-            vm = dataclasses.replace(vm, id=f"v{number}", job=job.id, version=1)
-            row = JOB.encode(job)
-            JOB.decode([row[column.name] for column in JOB.columns])  # what could not be read again is refused now
-            connection.execute(insert(schema.job), row | {"idempotency_key": idempotency_key or None})
-            connection.execute(insert(schema.vm), VM.encode(vm))
-            event = dataclasses.replace(event, job=job.id, subject=job.id)
-            connection.execute(insert(schema.event), statements.event_row(event))
+            return [self._create(connection, birth) for birth in births]
+
+    @staticmethod
+    def _create(connection: Connection, birth: Birth) -> JobRecords:
+        job, vm = birth.job, birth.vm
+        if birth.idempotency_key:
+            known = select(JOB.key).where(
+                schema.job.c.owner == job.owner,
+                schema.job.c.project == job.project,
+                schema.job.c.idempotency_key == birth.idempotency_key,
+            )
+            if standing := statements.job_records(connection, known):
+                return standing[0]
+        last = schema.meta.c.name == "last_job"
+        number = int(connection.execute(select(schema.meta.c.value).where(last)).scalar_one()) + 1
+        connection.execute(update(schema.meta).where(last).values(value=str(number)))
+        job = dataclasses.replace(job, id=f"j{number}", version=1)
+        vm = dataclasses.replace(vm, id=f"v{number}", job=job.id, version=1)
+        row = JOB.encode(job)
+        JOB.decode([row[column.name] for column in JOB.columns])  # what could not be read again is refused now
+        connection.execute(insert(schema.job), row | {"idempotency_key": birth.idempotency_key or None})
+        connection.execute(insert(schema.vm), VM.encode(vm))
+        event = dataclasses.replace(birth.event, job=job.id, subject=job.id)
+        connection.execute(insert(schema.event), statements.event_row(event))
         return JobRecords(job, vm)
 
     def commit(self, commits: Sequence[Commit]) -> list[bool]:

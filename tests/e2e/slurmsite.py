@@ -1,0 +1,147 @@
+"""An installation that uses a real Slurm over SSH as an ordinary user: what the Slurm tests share.
+
+The site's nodes are processes of this machine, so the tests see their files and processes from below, as they do with
+the local site. Batch commands are found through a folder of the user's own first, where a test can put another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.installation import Installation, _processes, wait_for
+from testsites import SlurmSite
+from testsites.slurm import UID
+
+TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", "slurm")
+PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
+
+
+class SlurmLab(Installation):
+    def __init__(self, folder: Path, scratch: Path, template: Path, site: SlurmSite) -> None:
+        super().__init__(folder, scratch, template)
+        self.site = site
+        self.commands = site.home / "commands"
+        if not self.commands.exists():
+            self.commands.mkdir()
+            os.chown(self.commands, UID, UID)
+        login = site.login
+        self.ghv(
+            "site", "add", "slurm", "--kind", "slurm", "--host", login.host, "--port", str(login.port),
+            "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
+            "--option", "spool_lag=1", "--option", "listing_interval=1",
+            "--env", f"PATH=/home/{login.user}/commands:/usr/bin:/bin",
+        )  # fmt: skip
+        self.id: str = self.ghv("service", "status", "-o", "json").json["installation"]
+        wait_for("the site", lambda: self.health() == "up", 120)
+
+    # -- the site, from above -------------------------------------------------------------------------------------
+
+    def health(self) -> str:
+        return str(self.ghv("site", "show", "slurm", "-o", "json").json["health"])
+
+    def batch_jobs(self, *states: str) -> dict[str, tuple[str, str]]:
+        """This installation's batch jobs by name: the id, and Slurm's word for the state. All, or in these states."""
+        listed = self.site.admin("squeue", "--noheader", "--all", "--states=all", "--Format=JobID:|,State:|,Name:|")
+        rows = [line.split("|") for line in listed.splitlines()]
+        return {
+            name: (number, state)
+            for number, state, name, _ in rows
+            if name.startswith(f"{self.id}-") and (not states or state in states)
+        }
+
+    def batch_id(self, job: str) -> str:
+        """The batch job of the job's newest attempt."""
+
+        def look() -> str:
+            return str(self.job(job)["attempts"][-1]["batch_id"])
+
+        return wait_for(f"the batch job of {job}", look)
+
+    @contextlib.contextmanager
+    def busy_site(self) -> Iterator[None]:
+        """While this lasts all nodes are somebody else's, and what is submitted waits."""
+        nodes = str(len(self.site.nodes))
+        number = self.site.admin(
+            "sbatch", "--parsable", "--exclusive", "--nodes", nodes, "--chdir=/tmp", "--output=/dev/null",
+            "--wrap=exec sleep 600",
+        ).strip()  # fmt: skip
+        wait_for("somebody's job", lambda: "R" in self.site.admin("squeue", "-h", "-j", number, "-o", "%t"))
+        try:
+            yield
+        finally:
+            self.site.admin("scancel", number)
+
+    @contextlib.contextmanager
+    def command(self, name: str, script: str) -> Iterator[None]:
+        """While this lasts the relay finds this script instead of a batch command."""
+        path, new = self.commands / name, self.commands / f".{name}"
+        new.write_text(f"#!/bin/sh\n{script}\n")
+        new.chmod(0o755)
+        new.rename(path)
+        try:
+            yield
+        finally:
+            path.unlink()
+
+    def wait_started(self, job: str) -> None:
+        """Until its program has printed something."""
+        wait_for(f"the first word of {job}", lambda: self.ghv("logs", job).out, 90)
+
+    # -- the site, from below -------------------------------------------------------------------------------------
+
+    @property
+    def workdir(self) -> Path:
+        return self.site.home / ".ghv"
+
+    def entry(self, job: str) -> Path | None:
+        found = sorted(self.spool.glob(f"{self.id}-{job}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        return found[-1] if found else None
+
+    def pilot(self, job: str) -> int:
+        """Its process, by this machine's number: the status file holds that of the site's own name space."""
+        number = super().pilot(job)
+        entry = self.entry(job)
+        assert entry is not None
+        mine = [pid for pid, words in self.processes().items() if f"spool/{entry.name} " in words]
+        return next(pid for pid in mine if _inner_number(pid) == number)
+
+    def processes(self) -> dict[int, str]:
+        marks = (f"spool/{self.id}-", f"-name {self.id}-")
+        return {pid: words for pid, words in _processes() if any(mark in words for mark in marks)}
+
+    def guests(self, job: str) -> list[int]:
+        """The hypervisors of all its attempts."""
+        return [pid for pid, words in self.processes().items() if f"-name {self.id}-{job}-" in words]
+
+    def close(self) -> None:
+        super().close()
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def assert_clean(self, seconds: float = 60) -> None:
+        """No stray process, entry, batch job or file on a node; every job ended exactly once."""
+        super().assert_clean(seconds)
+        over = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT")
+        wait_for("the end of all batch jobs", lambda: set(self.batch_jobs()) == set(self.batch_jobs(*over)), seconds)
+        runs = self.site.root / "tmp" / f"ghv-{UID}" / "run"
+        wait_for("no run folder on the nodes", lambda: not list(runs.glob(f"{self.id}-*")), seconds)
+
+
+def attempts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """State and reason of each attempt."""
+    return [(attempt["state"], attempt["reason"] or "") for attempt in found["attempts"]]
+
+
+def _inner_number(pid: int) -> int:
+    """A process's number in its own name space."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return 0

@@ -1,0 +1,119 @@
+"""Cancelling a job in each of its phases: it ends once, soon, as cancelled, with what it had made; nothing is left.
+
+A phase is held by real means: a site that is busy, a server that does not answer, a pilot that is stopped, a full disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gridhypervisor.model.wire import Phase
+from tests.e2e.installation import Installation, wait_for
+from tests.e2e.test_faults_disk import enlarge, tmpfs
+from tests.e2e.webserver import WebServer
+
+SMALL = ("--image", "tiny", "--memory", "128M", "--scratch", "64M")
+MAKES = "echo made > result; dd if=/dev/zero of=bulk bs=1M count=8 2>/dev/null; echo so far; sleep {}"
+PLACES = (os.cpu_count() or 1) + 2
+"""Jobs that the local site takes at once: its slots, and two to wait in its queue."""
+
+
+@contextlib.contextmanager
+def held_before_the_site(lab: Installation) -> Iterator[str]:
+    with lab.busy_site():
+        others = [lab.detach(*SMALL, "--", "true") for _ in range(PLACES)]
+        job = lab.detach(*SMALL, "--", "echo", "never")
+        lab.wait_state(job, "pending")
+        assert "no site can take it now" in lab.ghv("explain", job).out.decode()
+        yield job
+        lab.ghv("cancel", *others)
+        for other in others:
+            lab.wait(other)
+
+
+@contextlib.contextmanager
+def held_in_the_prolog(lab: Installation) -> Iterator[str]:
+    with WebServer() as web:
+        web.held.add("/never")
+        job = lab.detach(*SMALL, "--in", f"{web.url}/never", "--", "echo", "never")
+        wait_for("the question for the input", lambda: web.asked)
+        lab.wait_state(job, "prolog")
+        yield job
+
+
+@contextlib.contextmanager
+def held_in_the_queue(lab: Installation) -> Iterator[str]:
+    with lab.busy_site():
+        job = lab.detach(*SMALL, "--", "echo", "never")
+        lab.wait_state(job, "queued")
+        yield job
+
+
+@contextlib.contextmanager
+def held_at_the_pilot(lab: Installation, phase: Phase) -> Iterator[str]:
+    """The pilot is stopped as soon as it says that it is in this phase, and goes on once the wish is there."""
+    (lab.work / "some").mkdir(exist_ok=True)
+    for number in range(200):
+        (lab.work / f"some/{number}").write_text("input")
+    program = MAKES.format(600 if phase is Phase.EXECUTE else 0)
+    words = ("--in", "some", "--out", "result", "--out", "bulk", "--to", f"in-{phase}", "--", "sh", "-c", program)
+    job = lab.detach(*SMALL, *words)
+    if phase is Phase.EXECUTE:
+        wait_for("the program's word", lambda: lab.ghv("logs", job).out)
+    limit = time.monotonic() + 90
+    while (status := lab.status(job)) is None or status["phase"] != phase:
+        assert time.monotonic() < limit, f"{job} was never seen in {phase}: {status}"
+    os.kill(status["pid"], signal.SIGSTOP)
+    yield job
+    os.kill(status["pid"], signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def held_in_the_epilog(lab: Installation) -> Iterator[str]:
+    results = lab.work / "too-small"
+    with tmpfs(results, "1m"):
+        words = ("--out", "result", "--out", "bulk", "--to", "too-small", "--", "sh", "-c", MAKES.format(0))
+        job = lab.detach(*SMALL, *words)
+        wait_for("a word about the disk", lambda: "No space" in lab.ghv("explain", job).out.decode())
+        yield job
+        enlarge(results, "20m")
+        lab.ghv("recover", job)
+        assert lab.wait(job)["job"]["state"] in ("done", "cancelled")
+        assert (results / "result").read_text() == "made\n"
+        assert (results / "bulk").stat().st_size == 8 << 20
+
+
+HOLDS = {
+    Phase.WAIT: held_before_the_site,
+    Phase.PROLOG: held_in_the_prolog,
+    Phase.QUEUE: held_in_the_queue,
+    Phase.EPILOG: held_in_the_epilog,
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_cancel(lab: Installation, phase: Phase) -> None:
+    with HOLDS[phase](lab) if phase in HOLDS else held_at_the_pilot(lab, phase) as job:
+        lab.ghv("cancel", job)
+    found = lab.wait(job)
+    view = found["job"]
+    ran = phase in (Phase.EXECUTE, Phase.STAGE_OUT, Phase.SHUT_DOWN, Phase.EPILOG)
+    if phase in (Phase.STAGE_OUT, Phase.SHUT_DOWN, Phase.EPILOG):
+        # The program had run to its end before the wish came: either word is true, and nothing is lost.
+        assert (view["state"], view["exit_code"]) in (("done", 0), ("cancelled", 0)), found
+    else:
+        assert (view["state"], view["reason"]) == ("cancelled", "cancelled"), found
+    assert lab.ghv("wait", job, check=False).code == (0 if view["state"] == "done" else 130)
+    assert lab.ghv("logs", job).out == (b"so far\n" if ran else b"")
+    if ran and phase is not Phase.EPILOG:
+        assert (lab.work / f"in-{phase}/result").read_text() == "made\n"
+    assert [e for e in lab.events(job) if "asked to cancel" in e["message"]]
+    lab.assert_clean()
+    lab.ghv("delete", job)
+    wait_for("its records to be gone", lambda: lab.ghv("show", job, check=False).code == 66)

@@ -1,0 +1,121 @@
+"""The main job on a real Slurm, over SSH: what a user gets, and what ends a job there."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from tests.e2e.installation import wait_for
+from tests.e2e.slurmsite import PATIENT, TINY, SlurmLab, attempts
+
+pytest_plugins = ("tests.e2e.slurmfixtures",)
+
+
+def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(slurm: SlurmLab) -> None:
+    (slurm.work / "word").write_text("from home\n")
+    program = "cat word; echo aside >&2; mkdir -p made/deep; cp word made/deep/copy; chmod 750 made/deep/copy; exit 7"
+    done = slurm.ghv("run", *TINY, "--in", "word", "--out", "made/*", "--", "sh", "-c", program, check=False)
+    assert (done.code, done.out) == (7, b"from home\n"), done
+    assert "aside\n" in done.err
+    copy = slurm.work / "made/deep/copy"
+    assert (copy.read_text(), copy.stat().st_mode & 0o777) == ("from home\n", 0o750)
+    job = slurm.ghv("list", "-o", "json").json[0]["id"]
+    found = slurm.wait(job)
+    [attempt] = found["attempts"]
+    assert (attempt["site"], attempt["node"]) == ("slurm", slurm.site.name)
+    assert attempt["batch_id"] in [number for number, _ in slurm.batch_jobs("FAILED", "COMPLETED").values()]
+    rows = {row["phase"]: row["seconds"] for row in found["ledger"]["rows"]}
+    assert {"prolog", "queue", "prepare", "boot", "execute", "stage_out", "shut_down", "epilog"} <= set(rows)
+    assert abs(sum(rows.values()) - found["ledger"]["wall"]) < 0.01
+
+
+def test_bundle_and_image_go_there_once(slurm: SlurmLab) -> None:
+    def there() -> dict[str, tuple[int, int]]:
+        files = [path for name in ("bundle", "cache") for path in (slurm.workdir / name).rglob("*") if path.is_file()]
+        return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+    slurm.ghv("run", *TINY, "--", "true")
+    before = there()
+    slurm.stop()
+    slurm.ghv("run", *TINY, "--", "true")  # by a new service, over a new connection
+    assert there() == before
+    assert not list(slurm.workdir.glob("bundle/*.part"))
+
+
+def test_a_job_cancelled_in_a_full_queue_never_runs(slurm: SlurmLab) -> None:
+    with slurm.busy_site():
+        job = slurm.detach(*TINY, "--", "echo", "never")
+        slurm.wait_state(job, "queued")
+        wait_for("the site's reason", lambda: b"Resources" in slurm.ghv("explain", job).out)
+        slurm.ghv("cancel", job)
+        found = slurm.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found
+    assert slurm.ghv("logs", job).out == b""
+    wait_for("the batch job's end", lambda: [s for _, s in slurm.batch_jobs("CANCELLED").values()])
+
+
+def test_a_job_cancelled_while_it_runs_brings_home_what_it_saved(slurm: SlurmLab) -> None:
+    job = slurm.detach(*TINY, "--out", "result", "--to", "cancelled", "--", "sh", "-c", PATIENT)
+    slurm.wait_started(job)
+    slurm.ghv("cancel", job)
+    found = slurm.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
+    assert slurm.ghv("logs", job).out == b"started\nstopped\n"
+    assert (slurm.work / "cancelled/result").read_text() == "saved\n"
+
+
+def test_the_walltime_is_kept_to_the_second_and_the_outputs_come_home(slurm: SlurmLab) -> None:
+    job = slurm.detach(*TINY, "--walltime", "20s", "--out", "result", "--to", "late", "--", "sh", "-c", PATIENT)
+    found = slurm.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "walltime"), found
+    assert "walltime" in found["job"]["message"] and "walltime" in found["job"]["hint"]
+    assert (slurm.work / "late/result").read_text() == "saved\n"
+    assert found["ledger"]["wall"] < 40
+    assert slurm.ghv("wait", job, check=False).code == 124
+
+
+def test_a_pilot_stopped_beyond_its_walltime_is_ended_on_its_node(slurm: SlurmLab) -> None:
+    job = slurm.detach(*TINY, "--walltime", "20s", "--", "sleep", "1000")
+    slurm.wait_phase(job, "execute")
+    os.kill(slurm.pilot(job), signal.SIGSTOP)
+    found = slurm.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "walltime"), found
+    assert "the pilot was stopped or hung" in found["job"]["message"]
+    assert found["job"]["hint"]
+
+
+def test_a_killed_pilot_takes_its_guest_along_and_the_job_runs_again(slurm: SlurmLab) -> None:
+    job = slurm.detach(*TINY, "--out", "made", "--to", "again", "--", "sh", "-c", "echo run >> made; sleep 4")
+    slurm.wait_phase(job, "execute")
+    os.kill(slurm.pilot(job), signal.SIGKILL)
+    found = slurm.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("done", 0), found
+    assert [reason for _, reason in attempts(found)] == ["pilot", "exited"], found
+    assert (slurm.work / "again/made").read_text() == "run\n"
+
+
+def test_a_killed_hypervisor_fails_the_job_once_its_tries_are_used_up(slurm: SlurmLab) -> None:
+    job = slurm.detach(*TINY, "--retry", "0", "--", "sleep", "1000")
+    slurm.wait_phase(job, "execute")
+    os.kill(slurm.hypervisor(job), signal.SIGKILL)
+    found = slurm.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "hypervisor"), found
+    assert "signal 9" in found["job"]["message"] and found["job"]["hint"]
+
+
+def test_batch_jobs_deleted_by_an_administrator_are_told_as_that(slurm: SlurmLab) -> None:
+    with slurm.busy_site():
+        waiting = slurm.detach(*TINY, "--retry", "0", "--", "true")
+        slurm.site.admin("scancel", slurm.batch_id(waiting))
+        found = slurm.wait(waiting)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "lost"), found
+    assert "before the pilot began: CANCELLED" in found["job"]["message"]
+    assert "administrators" in found["job"]["message"] + found["job"]["hint"]
+
+    running = slurm.detach(*TINY, "--out", "result", "--to", "deleted", "--", "sh", "-c", PATIENT)
+    slurm.wait_started(running)
+    slurm.site.admin("scancel", slurm.batch_id(running))
+    found = slurm.wait(running)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
+    assert "slurm" in found["job"]["message"] and "administrators" in found["job"]["hint"]
+    assert (slurm.work / "deleted/result").read_text() == "saved\n"
