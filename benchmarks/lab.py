@@ -1,7 +1,7 @@
 """An installation of its own for the figures that run guests: this machine as the one site, a service that stays up.
 
-What is slow to make (images, the bundle) is kept in `build/bench/lab` for the next time. Everything here goes the way
-a user's own `ghv` goes; nothing is measured here.
+What is slow to make (images, the bundle) is kept in `build/bench/lab` for the next time; the store and the site's
+workdir are new each time. Everything here goes the way a user's own `ghv` goes; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 from benchmarks.report import BUILD
 
 IMAGES = Path("examples/images")
+LONGEST = 1800.0
+"""Seconds that any one `ghv` may take here; a job's own walltime is as long."""
 T = TypeVar("T")
 
 
@@ -28,6 +30,8 @@ class Lab:
     def __init__(self, folder: Path, runtime: Path) -> None:
         self.folder = folder.absolute()
         self.home, self.data, self.scratch = (self.folder / name for name in ("home", "data", "scratch"))
+        for old in (self.home, self.data / "jobs", *self.data.glob("store.*")):
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         for path in (self.home, self.data, self.scratch):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # What of this machine's settings could change the figures, or the user's own service, is left out.
@@ -68,7 +72,7 @@ class Lab:
     def ghv(self, *words: str) -> bytes:
         """What `ghv` printed; it must succeed."""
         ghv = self.start(*words)
-        out, err = ghv.communicate()
+        out, err = ghv.communicate(timeout=LONGEST)
         if ghv.returncode != 0:
             raise RuntimeError(f"ghv {' '.join(words)} ended with {ghv.returncode}: {err.decode()}")
         return out
@@ -77,8 +81,9 @@ class Lab:
         return json.loads(self.ghv(*words))
 
     def warm_up(self, image: str) -> dict[str, Any]:
-        """Have the service up, the bundle and the image at the site and on the node; the record of the job that did it."""
-        if not any(tag.partition(":")[0] == image for found in self.json("image", "list", "-o", "json") for tag in found["tags"]):
+        """Have service, bundle and image in place, at the site and on the node; the record of the job that did it."""
+        tags = [tag for found in self.json("image", "list", "-o", "json") for tag in found["tags"]]
+        if not any(tag.partition(":")[0] == image for tag in tags):
             self.ghv("image", "build", str((IMAGES / image / "image.yaml").absolute()))
         found: dict[str, Any] = self.json("run", "-q", "-o", "json", "--image", image, "--", "true")
         return found

@@ -16,10 +16,11 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from gridhypervisor import __version__
 from gridhypervisor.agent.bundle import BundleError, BundleInfo
@@ -54,8 +55,17 @@ from gridhypervisor.model.yamlspec import SpecError
 from gridhypervisor.sites import Bundle, driver_for, transport_for
 from gridhypervisor.store import open_store
 
+if TYPE_CHECKING:
+    from gridhypervisor.staging import Stager
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 LOCAL = "local"
 """The site that every installation has: this machine."""
+
+BUILDERS = 4
+"""Images and bundles that are built, imported or verified at once."""
 
 
 class App(Jobs):
@@ -71,7 +81,9 @@ class App(Jobs):
         super().__init__(controller, self.resolve_image, owner=getpass.getuser(), project="default")
         self.operations = Operations(describe)
         self.stopping = asyncio.Event()
-        self.bundle = BundleSource(data)
+        self._builders = ThreadPoolExecutor(BUILDERS, thread_name_prefix="build")
+        self.bundle = BundleSource(data, self._builders)
+        self._stager: Stager | None = None
         self._transports: dict[str, DeferredTransport] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}
 
@@ -93,6 +105,9 @@ class App(Jobs):
         for task in (*self._runs.values(), loop, stopping):
             task.cancel()
         await self.operations.close()
+        if self._stager is not None:
+            self._stager.close()
+        self._builders.shutdown(wait=False, cancel_futures=True)
         results = await asyncio.gather(loop, *self._runs.values(), return_exceptions=True)
         await self.controller.close()
         self.store.close()
@@ -138,10 +153,10 @@ class App(Jobs):
 
         async def work(progress: Progress) -> ImageView:
             path = Path(request.recipe)
-            recipe = await asyncio.to_thread(load, path)
+            recipe = await self._building(load, path)
             cache = self.data / "cache" / "images"
             make = partial(build, recipe, path.parent, self.repository, cache, progress=progress)
-            digest = await asyncio.to_thread(make)
+            digest = await self._building(make)
             if request.tag:
                 await asyncio.to_thread(self.repository.tag, request.tag, digest)
             return await self.image(f"{recipe.name}@{digest}")
@@ -155,15 +170,19 @@ class App(Jobs):
             cache = self.data / "cache" / "images"
             disk, tag = Path(request.path), request.tag
             take = partial(import_disk, disk, tag, self.repository, cache, format=request.format, progress=progress)
-            digest = await asyncio.to_thread(take)
+            digest = await self._building(take)
             return await self.image(f"{tag.partition(':')[0]}@{digest}")
 
         return self.operations.start(work)
 
+    async def _building(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what takes minutes in a thread that nothing short waits for."""
+        return await asyncio.get_running_loop().run_in_executor(self._builders, partial(work, *args, **kwargs))
+
     async def verify_image(self, reference: str) -> Operation:
         async def work(progress: Progress) -> list[Check]:
             progress(f"verifying {reference}")
-            damages = await asyncio.to_thread(self.repository.verify, reference)
+            damages = await self._building(self.repository.verify, reference)
             if not damages:
                 return [Check(f"the bytes of {reference} are those of its digest", True, "every chunk was read")]
             return [Check(damage.part, False, str(damage)) for damage in damages]
@@ -187,7 +206,7 @@ class App(Jobs):
     # -- inputs -------------------------------------------------------------------------------------------------
 
     async def plan(self, job: Job, progress: Callable[[str], None]) -> Sequence[StagedInput]:
-        from gridhypervisor.staging import stage
+        from gridhypervisor.staging import Stager
 
         loop = asyncio.get_running_loop()
 
@@ -195,8 +214,9 @@ class App(Jobs):
             share = f" of {total >> 20}" if total else ""
             loop.call_soon_threadsafe(progress, f"fetching {name}: {done >> 20}{share} MiB")
 
-        cache = self.data / "cache" / "inputs"
-        staged = await asyncio.to_thread(stage, job.spec.inputs, Path(job.folder), cache, tell)
+        if self._stager is None:
+            self._stager = Stager(self.data / "cache" / "inputs")
+        staged = await self._stager.stage(job.spec.inputs, Path(job.folder), tell)
         return [StagedInput(each.local, each.described) for each in staged]
 
     # -- sites --------------------------------------------------------------------------------------------------
@@ -280,10 +300,11 @@ class App(Jobs):
 
     async def remove_site(self, name: str) -> None:
         session = self._session(name)
-        alive = self.controller.facts()[name].alive
-        if alive:
-            raise ServiceError(Problem(f"remove site {name}", 409, "conflict", f"{alive} of its jobs are alive",
-                                       f"wait for them or cancel them: ghv list --site {name}"))
+        held = self.controller.held(name)
+        if held:
+            why = f"it still holds something of {len(held)} jobs: {', '.join(held[:5])}{', …' if len(held) > 5 else ''}"
+            hint = "wait for them, or cancel or delete them; `ghv show JOB` says what each waits for"
+            raise ServiceError(Problem(f"remove site {name}", 409, "conflict", why, hint))
         task = self._runs.pop(name)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -308,8 +329,8 @@ class App(Jobs):
 class BundleSource:
     """The bundle of this installation, built when it is first needed and only once however many sites ask."""
 
-    def __init__(self, data: Path) -> None:
-        self._data = data
+    def __init__(self, data: Path, threads: ThreadPoolExecutor) -> None:
+        self._data, self._threads = data, threads
         self._lock = asyncio.Lock()
         self._built: BundleInfo | None = None
         self.doing = ""
@@ -317,9 +338,9 @@ class BundleSource:
     async def get(self) -> BundleInfo:
         async with self._lock:
             if self._built is None:
-                self._built = await asyncio.to_thread(
-                    build_bundle, self._data / "bundle", cache=self._data / "cache" / "bundle", progress=self._tell
-                )
+                folder, cache = self._data / "bundle", self._data / "cache" / "bundle"
+                make = partial(build_bundle, folder, cache=cache, progress=self._tell)
+                self._built = await asyncio.get_running_loop().run_in_executor(self._threads, make)
             return self._built
 
     def _tell(self, words: str) -> None:

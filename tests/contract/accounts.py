@@ -82,7 +82,7 @@ class Connected:
         await self.link.upload(local, f"spool/{name}/start", {}, timeout=30)
         entry = f"{self.workdir}/spool/{name}"
         job = Submission(name, entry, f"{entry}/start", self.account.site.scratch, cpus, memory, walltime)
-        results = await self.link.commands(self.driver.submit([job], self.account.site), {})
+        results = await self.link.commands(self.driver.submit([job], self.account.site))
         [answer] = self.driver.submitted(results)
         return name, answer
 
@@ -92,13 +92,13 @@ class Connected:
         return name
 
     async def listing(self) -> tuple[Listing | None, str]:
-        return self.driver.listing(await self.link.commands(self.driver.query(OURS), {}), time.monotonic())
+        return self.driver.listing(await self.link.commands(self.driver.query(OURS)), time.monotonic())
 
     async def cancel(self, *names: str) -> None:
         listing, problem = await self.listing()
         assert listing is not None, problem
         ids = [(name, listing.jobs[name].id if name in listing.jobs else "") for name in names]
-        for result in await self.link.commands(self.driver.cancel(ids), {}):
+        for result in await self.link.commands(self.driver.cancel(ids)):
             assert result.code == 0, result.stderr
 
     async def begun(self, name: str) -> None:

@@ -122,7 +122,7 @@ def test_jobs_outlive_the_relay_that_submitted_them(account: Account) -> None:
 def test_a_probe_finds_nothing_wrong_and_names_the_version(account: Account) -> None:
     async def scenario() -> None:
         async with account.connect() as at:
-            limits = at.driver.limits(await at.link.commands(at.driver.probe(), {}))
+            limits = at.driver.limits(await at.link.commands(at.driver.probe()))
             assert not limits.problem and limits.version
 
     asyncio.run(scenario())

@@ -76,7 +76,7 @@ def test_what_the_site_refuses_is_refused_with_the_mend(slurm_site: SlurmSite, b
         async with account.connect() as at:
             _, answer = await at.submit("exit 0")
             assert answer.accepted is False and "option `partition`" in answer.message
-            assert "batch, short" in at.driver.limits(await at.link.commands(at.driver.probe(), {})).problem
+            assert "batch, short" in at.driver.limits(await at.link.commands(at.driver.probe())).problem
 
     asyncio.run(scenario())
 
@@ -88,7 +88,7 @@ def test_a_job_that_will_never_start_is_held_with_the_reason(
 
     async def scenario() -> None:
         async with account.connect() as at:
-            assert at.driver.limits(await at.link.commands(at.driver.probe(), {})).max_walltime == 300
+            assert at.driver.limits(await at.link.commands(at.driver.probe())).max_walltime == 300
             name = await at.accepted("exit 0", walltime=3600)
             job = await at.until(name, BatchState.HELD)
             assert "walltime" in job.reason

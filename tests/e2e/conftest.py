@@ -80,10 +80,10 @@ def lab(template: Path, node_scratch: Path) -> Iterator[Installation]:
 
 
 @contextlib.contextmanager
-def fresh(scratch: Path, template: Path) -> Iterator[Installation]:
+def fresh(scratch: Path, template: Path, kind: type[Installation] = Installation) -> Iterator[Installation]:
     """An installation with what is in the template, for as long as the context lasts."""
     folder = Path(tempfile.mkdtemp(prefix="ghv-", dir="/tmp"))
-    made = Installation(folder, scratch, template)
+    made = kind(folder, scratch, template)
     try:
         yield made
     finally:

@@ -116,7 +116,7 @@ class Installation:
         waited = self.ghv("wait", job, check=False, timeout=seconds)
         found = self.job(job)
         assert found["job"]["state"] in FINAL, (waited, found)
-        ends = [e for e in self.events(job) if e["kind"] == "job" and e["after"] in FINAL]
+        ends = [e for e in self.events(job) if e["kind"] == "job" and e["before"] != e["after"] in FINAL]
         assert len(ends) == 1, ends
         return found
 
@@ -249,7 +249,7 @@ class Installation:
         wait_for("no run folder", lambda: not list(runs.glob(f"{self.id}-*")), seconds)
         ends: dict[str, int] = {}
         for event in self.events():
-            if event["kind"] == "job":
+            if event["kind"] == "job" and event["before"] != event["after"]:
                 ends[event["job"]] = ends.get(event["job"], 0) + (event["after"] in FINAL)
         assert set(ends.values()) <= {1}, ends
 

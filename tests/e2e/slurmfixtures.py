@@ -33,4 +33,3 @@ def slurm(shared_slurm: SlurmLab) -> Iterator[SlurmLab]:
     """The installation that all Slurm tests share; clean after each of them."""
     yield shared_slurm
     shared_slurm.assert_clean()
-

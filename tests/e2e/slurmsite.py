@@ -44,6 +44,10 @@ class SlurmLab(Installation):
     def health(self) -> str:
         return str(self.ghv("site", "show", "slurm", "-o", "json").json["health"])
 
+    def why(self) -> str:
+        """Why the site cannot be used, or its batch system not be asked."""
+        return str(self.ghv("site", "show", "slurm", "-o", "json").json["health_why"])
+
     def batch_jobs(self, *states: str) -> dict[str, tuple[str, str]]:
         """This installation's batch jobs by name: the id, and Slurm's word for the state. All, or in these states."""
         listed = self.site.admin("squeue", "--noheader", "--all", "--states=all", "--Format=JobID:|,State:|,Name:|")
@@ -64,13 +68,12 @@ class SlurmLab(Installation):
 
     @contextlib.contextmanager
     def busy_site(self) -> Iterator[None]:
-        """While this lasts all nodes are somebody else's, and what is submitted waits."""
-        nodes = str(len(self.site.nodes))
+        """While this lasts all that is left of the nodes is somebody else's, and what is submitted waits."""
         number = self.site.admin(
-            "sbatch", "--parsable", "--exclusive", "--nodes", nodes, "--chdir=/tmp", "--output=/dev/null",
+            "sbatch", "--parsable", "--array=1-9", "--mem=1M", "--chdir=/tmp", "--output=/dev/null",
             "--wrap=exec sleep 600",
         ).strip()  # fmt: skip
-        wait_for("somebody's job", lambda: "R" in self.site.admin("squeue", "-h", "-j", number, "-o", "%t"))
+        wait_for("full nodes", lambda: "Resources" in self.site.admin("squeue", "-h", "-j", number, "-o", "%r"))
         try:
             yield
         finally:

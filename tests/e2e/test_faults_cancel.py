@@ -106,7 +106,7 @@ def test_cancel(lab: Installation, phase: Phase) -> None:
     ran = phase in (Phase.EXECUTE, Phase.STAGE_OUT, Phase.SHUT_DOWN, Phase.EPILOG)
     if phase in (Phase.STAGE_OUT, Phase.SHUT_DOWN, Phase.EPILOG):
         # The program had run to its end before the wish came: either word is true, and nothing is lost.
-        assert (view["state"], view["exit_code"]) in (("done", 0), ("cancelled", 0)), found
+        assert (view["state"], view["exit_code"]) in (("done", 0), ("cancelled", 0)), (view, lab.story(job))
     else:
         assert (view["state"], view["reason"]) == ("cancelled", "cancelled"), found
     assert lab.ghv("wait", job, check=False).code == (0 if view["state"] == "done" else 130)

@@ -5,18 +5,21 @@ Each ends, or mends itself, with a clear word; and leaves neither process nor fi
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gridhypervisor.model import wire
 from tests.e2e.conftest import fresh
 from tests.e2e.installation import Installation, wait_for
 
@@ -24,9 +27,13 @@ SMALL = ("--image", "tiny", "--memory", "128M", "--scratch", "48M")
 WAITS = "echo so far; [ -e go ] && exit; sleep 1000"
 
 
+def explain(installation: Installation, job: str) -> str:
+    return installation.ghv("explain", job).out.decode()
+
+
 def explained(installation: Installation, job: str) -> str:
     """What a user reads about a job that ended: its message, and what to do next."""
-    told = installation.ghv("explain", job).out.decode()
+    told = explain(installation, job)
     view = installation.job(job)["job"]
     assert view["message"] in told
     assert not view["hint"] or view["hint"] in told
@@ -155,6 +162,84 @@ def test_a_damaged_layer_at_the_site_or_on_the_node_is_found_and_mended(damaged:
         assert base[:12] in found["attempts"][0]["message"]
         assert found["job"]["state"] == "done"
     damaged.assert_clean()
+
+
+# --- files that are seen late -----------------------------------------------------------------------------------------
+
+
+class LateSite(Installation):
+    """An installation with a site whose spool shows files late, and announces nothing."""
+
+    LAG = 8.0  # seconds
+
+    @property
+    def workdir(self) -> Path:
+        return self.folder / "late"
+
+    def open(self) -> None:
+        self.environment["GHV_NO_INOTIFY"] = "1"
+        lag = f"spool_lag={self.LAG:.0f}"
+        self.ghv("site", "add", "late", "--kind", "fork", "--workdir", str(self.workdir), "--option", lag)
+
+    def run_dead(self) -> tuple[str, Path]:
+        """A job whose pilot and watchdog were killed while its program ran, and the controller with them."""
+        job = self.detach(*SMALL, "--site", "late", "--retry", "0", "--", "sh", "-c", WAITS)
+        self.wait_phase(job, "execute")
+        entry = self.entry(job)
+        assert entry is not None
+        victims = (self.watchdog(job), self.pilot(job))
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in victims:
+                os.kill(pid, number)
+        self.kill_service()  # a new one asks for a listing at once
+        return job, entry
+
+
+@pytest.fixture
+def late(template: Path, node_scratch: Path) -> Iterator[LateSite]:
+    with fresh(node_scratch, template, LateSite) as made:
+        assert isinstance(made, LateSite)
+        made.open()
+        yield made
+
+
+def test_a_sentinel_that_shows_late_still_counts_and_its_absence_is_waited_for(late: LateSite) -> None:
+    job, entry = late.run_dead()
+    told = wait_for("a word about it", lambda: t if "waiting for its last word" in (t := explain(late, job)) else None)
+    assert "late says that it ended" in told
+    # What the pilot had left appears only now.
+    owner = json.loads((entry / wire.OWNER).read_bytes())
+    record = wire.ExitRecord(
+        entry.name, owner["epoch"], owner["claim"], wire.Outcome.COMPLETED, wire.Reason.EXITED, exit_code=5
+    )
+    shown = entry / "shown-late"
+    shown.write_bytes(wire.canonical(record))
+    shown.rename(entry / wire.EXIT)
+    found = late.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("done", 5), found
+
+    began = time.monotonic()
+    job, _ = late.run_dead()
+    found = late.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "lost"), found
+    assert time.monotonic() - began > late.LAG
+    assert "left no exit record" in explained(late, job)
+    late.ghv("run", *SMALL, "--", "true")  # whose pilot sweeps what the dead ones left on the node
+    late.assert_clean()
+
+
+def test_a_spool_that_announces_nothing_is_looked_at(late: LateSite) -> None:
+    (late.work / "word").write_text("in")
+    program = "cat word; for i in 1 2 3; do echo $i; sleep 1; done; echo out > result; exit 6"
+    words = ("--site", "late", "--in", "word", "--out", "result", "--", "sh", "-c", program)
+    ran = late.ghv("run", *SMALL, *words, check=False)
+    assert (ran.code, ran.out) == (6, b"in1\n2\n3\n"), ran
+    assert (late.work / "result").read_text() == "out\n"
+    job = late.detach(*SMALL, "--site", "late", "--", "sh", "-c", WAITS)
+    late.wait_phase(job, "execute")
+    late.ghv("cancel", job)
+    assert late.wait(job)["job"]["state"] == "cancelled"
+    late.assert_clean()
 
 
 # --- the bundle and the service ---------------------------------------------------------------------------------------

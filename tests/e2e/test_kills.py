@@ -130,8 +130,8 @@ class Scenario(NamedTuple):
 SCENARIOS = (
     Scenario(
         from_start_to_end,
-        ("planned-submitting", "submitting-queued", "queued-running", "running-ended", "ended-collected",
-         "collected-cleaned", "submitting-revoking", "revoking-revoked", "revoked-cleaned"),
+        ("none-planned", "planned-submitting", "submitting-queued", "queued-running", "running-ended",
+         "ended-collected", "collected-cleaned", "submitting-revoking", "revoking-revoked", "revoked-cleaned"),
         ("prolog", "submit", "revoke", "collect", "clean"),
     ),
     Scenario(submitted_unknown_to_the_controller, ("submitting-running",), also=("after:submit",)),

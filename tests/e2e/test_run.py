@@ -186,6 +186,7 @@ def make_disk(disk: Path, work: Path) -> None:
     for name in ("sh", "cat", "cp", "touch", "[", "echo", "mount", "ls"):
         (root / "bin" / name).symlink_to("busybox")
     (root / "etc/whose").write_text("mine\n")
+    (root / "etc/os-release").write_text("ID=own\n")
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\n")
     size, start = 48 << 20, 1 << 20

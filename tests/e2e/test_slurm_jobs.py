@@ -46,7 +46,7 @@ def test_a_job_cancelled_in_a_full_queue_never_runs(slurm: SlurmLab) -> None:
     with slurm.busy_site():
         job = slurm.detach(*TINY, "--", "echo", "never")
         slurm.wait_state(job, "queued")
-        wait_for("the site's reason", lambda: b"Resources" in slurm.ghv("explain", job).out)
+        wait_for("the site's reason", lambda: b"Priority" in slurm.ghv("explain", job).out)
         slurm.ghv("cancel", job)
         found = slurm.wait(job)
     assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found

@@ -37,7 +37,7 @@ def rows(found: Ledger, attempt: int = 1) -> dict[str, float]:
 
 
 def test_an_ordinary_run() -> None:
-    times = Times(101.0, None, 103.0, 103.1, 110.0, 121.0, None, 122.0, 123.0, 123.0)
+    times = Times(101.0, submitting=103.0, queued=103.1, running=110.0, ended=121.0, collected=122.0, since=123.0)
     found = ledger(replace(JOB, ended=123.5, attempts=1), [attempt(1, times, sentinel([2, 3, 1, 2, 1, 0.5], 10.0))],
                    {"controller": 0.01})  # fmt: skip
     assert found.wall == 23.5

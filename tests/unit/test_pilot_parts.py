@@ -11,17 +11,22 @@ import subprocess
 import tarfile
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gridhypervisor.agent import channel, node, outputs
+from gridhypervisor.agent import channel, kvmproof, node, outputs, spool
 from gridhypervisor.agent.channel import Exit, Lines, Stream
-from gridhypervisor.agent.ending import Ending, leave_sentinel
+from gridhypervisor.agent.ending import Ending, leave_in_any_case, leave_sentinel, settle
+from gridhypervisor.agent.kvmproof import Proof
+from gridhypervisor.agent.limits import Limits
+from gridhypervisor.agent.outputs import Outputs
+from gridhypervisor.agent.verdict import stopped
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import ExitRecord, Layer, Outcome, Program, Reason
+from gridhypervisor.model.wire import ExitRecord, ImageManifest, Layer, Manifest, Outcome, Program, Reason, Resources
 
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
@@ -109,7 +114,11 @@ def test_outputs_come_out_with_their_digests_modes_and_links(tmp_path: Path) -> 
     )  # fmt: skip
     out = tmp_path / "out"
     out.mkdir()
-    found = {file.path: file for file in outputs.unpack(disk, out)}
+    unpacked = Outputs(out, ["products", "a*"])
+    unpacked.unpack(disk)
+    found = unpacked.files
+    assert unpacked.complaint is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
     assert sorted(found) == sorted(["products/x", "products/link", "products/hard", long])
     assert found["products/link"].link == "x"
     assert found["products/x"] == wire.OutputFile("products/x", 4, 0o755, hashlib.sha256(b"data").hexdigest())
@@ -120,7 +129,10 @@ def test_outputs_come_out_with_their_digests_modes_and_links(tmp_path: Path) -> 
 
 def test_an_untouched_disk_holds_no_outputs(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(4096))
-    assert list(outputs.unpack(tmp_path / "disk", tmp_path)) == []
+    unpacked = Outputs(tmp_path / "out", ["*"])
+    (tmp_path / "out").mkdir()
+    unpacked.unpack(tmp_path / "disk")
+    assert (unpacked.files, unpacked.complaint) == ({}, None)
 
 
 @pytest.mark.parametrize(
@@ -136,16 +148,65 @@ def test_an_untouched_disk_holds_no_outputs(tmp_path: Path) -> None:
         [(info("fifo", tarfile.FIFOTYPE), b"")],
         [(info("hard", tarfile.LNKTYPE, "../../etc/passwd"), b"")],
         [(info("hard", tarfile.LNKTYPE, "/etc/passwd"), b"")],
+        [(info(".bashrc"), b"x")],
+        [(info("a/b/up", tarfile.SYMTYPE, "../.."), b""), (info("around", tarfile.SYMTYPE, "a/b/up/../../x"), b"")],
+        [(info("link", tarfile.SYMTYPE, "a/../../x"), b"")],
+        [(info("not-utf-8-\udcff"), b"x")],
+        [(info("link", tarfile.SYMTYPE, "\udcff"), b"")],
+        [(info("a/b"), b"x"), (info("a"), b"a file over a folder")],
+        [(info("a"), b"x"), (info("a/b"), b"below a file")],
+        [(info("a"), b"x"), (info("a", tarfile.DIRTYPE), b"")],
+        [(info("n" * 256), b"longer than a name may be")],
+        [(info("unknown", b"Z"), b"with data" * 100)],
     ],
 )
-def test_nothing_hostile_comes_out_of_a_stream(tmp_path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+def test_what_may_not_come_out_is_passed_over_and_said_and_the_rest_comes(
+    tmp_path: Path, members: list[tuple[tarfile.TarInfo, bytes]]
+) -> None:
     out = tmp_path / "inner" / "out"
     out.mkdir(parents=True)
-    with pytest.raises(Ending) as caught:
-        list(outputs.unpack(tar(tmp_path, (info("first"), b"1"), *members), out))
-    assert caught.value.reason is Reason.OUTPUT
+    unpacked = Outputs(out, ["*"])
+    unpacked.unpack(tar(tmp_path, (info("first"), b"1"), *members, (info("last"), b"2" * 1000)))
+    assert unpacked.complaint is not None
+    assert unpacked.complaint.reason is Reason.OUTPUT
+    unpacked.complaint.message.encode()
     assert (out / "first").read_bytes() == b"1"
+    assert (out / "last").read_bytes() == b"2" * 1000
+    assert {"first", "last"} <= set(unpacked.files) <= {"first", "last", "a", "a/b", "a/b/up", "link"}
+    wire.canonical(list(unpacked.files.values()))
     assert [path.name for path in (tmp_path / "inner").iterdir()] == ["out"]
+
+
+def test_outputs_are_bounded_in_number_and_in_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    links = [(info(f"link{n}", tarfile.LNKTYPE, "big"), b"") for n in range(10)]
+    unpacked = Outputs(out, ["*"])
+    unpacked.unpack(tar(tmp_path, (info("big"), bytes(300_000)), *links))
+    assert sorted(unpacked.files) == ["big", "link0", "link1"]  # of one MiB
+    assert unpacked.complaint is not None
+    monkeypatch.setattr(outputs, "MAX_MEMBERS", 3)
+    unpacked = Outputs(out, ["*"])
+    with pytest.raises(Ending, match="more than 3 files"):
+        unpacked.unpack(tar(tmp_path, *((info(f"{n}"), b"") for n in range(5))))
+    assert len(unpacked.files) == 3
+
+
+def test_outputs_that_come_too_late_are_left_and_no_half_file_stands(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    pieces = iter(range(3))
+
+    def stop() -> None:
+        if next(pieces) == 2:
+            raise stopped(Reason.WALLTIME, "bring out the outputs")
+
+    unpacked = Outputs(out, ["*"], stop)
+    with pytest.raises(Ending) as caught:
+        unpacked.unpack(tar(tmp_path, (info("a"), b"1"), (info("b"), b"2"), (info("c"), b"3")))
+    assert (caught.value.reason, caught.value.outcome) == (Reason.WALLTIME, Outcome.STOPPED)
+    assert sorted(path.name for path in out.iterdir()) == sorted(unpacked.files) == ["a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
 
 
 def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
@@ -155,11 +216,11 @@ def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
     data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
     disk.write_bytes(data)
     with pytest.raises(Ending, match="claims"):
-        list(outputs.unpack(disk, tmp_path))
+        Outputs(tmp_path / "out", ["*"]).unpack(disk)
     data[0] ^= 1
     disk.write_bytes(data)
     with pytest.raises(Ending, match="checksum"):
-        list(outputs.unpack(disk, tmp_path))
+        Outputs(tmp_path / "out", ["*"]).unpack(disk)
 
 
 @given(st.binary(max_size=3000))
@@ -169,7 +230,7 @@ def test_garbage_on_the_disk_is_an_ending_and_nothing_else(data: bytes) -> None:
         (path / "disk").write_bytes(data)
         (path / "out").mkdir()
         with contextlib.suppress(Ending):
-            list(outputs.unpack(path / "disk", path / "out"))
+            Outputs(path / "out", ["*"]).unpack(path / "disk")
 
 
 def layer_in(cache: Path, data: bytes) -> Layer:
@@ -260,3 +321,117 @@ def test_the_first_sentinel_stands(tmp_path: Path) -> None:
     assert not leave_sentinel(tmp_path, ExitRecord("e", 1, "b", Outcome.COMPLETED, Reason.EXITED))
     assert [path.name for path in tmp_path.iterdir()] == [wire.EXIT]
     assert (tmp_path / wire.EXIT).read_bytes() == wire.canonical(first)
+
+
+def test_an_end_that_cannot_be_written_down_in_full_is_written_down(tmp_path: Path) -> None:
+    lost = wire.OutputFile("not-utf-8-\udcff", 1, 0o644, "")
+    record = ExitRecord("e", 1, "a", Outcome.COMPLETED, Reason.EXITED, exit_code=0, outputs=(lost,))
+    assert isinstance(leave_in_any_case(tmp_path, record), UnicodeEncodeError)
+    found = spool.read_json(tmp_path / wire.EXIT, ExitRecord)
+    assert found is not None
+    assert (found.outcome, found.reason, found.claim, found.outputs) == (Outcome.FAILED, Reason.PILOT, "a", ())
+    assert found.hint
+    assert [path.name for path in tmp_path.iterdir()] == [wire.EXIT]
+
+
+def test_the_sentinel_says_how_long_the_streams_are(tmp_path: Path) -> None:
+    (tmp_path / wire.STDOUT).write_bytes(b"said")
+    (tmp_path / wire.CONSOLE).write_bytes(b"")
+    assert settle(tmp_path) == {wire.STDOUT: 4, wire.CONSOLE: 0}
+
+
+def test_copies_that_no_pilot_uses_make_room_the_oldest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "node").mkdir()
+    place = node.Node(tmp_path / "node")
+    layers = [layer_in(tmp_path / "cache", bytes([n]) * 10_000) for n in range(4)]
+    monkeypatch.setattr(node, "_link", lambda data, private: False)  # as from another file system
+    for age, layer in enumerate(layers):
+        place.fetch(layer, tmp_path / "cache", never)
+        os.utime(place.cache / f"{layer.digest}.stamp", (age, age))
+    free = 0
+
+    def space() -> int:
+        return free + 10_000 * (4 - len([path for path in place.cache.iterdir() if path.suffix == ""]))
+
+    monkeypatch.setattr(place, "_free", space)
+    place.make_room(5_000)
+    assert all(place.has(layer) for layer in layers), "all are in use"
+    later = node.Node(tmp_path / "node")  # another pilot
+    monkeypatch.setattr(later, "_free", space)
+    assert later.has(layers[0]) == later.cache / layers[0].digest
+    for descriptor in place._held:
+        os.close(descriptor)  # the first one has ended
+    os.utime(later.cache / f"{layers[0].digest}.stamp", (0, 0))
+    later.make_room(5_000)
+    there = [(later.cache / layer.digest).exists() for layer in layers]
+    assert there == [True, False, True, True], "the oldest that nobody uses"
+    later.make_room(1 << 40)
+    assert [path.name for path in sorted(later.cache.iterdir())] == [layers[0].digest, f"{layers[0].digest}.stamp"]
+    free = 1 << 40
+    assert later.fetch(layers[3], tmp_path / "cache", never).exists()
+
+
+def test_what_a_killed_pilot_had_begun_to_copy_is_swept(tmp_path: Path) -> None:
+    place = node.Node(tmp_path)
+    for name, age in ((".old.1", 2 * node.ABANDONED), (".new.1", 0.0)):
+        (place.cache / name).write_bytes(b"part")
+        moment = time.time() - age
+        os.utime(place.cache / name, (moment, moment))
+    place.sweep()
+    assert [path.name for path in place.cache.iterdir()] == [".new.1"]
+
+
+@pytest.mark.parametrize(
+    ("proof", "key", "moment", "holds"),
+    [
+        (Proof("7", True, "", "k", 10.0), "k", 1e9, True),
+        (Proof("7", False, "", "k", 10.0), "k", 11.0, True),
+        (Proof("7", False, "", "k", 10.0), "k", 11.0 + kvmproof.DOUBT, False),
+        (Proof("7", True, "", "k", 10.0), "another boot", 11.0, False),
+    ],
+)
+def test_that_kvm_failed_is_remembered_for_minutes_only(proof: Proof, key: str, moment: float, holds: bool) -> None:
+    assert proof.holds(key, moment) is holds
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "EXIT 100000000000000000000 0 0 0", "EXIT 256 0 0 0", "EXIT -1 0 0 0", "EXIT 0 " + "9" * 400 + " 0 0",
+        "EXIT 0 0 0 9223372036854775808", "EXIT 0 0 0", "EXIT 0 0 0 0 0", "EXIT x 0 0 0", "EXIT \u0663 0 0 0",
+    ],
+)  # fmt: skip
+def test_an_exit_that_no_record_could_hold_is_none(line: str) -> None:
+    assert Exit.parse(line.split()) is None
+
+
+def test_the_limits_come_one_after_another_and_leave_time_for_the_program() -> None:
+    for walltime in (10, 60, 600, 1800, 86400):
+        for scratch in (1 << 25, 2 << 30, 1 << 42):
+            limits = Limits.of(manifest(walltime, scratch), 100.0)
+            assert limits.soft < limits.hard < limits.deadline < 100.0 + walltime
+            assert limits.soft - 100.0 >= walltime / 2
+    small, large = (Limits.of(manifest(86400, scratch), 0.0).soft for scratch in (1 << 30, 100 << 30))
+    assert small - large > 1000, "much to bring out takes time"
+
+
+@pytest.mark.parametrize(
+    ("left", "cancelled", "reason"),
+    [
+        (1000.0, False, Reason.EVICTED), (1000.0, True, Reason.CANCELLED), (90.0, False, Reason.WALLTIME),
+        (90.0, True, Reason.CANCELLED),
+    ],
+)  # fmt: skip
+def test_a_bare_signal_is_no_wish_of_the_user(left: float, cancelled: bool, reason: Reason) -> None:
+    limits = Limits.of(manifest(1800, 1 << 30), 0.0)
+    assert limits.meaning(1800.0 - left, cancelled=cancelled) is reason
+    ending = stopped(Reason.EVICTED, "run")
+    assert (ending.outcome, ending.reason in wire.RETRYABLE) == (Outcome.FAILED, True)
+
+
+def manifest(walltime: int, scratch: int) -> Manifest:
+    return Manifest(
+        protocol=1, installation="i", entry="e", vm="v", epoch=1, allocation="a", job="j", image=ImageManifest(()),
+        image_digest="", program=Program(("true",), outputs=("x",)),
+        resources=Resources(walltime=walltime, scratch=scratch),
+    )  # fmt: skip

@@ -191,4 +191,4 @@ def test_a_cancelled_run_stops_by_its_pilot_first_and_by_the_batch_system_when_t
     done = {ActionKind.REQUEST_CANCEL: Outcome(Result.OK, 950.0)}
     sight = Observed(owned("pilot"), NOW, seen(BatchState.RUNNING), done)
     assert wants(step(S.RUNNING, sight, wish=Wish.CANCEL, now=951.0)) == []
-    assert wants(step(S.RUNNING, sight, wish=Wish.CANCEL, now=999.0)) == [ActionKind.BATCH_CANCEL]
+    assert wants(step(S.RUNNING, sight, wish=Wish.CANCEL, now=1010.0)) == [ActionKind.BATCH_CANCEL]

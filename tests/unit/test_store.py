@@ -57,7 +57,6 @@ def test_a_finished_attempt_is_found_again_in_every_part(store: SqliteStore) -> 
         version=2,
         state=AllocationState.ENDED,
         times=dataclasses.replace(allocation.times, ended=9.0, since=9.0),
-        clean=False,
         exit=ExitRecord(
             entry=pilot.name,
             epoch=1,

@@ -120,9 +120,16 @@ class Exit:
 
     @classmethod
     def parse(cls, words: list[str]) -> Exit | None:
-        """From `EXIT CODE CPU_USEC OOM_KILLS FREE_BYTES`; None where it is not that."""
-        try:
-            code, cpu, out_of_memory, free = map(int, words[1:5])
-        except ValueError:
+        """From `EXIT CODE CPU_USEC OOM_KILLS FREE_BYTES`; None where it is not that, or nothing that can be so."""
+        numbers = [number(word) for word in words[1:5]]
+        if len(words) != 5 or None in numbers:
             return None
-        return cls(code, cpu / 1e6, out_of_memory, free)
+        code, cpu, out_of_memory, free = (value or 0 for value in numbers)
+        return cls(code, cpu / 1e6, out_of_memory, free) if code <= 255 else None
+
+
+def number(word: str) -> int | None:
+    """A count as the agent says one, below 2^63; None for all else: root in the guest may say what no record holds."""
+    if not (word.isascii() and word.isdecimal() and len(word) <= 19):
+        return None
+    return value if (value := int(word)) < 1 << 63 else None

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from gridhypervisor.model.wire import Command, CommandResult
 
@@ -22,15 +23,15 @@ class Commands:
     """The commands of one relay."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        # Threads of their own: commands that hang must not keep the relay from looking at its files.
+        self._threads = ThreadPoolExecutor(AT_ONCE, "command")
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False
 
     async def run(self, command: Command) -> CommandResult:
         """Run one when its turn comes. Code 126 or 127: it could not be started; None: killed, or it said too much."""
-        async with self._slots:
-            return await asyncio.to_thread(self._run, command)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, command)
 
     def _run(self, command: Command) -> CommandResult:
         if not command.argv:
@@ -68,6 +69,7 @@ class Commands:
             self._stopped = True
             for child in self._running:
                 _kill_group(child, reap=False)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _kill_group(child: subprocess.Popen[bytes], *, reap: bool = True) -> None:

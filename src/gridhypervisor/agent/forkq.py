@@ -36,6 +36,7 @@ from types import FrameType
 from typing import NoReturn
 
 from gridhypervisor.agent import processes, spool
+from gridhypervisor.agent.ending import now
 from gridhypervisor.agent.inotify import CLOSE_WRITE, Inotify
 from gridhypervisor.model import wire
 
@@ -250,20 +251,20 @@ def _run(job: Job, script: Path) -> Job:
     script_pid = os.fork()
     if script_pid == 0:
         _become_script(script)
-    deadline, kill_at = processes.now() + job.walltime, float("inf")
+    deadline, kill_at = now() + job.walltime, float("inf")
     reason, code = "", None
     while code is None:
-        wait = (kill_at if reason else deadline) - processes.now()
+        wait = (kill_at if reason else deadline) - now()
         came = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, min(max(wait, 0.0), 60.0))
         if came is not None and came.si_signo == signal.SIGCHLD:
             code = processes.reap(script_pid)
-        elif not reason and (came is not None or processes.now() >= deadline):
+        elif not reason and (came is not None or now() >= deadline):
             reason = "cancelled" if came is not None else "walltime"
-            kill_at = processes.now() + job.kill_wait
+            kill_at = now() + job.kill_wait
             processes.signal_descendants(signal.SIGTERM)
-        elif reason and processes.now() >= kill_at:
+        elif reason and now() >= kill_at:
             processes.signal_descendants(signal.SIGKILL)
-            kill_at = processes.now() + 1
+            kill_at = now() + 1
     processes.end_descendants(job.kill_wait)
     return replace(job, state=ENDED, reason=reason or "exited", code=code)
 

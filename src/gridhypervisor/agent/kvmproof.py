@@ -14,11 +14,16 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from gridhypervisor.agent.ending import now
 
 LIMIT = 3.0
 """Seconds within which the guest must have spoken; a working KVM takes a tenth."""
+
+DOUBT = 600.0
+"""Seconds for which a failure is remembered."""
 
 _WORD = 0x2A
 _STATUS = (_WORD << 1) | 1  # what isa-debug-exit makes of the word
@@ -51,19 +56,25 @@ class Proof:
     kvm: bool
     why: str
     key: str = ""  # the node's boot and the QEMU that it was found for
+    at: float = 0.0  # when, on CLOCK_BOOTTIME
+
+    def holds(self, key: str, moment: float) -> bool:
+        """Whether it may be believed: a success since the boot, a failure for minutes only, for a busy node, or a
+        `/dev/kvm` whose rights were yet to be set, must not go without KVM for good."""
+        return self.key == key and (self.kvm or 0 <= moment - self.at < DOUBT)
 
 
 def remembered(qemu: Sequence[str], environment: Mapping[str, str], folder: Path) -> Proof:
-    """The proof for this QEMU since this boot, made now if there is none. Two pilots may make it at once."""
+    """The proof for this QEMU on this node, made now if none is to be believed. Two pilots may make it at once."""
     key = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {' '.join(qemu)}"
     path = folder / "kvm-proof.json"
     try:
         proof = Proof(**json.loads(path.read_bytes()))
-        if proof.key == key:
+        if proof.holds(key, now()):
             return proof
     except (OSError, ValueError, TypeError):
         pass
-    proof = prove(qemu, environment, key)
+    proof = replace(prove(qemu, environment, key), at=now())
     if proof.version:
         import tempfile
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from gridhypervisor.model.wire import Layer, Reason
 MARGIN = 64 << 20
 """Bytes that must stay free on the node beside what is about to be copied."""
 
+ABANDONED = 3600.0
+"""Seconds after which what somebody began to write, and writes no more, is nobody's."""
+
+_TRIES = 3  # for a layer that another pilot drops as soon as it is here
 _THREADS = 4  # hashing and reading leave the interpreter's lock; more than this no disk of a node repays
 _DIGEST = 32
 
@@ -40,6 +45,7 @@ class Node:
         self.root = scratch / f"ghv-{os.getuid()}"
         self.cache = self.root / "cache"
         self.runs = self.root / "run"
+        self._held: list[int] = []  # descriptors of the copies in use, locked as long as this process lives
         try:
             _make(self.root)
             found = self.root.lstat()
@@ -72,7 +78,12 @@ class Node:
         return folder, lock
 
     def sweep(self) -> list[str]:
-        """Remove the folders of runs that are over though nobody cleaned up (the node was cut off); name them."""
+        """Remove the folders of runs that are over though nobody cleaned up (the node was cut off); name them. And
+        what a pilot that was killed had begun to copy."""
+        for private in self.cache.glob(".*"):
+            with contextlib.suppress(OSError):
+                if time.time() - private.stat().st_mtime > ABANDONED:
+                    private.unlink()
         swept = []
         with contextlib.suppress(OSError), self._locked():
             for folder in list(self.runs.iterdir()):
@@ -106,13 +117,57 @@ class Node:
             os.close(descriptor)
 
     def has(self, layer: Layer) -> Path | None:
-        """The layer's bytes on this node, if they are there and believed."""
-        path = self.cache / layer.digest
+        """The layer's bytes on this node, if they are there and believed. While this process lives they stay."""
+        path, stamp = self.cache / layer.digest, self._stamp(layer)
         try:
-            stamp = json.loads(self._stamp(layer).read_bytes())
-            return path if stamp == _identity(path.stat()) else None
+            if json.loads(stamp.read_bytes()) == _identity(path.stat()) and self._hold(path):
+                os.utime(stamp)  # by which `make_room` knows what was used when
+                return path
         except (OSError, ValueError):
-            return None
+            pass
+        return None
+
+    def make_room(self, needed: int) -> None:
+        """Drop copies of layers that no pilot uses, first what was used longest ago, until `needed` bytes are free or
+        nothing is left to drop. The account's cache has them still."""
+
+        def used(path: Path) -> float:
+            with contextlib.suppress(OSError):
+                return path.with_name(f"{path.name}.stamp").stat().st_mtime
+            return 0.0
+
+        if self._free() >= needed:
+            return
+        copies = [path for path in self.cache.iterdir() if path.suffix == "" and path.name[0] != "."]
+        for path in sorted(copies, key=used):
+            if self._free() >= needed:
+                return
+            self._drop(path)
+
+    def _free(self) -> int:
+        space = os.statvfs(self.cache)
+        return space.f_bavail * space.f_frsize
+
+    def _hold(self, path: Path) -> bool:
+        """Keep a copy from being dropped; False where it is just being."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                self._held.append(descriptor)
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        os.close(descriptor)
+        return False
+
+    def _drop(self, path: Path) -> None:
+        """Remove a copy unless a pilot holds it, or it has another name, so that nothing would be won."""
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink == 1:
+                path.unlink()
+                path.with_name(f"{path.name}.stamp").unlink(missing_ok=True)
 
     def fetch(self, layer: Layer, source: Path, stop: Callable[[], bool]) -> Path:
         """Bring the layer from the account's cache `source`, verified chunk by chunk; its path on this node.
@@ -123,9 +178,16 @@ class Node:
         Raises:
             Ending: the bytes are absent or not those of the digest (image), the node is full (node-disk).
         """
-        found = self.has(layer)
-        if found:
-            return found
+        for _ in range(_TRIES):
+            if path := self.has(layer):
+                return path
+            path = self._bring(layer, source, stop)
+            with contextlib.suppress(FileNotFoundError):
+                if self._hold(path):
+                    return path
+        raise _disk(f"keep layer {layer.digest[:12]}", OSError(errno.ENOSPC, "others drop it to have room"))
+
+    def _bring(self, layer: Layer, source: Path, stop: Callable[[], bool]) -> Path:
         chunks = _chunks(layer, source)
         path = self.cache / layer.digest
         data = source / layer.digest
@@ -144,9 +206,9 @@ class Node:
                     private.unlink(missing_ok=True)
                     self._believe(layer, file.fileno())
                     return path
-                space = os.statvfs(self.cache)
-                if space.f_bavail * space.f_frsize < layer.size + MARGIN:
-                    raise OSError(errno.ENOSPC, f"{space.f_bavail * space.f_frsize >> 20} MiB are free")
+                self.make_room(layer.size + MARGIN)
+                if (free := self._free()) < layer.size + MARGIN:
+                    raise OSError(errno.ENOSPC, f"{free >> 20} MiB are free")
                 with open(os.open(private, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b") as copy:
                     _verify(layer, chunks, file.fileno(), copy.fileno(), stop)
                     os.rename(private, path)

@@ -23,17 +23,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gridhypervisor.agent import channel, inotify, scratchdisk, spool
-from gridhypervisor.agent.ending import Ending, leave_sentinel, now
+from gridhypervisor.agent import channel, inotify, processes, scratchdisk, spool
+from gridhypervisor.agent.ending import Ending, instead, leave_in_any_case, leave_sentinel, now, settle
 from gridhypervisor.agent.hypervisor import Hypervisor, Machine
+from gridhypervisor.agent.limits import Limits
 from gridhypervisor.agent.loop import Loop
 from gridhypervisor.agent.machine import compose
-from gridhypervisor.agent.node import Node
+from gridhypervisor.agent.node import MARGIN, Node
 from gridhypervisor.agent.qemu import Qemu
 from gridhypervisor.agent.report import Report
-from gridhypervisor.agent.verdict import verdict
+from gridhypervisor.agent.verdict import stopped, verdict
 from gridhypervisor.agent.vm import Vm
-from gridhypervisor.agent.watchdog import Watchdog, become_subreaper
+from gridhypervisor.agent.watchdog import Watchdog
 from gridhypervisor.agent.world import World, WorldError
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import (
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = _process_start()
     watchdog = Watchdog()
     os.umask(0o077)
-    become_subreaper()
+    processes.be_subreaper()
     try:
         return Pilot(arguments.entry.absolute(), arguments.scratch.absolute(), watchdog, started).run()
     finally:
@@ -84,6 +85,7 @@ class Pilot:
         self.stop_said_at = float("inf")
         self.run_folder: Path | None = None
         self.vm: Vm | None = None
+        self.interrupted: Reason | None = None  # why the program was stopped, where it had not ended before
         self.files: dict[str, OutputFile] = {}
         self.trouble: Ending | None = None  # with the outputs
         self.unmatched: list[str] = []  # patterns that matched nothing
@@ -94,6 +96,7 @@ class Pilot:
         self.log(f"pilot {os.getpid()} on {os.uname().nodename}: {self.entry}")
         try:
             self.manifest = self._read_manifest()
+            self.limits = Limits.of(self.manifest, self.report.started)
             self._hear_signals()
             owner = OwnerRecord("pilot", self._claim(), self.manifest.epoch, os.uname().nodename)
             standing = spool.take_owner(self.entry, owner)
@@ -136,20 +139,20 @@ class Pilot:
         self._stage_out(vm)
         self._shut_down(vm)
         assert vm.exit is not None
-        ending = verdict(self.manifest, vm.exit, stop=self.stop, trouble=self.trouble, unmatched=self.unmatched)
+        # A program that ended by itself has ended, though the time ran out or the site lost patience after that.
+        stop = self.stop if self.stop is Reason.CANCELLED else self.interrupted
+        ending = verdict(
+            self.manifest, vm.exit, stop=stop, trouble=self.trouble, unmatched=self.unmatched, cut=sorted(vm.cut)
+        )
         return self._record(ending)
 
     def _listen(self) -> None:
         """Arm the watchdog, make the folder of this run, and hear wishes and the time from now on."""
         owner = self.report.owner
         assert owner is not None
-        grace, walltime = self.manifest.stop_grace, self.manifest.resources.walltime
-        # The sentinel must stand before the batch system kills, and the outputs must be out before the watchdog does.
-        self.hard = self.report.started + walltime - max(1.0, min(15.0, walltime / 20))
-        self.soft = self.hard - min(grace + 20.0, walltime / 4)
         duty = {
             "entry": str(self.entry), "claim": owner.claim, "epoch": owner.epoch, "node": owner.node,
-            "started": self.report.started, "deadline": self.hard,
+            "started": self.report.started, "deadline": self.limits.deadline,
         }  # fmt: skip
         self.watchdog.arm(**duty, run="")
         self.node = Node(self.scratch)
@@ -189,6 +192,7 @@ class Pilot:
         hypervisor: Hypervisor = Qemu(world)
 
         def work() -> None:
+            self.node.make_room(MARGIN)
             for layer in missing:
                 self.log(f"verify and copy layer {layer.digest[:12]} ({layer.role}, {layer.size} bytes)")
                 paths[layer.digest] = self.node.fetch(layer, self.workdir / wire.CACHE, self._stopped)
@@ -248,16 +252,17 @@ class Pilot:
 
         self.loop.wait(lambda: ended() or self._stopped())
         if vm.exit is None and self.stop is not None:
-            grace = min(self.manifest.stop_grace, max(1.0, (self.hard - now()) / 2))
+            self.interrupted = self.stop
+            grace = min(self.manifest.stop_grace, max(1.0, (self.limits.hard - now()) / 2))
             self.log(f"stop the program ({self.stop}), {grace:.0f} s of grace")
             self.report.note = f"stopping the program: {self.stop}"
             vm.say(f"STOP {grace:.0f}")
-            if not self.loop.wait(ended, min(self.hard - 1.0, now() + grace + 10.0)):
+            if not self.loop.wait(ended, min(self.limits.hard - 1.0, now() + grace + 10.0)):
                 raise Ending(
                     self.stop,
                     "stop the program: the guest did not say in time that it ended, so its outputs could not be taken",
                     "see console.log",
-                    Outcome.STOPPED,
+                    stopped(self.stop, "").outcome,
                 )
 
     def _stage_out(self, vm: Vm) -> None:
@@ -266,16 +271,16 @@ class Pilot:
         patterns = self.manifest.program.outputs
         if not patterns:
             return
-        vm.say("PACK")
+        vm.pack(len(patterns))
 
         def packed() -> bool:
             vm.check()
             return vm.packed
 
-        self.loop.wait(packed, self.hard)
+        self.loop.wait(packed, self.limits.hard)
         if not vm.packed:
-            raise Ending(Reason.WALLTIME, "pack the outputs: the walltime is over", "ask for more", Outcome.STOPPED)
-        self.unmatched = [patterns[index] for index in vm.missing if index < len(patterns)]
+            raise stopped(Reason.WALLTIME, "pack the outputs")
+        self.unmatched = [patterns[index] for index in sorted(vm.missing)]
         if vm.pack_failure:
             self.trouble = Ending(
                 Reason.OUTPUT, f"pack the outputs in the guest: {vm.pack_failure}", "ask for more scratch"
@@ -283,17 +288,26 @@ class Pilot:
         assert self.run_folder is not None
         disk, out = self.run_folder / "out", self.entry / wire.OUTPUTS
 
+        def in_time() -> None:
+            if now() > self.limits.hard:
+                raise stopped(Reason.WALLTIME, "bring out the outputs")
+
         def unpack() -> None:
-            from gridhypervisor.agent import outputs  # not before the guest runs: its start waits for every import
+            from gridhypervisor.agent.outputs import Outputs  # not before the guest runs: its start waits for imports
 
             out.mkdir(mode=0o700, exist_ok=True)
-            for file in outputs.unpack(disk, out):
-                self.files[file.path] = file
-            spool.sync_folder(out)
+            unpacked = Outputs(out, patterns, in_time)
+            self.files = unpacked.files
+            try:
+                unpacked.unpack(disk)
+            finally:
+                self.trouble = self.trouble or unpacked.complaint
 
         try:
             self.loop.apart(unpack, lambda: None)
         except Ending as ending:
+            if ending.reason is Reason.WALLTIME:
+                raise
             self.trouble = self.trouble or ending
         except OSError as error:
             raise Ending(
@@ -320,7 +334,7 @@ class Pilot:
 
     def _check_stop(self) -> None:
         if self.stop is not None:
-            raise Ending(self.stop, f"stopped before the program ran: {self.stop}", "", Outcome.STOPPED)
+            raise stopped(self.stop, "prepare the program's run")
 
     def _await(self, done: Callable[[], bool], limit: float) -> bool:
         """Wait for the guest, while it lives and nobody wants it to stop."""
@@ -334,15 +348,16 @@ class Pilot:
         return self.loop.wait(look, limit)
 
     def _wish(self, reason: Reason | None, what: str) -> None:
-        """Somebody wants the allocation to end. A bare signal says not why: near the end it is the walltime."""
-        if self.stop is None:
-            left = self.report.started + self.manifest.resources.walltime - now()
-            near = left <= min(max(75.0, self.manifest.resources.walltime / 10), self.manifest.resources.walltime / 3)
-            self.stop = reason or (Reason.WALLTIME if near and not self._cancelled() else Reason.CANCELLED)
+        """Somebody wants the allocation to end; None: by a bare signal."""
+        if self.stop is None or (self.stop is Reason.EVICTED and reason is Reason.CANCELLED):
+            self.stop = reason or self.limits.meaning(now(), cancelled=self._cancelled())
             self.log(f"{what}: stop, reason {self.stop}")
 
     def _cancelled(self) -> bool:
-        return (self.entry / wire.CONTROL / wire.CANCEL).exists()
+        # A listing asks the file server, where a look at one name may be answered from the memory of its absence.
+        with contextlib.suppress(OSError):
+            return wire.CANCEL in os.listdir(self.entry / wire.CONTROL)
+        return False
 
     def _announced(self) -> None:
         assert self.wishes is not None
@@ -351,11 +366,9 @@ class Pilot:
 
     def _look(self) -> None:
         """Look for wishes, and at the time."""
-        if self.stop is not None:
-            return
-        if now() >= self.soft:
+        if self.stop is None and now() >= self.limits.soft:
             self._wish(Reason.WALLTIME, "the walltime is nearly over")
-        elif self._cancelled():
+        elif self.stop in (None, Reason.EVICTED) and self._cancelled():
             self._wish(Reason.CANCELLED, "control/cancel")
 
     def _beat(self) -> None:
@@ -423,14 +436,25 @@ class Pilot:
             program=self.vm.exit.cpu if self.vm and self.vm.exit else None,
         )
         record = dataclasses.replace(record, phases=self.report.finish(), elapsed=self.report.elapsed, usage=usage)
+        try:
+            if self.vm is not None:
+                self.vm.close()
+            record = dataclasses.replace(record, streams=settle(self.entry))
+        except OSError as error:
+            record = instead(
+                record, Reason.NODE_DISK, f"write what the guest printed into {self.entry}: {error.strerror}",
+                "free space or quota where the account's workdir is",
+            )  # fmt: skip
         self.log(f"{record.outcome}, {record.reason}: {record.message or 'the program ended'}")
         try:
-            leave_sentinel(self.entry, record)
+            failure = leave_in_any_case(self.entry, record)
+            if failure is not None:
+                self.log(f"write the sentinel: {failure!r}, so it says less")
         except OSError as error:
+            failure = error
             self.log(f"write the sentinel: {error}")
             sys.stderr.write(f"ghv: cannot write {self.entry / wire.EXIT}: {error}\n")
-            return 1
-        return 0 if record.outcome is Outcome.COMPLETED else 1
+        return 0 if record.outcome is Outcome.COMPLETED and failure is None else 1
 
 
 def _process_start() -> float:

@@ -6,8 +6,9 @@ import contextlib
 import ctypes
 import os
 import signal
-import time
 from pathlib import Path
+
+from gridhypervisor.agent.ending import now
 
 _PDEATHSIG, _CHILD_SUBREAPER = 1, 36
 
@@ -71,11 +72,6 @@ def _descendants() -> set[int]:
         found.update(below)
         frontier += below
     return found
-
-
-def now() -> float:
-    """Seconds of a clock that counts a suspended machine's time too: so do the walltimes of batch systems."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _prctl(option: int, value: int) -> None:

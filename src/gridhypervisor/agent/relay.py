@@ -47,6 +47,8 @@ class Relay:
         self._commands = Commands()
         self._watch: SpoolWatch | None = None
         self._looking = asyncio.Lock()
+        self._woken = asyncio.Event()
+        self._hinted: set[str] = set()  # entries to look at as soon as may be
         self._uploads: dict[str, asyncio.Lock] = {}
         self._tails: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._grew: dict[tuple[str, str], asyncio.Event] = {}  # one for each tail: each clears its own
@@ -119,6 +121,8 @@ class Relay:
         if self._watch is None:
             self._watch = SpoolWatch(self._spool, request["installation"])
             self._spawn(self._look_out())
+            sweep = relayfiles.sweep_abandoned
+            self._spawn(asyncio.to_thread(sweep, self._files.workdir, request["installation"], time.time()))
         return {
             "protocol": wire.PROTOCOL, "host": os.uname().nodename, "user": _user(), "uid": os.getuid(),
             "workdir": str(self._files.workdir), "boot_id": _boot_id(), "pid": os.getpid(),
@@ -154,6 +158,8 @@ class Relay:
         if manifest.entry != entry.name:
             raise Refused("request", f"prepare {entry.name}: the manifest is that of {manifest.entry}")
         await asyncio.to_thread(_prepare, entry, wire.canonical(request["manifest"]))
+        self._hinted.add(entry.name)  # from now on there is something to look at, though nothing may announce it
+        self._woken.set()
         return {}, b""
 
     async def _revoke(self, request: dict[str, Any], _: bytes) -> Answer:
@@ -172,9 +178,12 @@ class Relay:
 
     async def _scan(self, request: dict[str, Any], _: bytes) -> Answer:
         watch = self._known_installation()
-        await asyncio.to_thread(spool.forget_buried, self._spool, time.time())
+        after = str(request.get("after", ""))
+        if not after:
+            await asyncio.to_thread(spool.forget_buried, self._spool, time.time())
         async with self._looking:
-            return {"entries": await asyncio.to_thread(watch.scan)}, b""
+            entries, more = await asyncio.to_thread(watch.scan, after)
+        return {"entries": entries, "more": more}, b""
 
     async def _watch_output(self, request: dict[str, Any], _: bytes) -> Answer:
         entry = self._entry(request, must_exist=True)
@@ -216,8 +225,7 @@ class Relay:
     async def _look_out(self) -> None:
         """Say which entries changed: at once where inotify tells, by looking again and again where it cannot."""
         watch = self._known_installation()
-        woken = asyncio.Event()
-        hinted: set[str] = set()
+        woken, hinted = self._woken, self._hinted
 
         def told() -> None:
             changed, grew = watch.hints()
@@ -255,21 +263,27 @@ class Relay:
     async def _tail(self, entry: Path, stream: str, offset: int) -> None:
         """Send what the program printed from `offset` on; end when the entry has its sentinel and all was sent."""
         grew = self._grew[entry.name, stream] = asyncio.Event()
-        while entry.is_dir():
-            grew.clear()
-            ended = (entry / wire.EXIT).exists()  # before the reading: what is written before it is then read
-            data = await asyncio.to_thread(_read_piece, entry / stream, offset)
-            if data or ended:
-                note = {"note": Note.OUTPUT, "entry": entry.name, "stream": stream, "offset": offset}
-                offset += len(data)
-                if ended and len(data) < PIECE:
-                    await self._send({**note, "eof": True}, data)
+        try:
+            while True:
+                grew.clear()
+                there, ended, data = await asyncio.to_thread(_read_on, entry, stream, offset)
+                if not there:
                     return
-                await self._send(note, data)
-            if len(data) < PIECE:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TOLD_TAIL if self._known_installation().told else TAIL):
-                        await grew.wait()
+                if data or ended:
+                    note = {"note": Note.OUTPUT, "entry": entry.name, "stream": stream, "offset": offset}
+                    offset += len(data)
+                    if ended and len(data) < PIECE:
+                        await self._send({**note, "eof": True}, data)
+                        return
+                    await self._send(note, data)
+                if len(data) < PIECE:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(TOLD_TAIL if self._known_installation().told else TAIL):
+                            await grew.wait()
+        finally:
+            if self._grew.get((entry.name, stream)) is grew:  # no later tail has taken this one's place
+                del self._grew[entry.name, stream]
+                self._tails.pop((entry.name, stream), None)
 
     def _end_tails(self, entry: Path) -> None:
         for tail in ((entry.name, wire.STDOUT), (entry.name, wire.STDERR)):
@@ -355,13 +369,15 @@ def _refuse_unseen(entry: Path, name: str, known: str) -> None:
                       "collect its results first")  # fmt: skip
 
 
-def _read_piece(path: Path, offset: int) -> bytes:
+def _read_on(entry: Path, stream: str, offset: int) -> tuple[bool, bool, bytes]:
+    """Whether the entry is there, whether it has its sentinel, and a piece of what the program printed."""
+    ended = (entry / wire.EXIT).exists()  # before the reading: what is written before it is then read
     try:
-        with path.open("rb") as file:
+        with (entry / stream).open("rb") as file:
             file.seek(offset)
-            return file.read(PIECE)
+            return True, ended, file.read(PIECE)
     except FileNotFoundError:
-        return b""
+        return entry.is_dir(), ended, b""
 
 
 def _explain(message: dict[str, Any], error: Exception) -> dict[str, str]:

@@ -23,6 +23,12 @@ from gridhypervisor.model.wire import ExitRecord, WireError
 PAGE = 5000
 """Files in one LIST_OUT reply: their lines stay well below wire.MAX_LINE."""
 
+REMOVAL_CUT_SHORT = 600.0
+"""Seconds after which the removal of an entry is taken to have been cut short."""
+
+UPLOAD_GIVEN_UP = 7 * 86400.0
+"""Seconds after which nobody will go on with an upload."""
+
 _BLOCK = 1 << 20
 
 
@@ -137,7 +143,7 @@ class Files:
         digests = {file.path: file.sha256 for file in record.outputs} if record else {}
         files: list[dict[str, Any]] = []
         for relative, path in sorted(_plain_files(out)):
-            if relative <= after:
+            if relative <= after or not wire.is_text(relative):
                 continue
             if len(files) == PAGE:
                 return files, True
@@ -205,6 +211,19 @@ def remove(path: Path) -> int:
             freed += status.st_size if status.st_nlink == 1 else 0
     shutil.rmtree(path)
     return freed
+
+
+def sweep_abandoned(workdir: Path, installation: str, now: float) -> None:
+    """Remove what somebody who was killed left half done: entries of this installation whose removal was cut short,
+    and uploads to the cache that nobody has gone on with for a week. `now`: seconds since 1970."""
+    for path in (workdir / wire.SPOOL).glob(f".removed.{installation}-*"):
+        with contextlib.suppress(OSError):
+            if now - path.stat().st_ctime > REMOVAL_CUT_SHORT:  # since its renaming: another relay may be at it
+                remove(path)
+    for path in (workdir / wire.CACHE).glob("*.part"):
+        with contextlib.suppress(OSError):
+            if now - path.stat().st_mtime > UPLOAD_GIVEN_UP:
+                path.unlink()
 
 
 def _size(path: Path) -> int | None:

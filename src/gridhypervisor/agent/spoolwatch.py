@@ -25,7 +25,13 @@ PARTS: dict[str, tuple[str, type[Any]]] = {
     wire.EXIT: ("exit", ExitRecord),
 }
 FAST, SLOW, IDLE = 0.5, 3.0, 30.0
-"""Seconds between looks: just after a change, when little happens, and when nothing lives (or inotify will tell)."""
+"""Seconds between looks: just after an entry was taken or ended, when little happens, and when nothing lives (or
+inotify will tell)."""
+EACH = 0.03
+"""Seconds that each living entry adds where these come to more than SLOW: a look opens four files of each."""
+
+PAGE = wire.MAX_LINE // 2
+"""Bytes of the entries in one reply to SCAN."""
 
 _CHANGES = inotify.CREATE | inotify.MOVED_TO
 _Signature = tuple[int, int, int]
@@ -65,10 +71,21 @@ class SpoolWatch:
             self.inotify.close()
             self.inotify = None
 
-    def scan(self) -> list[EntryView]:
-        """One look at every entry; all of them, sorted by name."""
-        self.look()
-        return [known.view for _, known in sorted(self._known.items())]
+    def scan(self, after: str = "") -> tuple[list[EntryView], bool]:
+        """The entries that sort behind `after`, as many as one message holds, and whether there are more. One look at
+        every entry, unless it is the look that an earlier page began with."""
+        if not after:
+            self.look()
+        page: list[EntryView] = []
+        room = PAGE
+        for name, known in sorted(self._known.items()):
+            if name <= after:
+                continue
+            room -= len(wire.canonical(known.view))
+            if page and room < 0:
+                return page, True
+            page.append(known.view)
+        return page, False
 
     def look(self, names: Iterable[str] | None = None) -> list[EntryView]:
         """Look at the named entries (None: at all that there are); give the views that changed."""
@@ -77,14 +94,15 @@ class SpoolWatch:
             for gone in self._known.keys() - present:
                 self._forget(gone)
             names = sorted(present)
+        before = {name: known.view for name, known in self._known.items()}
         changed = [view for name in names if (view := self._look_at(name)) is not None]
-        live = any(_may_change(known.view) for known in self._known.values())
-        if changed:
-            self._interval = FAST
-        else:
-            self._interval = min(SLOW, self._interval * 1.5)
+        live = sum(_may_change(known.view) for known in self._known.values())
         if not live or self.told:
             self._interval = IDLE
+        elif any(_has_turned(before.get(view.entry), view) for view in changed):
+            self._interval = FAST
+        else:  # many pilots' beats, too, must not keep a file server busy
+            self._interval = min(IDLE, max(SLOW, live * EACH), max(FAST, self._interval) * 1.5)
         return changed
 
     def due(self) -> float:
@@ -202,6 +220,11 @@ class SpoolWatch:
 def _may_change(view: EntryView) -> bool:
     """Whether a pilot may still write here: not after its sentinel, nor where a controller has taken the entry."""
     return view.exit is None and (view.owner is None or view.owner.by == "pilot")
+
+
+def _has_turned(before: EntryView | None, view: EntryView) -> bool:
+    """Whether more than a beat has happened."""
+    return before is None or (before.owner, before.exit) != (view.owner, view.exit)
 
 
 def _older(one: Status, than: Status) -> bool:

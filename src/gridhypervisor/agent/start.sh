@@ -66,6 +66,15 @@ whole() {
         [ -e "$world/lib/python3.11/os.pyc" ] && [ -e "$world/lib/python3.11/gridhypervisor/agent/main.pyc" ]
 }
 
+# Among whom a process id says who it is: this boot of this node and this namespace. There is no flock here to ask
+# whether the one who unpacks into a folder lives.
+herd() {
+    boot=unknown
+    [ ! -r /proc/sys/kernel/random/boot_id ] || read -r boot </proc/sys/kernel/random/boot_id
+    space=$("$busybox" readlink /proc/self/ns/pid 2>/dev/null | "$busybox" tr -cd 0-9)
+    printf '%s.%s' "${boot%%-*}" "$space"
+}
+
 unpack() {
     [ -r "$here/SUMS" ] || die 78 "cannot read $here/SUMS; upload the bundle again"
     sum=$("$busybox" sha256sum <"$here/SUMS")
@@ -73,9 +82,14 @@ unpack() {
     bad=$(cd -- "$here" && "$busybox" sha256sum -c SUMS 2>&1) ||
         die 78 "the bundle $here is damaged: $(printf '%s\n' "$bad" | "$busybox" grep -v ': OK$' | "$busybox" head -n 1); upload it again"
     # What dead starts and old bundles left. A world in use is touched by each role.
+    me=$(herd)
+    for old in "$scratch"/unpack."$me"-*; do
+        pid=${old##*-}
+        [ ! -e "/proc/$$" ] || [ -e "/proc/${pid%%.*}" ] || "$busybox" rm -rf "$old" 2>/dev/null
+    done
     "$busybox" find "$scratch" -maxdepth 1 -name 'unpack.*' -mmin +60 -exec "$busybox" rm -rf {} + 2>/dev/null
     "$busybox" find "$scratch" -maxdepth 1 -name 'world-*' -mtime +60 -exec "$busybox" rm -rf {} + 2>/dev/null
-    new=$("$busybox" mktemp -d "$scratch/unpack.XXXXXX") || die 73 "cannot write to $scratch; free space, or configure another scratch"
+    new=$("$busybox" mktemp -d "$scratch/unpack.$me-$$.XXXXXX") || die 73 "cannot write to $scratch; free space, or configure another scratch"
     trap '"$busybox" rm -rf "$new"' EXIT
     trap 'exit 143' TERM INT HUP
     # A pipe reports only its last command: the marker is packed last, so that a cut stream is seen too.

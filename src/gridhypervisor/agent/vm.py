@@ -13,10 +13,11 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from gridhypervisor.agent.channel import Exit, Lines, Stream
+from gridhypervisor.agent.channel import Exit, Lines, Stream, number
 from gridhypervisor.agent.ending import Ending, now
 from gridhypervisor.agent.hypervisor import CHANNELS, Descriptors, Hypervisor, Machine
 from gridhypervisor.agent.loop import Loop
+from gridhypervisor.agent.verdict import STREAM_LIMIT
 from gridhypervisor.agent.watchdog import FIRST_DESCRIPTOR, Watchdog
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Acceleration, Reason
@@ -24,6 +25,7 @@ from gridhypervisor.model.wire import Acceleration, Reason
 CONSOLE_LIMIT = 1 << 20
 """Bytes of the console that are kept: a guest that prints without end must not fill the spool."""
 
+_STREAMS = {"out": wire.STDOUT, "err": wire.STDERR}
 _TAIL = 4096  # bytes of the console that are remembered for messages
 _PANIC = b"Kernel panic - not syncing"
 _AFTER_PANIC = 2.0  # seconds in which QEMU should have ended by itself
@@ -47,9 +49,9 @@ class Vm:
         self._console_file = -1
         self._console_length = 0
         self._panicked: float | None = None
-        self._events: list[str] = []
+        self._events: set[str] = set()
         self._asked = 0  # pings sent
-        self._answered = 0
+        self._answered: int | None = 0  # the last one's number, as the guest said it
         self._silence = 0.0
         self._silent_after = float("inf")
         self._last_tick = now()
@@ -58,7 +60,9 @@ class Vm:
         self.exit: Exit | None = None
         self.packed = False
         self.pack_failure = ""
-        self.missing: list[int] = []  # indices of the patterns that matched nothing
+        self._patterns = 0
+        self.missing: set[int] = set()  # indices of the patterns that matched nothing
+        self.cut: set[str] = set()  # the streams, as the entry names them, that were longer than is kept
         self.free: int | None = None  # bytes left on the scratch disk, at the agent's last word
         self.cannot = ""
         self.running = False
@@ -104,9 +108,14 @@ class Vm:
     def run(self, marker: str) -> None:
         """Start the program; its streams go to the entry from now on."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        for name, file in (("out", wire.STDOUT), ("err", wire.STDERR)):
+        for name, file in _STREAMS.items():
             self._streams[name] = (Stream(marker.encode()), os.open(self._entry / file, flags, 0o600))
         self.say(f"RUN {marker}")
+
+    def pack(self, patterns: int) -> None:
+        """Have the outputs packed, by the `patterns` patterns of the job file."""
+        self._patterns = patterns
+        self.say("PACK")
 
     @property
     def streams_ended(self) -> bool:
@@ -152,6 +161,13 @@ class Vm:
     def kill(self) -> None:
         """Have the hypervisor killed."""
         self._watchdog.kill()
+
+    def close(self) -> None:
+        """Close the entry's files: nothing more is written to them. The hypervisor has ended."""
+        files = [file for _, file in self._streams.values()] + [self._console_file] * (self._console_file >= 0)
+        self._streams, self._console_file = {}, -1
+        for file in files:
+            os.close(file)
 
     def _gone(self) -> Ending:
         if self.status is not None and os.WIFEXITED(self.status) and os.WEXITSTATUS(self.status) == 0:
@@ -203,17 +219,17 @@ class Vm:
                 case ["STAGED"]:
                     self.staged = True
                 case ["EXIT", *_]:
-                    self.exit = Exit.parse(words)
+                    self.exit = Exit.parse(words) or self.exit
                     if self.exit:
                         self.free = self.exit.free
-                case ["NOOUTPUT", index] if index.isdecimal():
-                    self.missing.append(int(index))
+                case ["NOOUTPUT", word] if (index := number(word)) is not None and index < self._patterns:
+                    self.missing.add(index)
                 case ["PACKED"]:
                     self.packed = True
                 case ["PACKFAIL", *why]:
                     self.packed, self.pack_failure = True, " ".join(why) or "tar failed"
-                case ["PONG", number, free] if number.isdecimal() and free.isdecimal():
-                    self._answered, self._silence, self.free = int(number), 0.0, int(free)
+                case ["PONG", word, rest] if (free := number(rest)) is not None:
+                    self._answered, self._silence, self.free = number(word), 0.0, free
                 case ["CANNOT", *why]:
                     self.cannot = " ".join(why)[:500] or "no reason given"
                 case _:
@@ -222,8 +238,16 @@ class Vm:
     def _hear_stream(self, name: str, data: bytes) -> None:
         if name not in self._streams:
             return  # before the program nobody has anything to say there
-        stream, file = self._streams[name]
-        self._write(file, stream.feed(data))
+        stream, _ = self._streams[name]
+        before = stream.length
+        self._keep(name, before, stream.feed(data))
+
+    def _keep(self, name: str, before: int, data: bytes) -> None:
+        """Write what follows the first `before` bytes of a stream, as far as streams are kept."""
+        keep = data[: max(0, STREAM_LIMIT - before)]
+        if len(keep) < len(data):
+            self.cut.add(_STREAMS[name])
+        self._write(self._streams[name][1], keep)
 
     def _hear_console(self, data: bytes) -> None:
         self._console = (self._console + data)[-_TAIL - len(data) :]
@@ -236,7 +260,7 @@ class Vm:
 
     def _hear_monitor(self, data: bytes) -> None:
         for event in self._monitor.feed(data):
-            self._events.append(event)
+            self._events.add(event)
             if event == "nospace":
                 raise Ending(
                     Reason.NODE_DISK,
@@ -263,8 +287,8 @@ class Vm:
         for name in self._sockets:
             while self._receive(name):
                 pass
-        for stream, file in self._streams.values():
-            self._write(file, stream.rest())
+        for name, (stream, _) in self._streams.items():
+            self._keep(name, stream.length, stream.rest())
         self.running = False
 
     def _write(self, file: int, data: bytes) -> None:

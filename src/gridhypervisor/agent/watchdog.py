@@ -15,7 +15,6 @@ Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -27,8 +26,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gridhypervisor.agent import spool
-from gridhypervisor.agent.ending import leave_sentinel, now
+from gridhypervisor.agent import processes, spool
+from gridhypervisor.agent.ending import leave_sentinel, now, settle
 from gridhypervisor.agent.hypervisor import Command
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import CpuUsage, ExitRecord, Outcome, Reason, Status
@@ -40,13 +39,6 @@ DEAF = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIG
 """What watchdog and hypervisor do not hear: the guest is ended by the pilot, gracefully, or by SIGKILL."""
 
 _MAX_MESSAGE = 1 << 20
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def become_subreaper() -> None:
-    """Adopt the orphans among our descendants: process 1 of a container may never reap them."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Watchdog:
@@ -121,7 +113,7 @@ class _Process:
                 signal.signal(number, signal.SIG_IGN)
             with contextlib.suppress(OSError):
                 os.setsid()  # not in the pilot's process group: what stops the group must not stop this
-            become_subreaper()
+            processes.be_subreaper()  # process 1 of a container may never reap orphans
             # A zombie's end wakes the poll below through this descriptor (pidfd is not in every site's kernel).
             wake, waker = os.pipe()
             os.set_blocking(wake, False)
@@ -200,7 +192,7 @@ class _Process:
     def _become(self, argv: list[str], environment: dict[str, str], log: int, parent: int) -> NoReturn:
         """In the child: become the hypervisor, in a session of its own, deaf, and dying with the watchdog."""
         os.setsid()
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        processes.die_with_parent()
         if os.getppid() != parent:
             os._exit(127)
         signal.set_wakeup_fd(-1)
@@ -276,10 +268,14 @@ class _Process:
         phases = status.phases if status else ()
         if phases and phases[-1].end is None:
             phases = (*phases[:-1], wire.PhaseTime(phases[-1].phase, phases[-1].start, elapsed))
+        streams: dict[str, int] = {}
+        with contextlib.suppress(OSError):
+            streams = settle(entry)
         record = ExitRecord(
             entry=entry.name, epoch=self.duty["epoch"], claim=self.duty["claim"], outcome=outcome, reason=reason,
             message=message, hint=hint, phases=phases, elapsed=elapsed, node=self.duty["node"],
             usage=CpuUsage(pilot=_own_cpu(), hypervisor=self.cpu), hypervisor=status.hypervisor if status else None,
+            streams=streams, by="watchdog",
         )  # fmt: skip
         with contextlib.suppress(OSError):
             leave_sentinel(entry, record)

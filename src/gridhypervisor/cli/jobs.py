@@ -150,12 +150,12 @@ def _show_ledger(ledger: Ledger) -> None:
 @click.command()
 @_one_job
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
-@click.option("--stream", type=click.Choice(["stdout", "stderr", "console", "pilot"]),
-              help="One log alone; console is the guest's, pilot the node's.  [default: stdout and stderr]")
+@click.option("--stream", type=click.Choice(["stdout", "stderr", "console", "pilot", "batch"]),
+              help="One log alone; console is the guest's, pilot and batch the node's.  [default: stdout and stderr]")
 def logs(job: str, following: bool, stream: str | None) -> None:
     """Print what a job's program printed."""
     client = connect()
-    if following and stream in ("console", "pilot"):
+    if following and stream not in (None, "stdout", "stderr"):
         raise click.UsageError("Only stdout and stderr can be followed.")
     if not following:
         for name in (stream,) if stream else ("stdout", "stderr"):

@@ -8,14 +8,13 @@ group themselves under load. It decides nothing: `planning.reconcile` does.
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import ParamSpec, TypeVar
 
+from gridhypervisor.execution.agenda import Timers, Waiting
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.meter import Meter
 from gridhypervisor.execution.ports import Session, Steps, Store
@@ -39,9 +38,14 @@ from gridhypervisor.planning.world import Absent, Case, Observed, Outcome, Polic
 P = ParamSpec("P")
 T = TypeVar("T")
 
+UNBORN = "none"
+"""The state that an allocation has before it is planned."""
+
+_CHANGES = ((UNBORN, AllocationState.PLANNED), *TRANSITIONS)
+
 STEPS: tuple[str, ...] = tuple(
     sorted(
-        [f"{when}-commit:{before}-{after}" for when in ("before", "after") for before, after in TRANSITIONS]
+        [f"{when}-commit:{before}-{after}" for when in ("before", "after") for before, after in _CHANGES]
         + [f"{when}:{kind}" for when in ("before", "after") for kind in ActionKind]
     )
 )
@@ -49,7 +53,19 @@ STEPS: tuple[str, ...] = tuple(
 
 
 STORE_PAUSE = 2.0
-"""Seconds before a store that failed (a full disk, mostly) is tried again."""
+"""Seconds before what the store failed to take (a full disk, mostly) is tried again."""
+
+TAKERS = ("pilot", "controller")
+"""Who can have taken an entry's `owner`. Of whom else it speaks, it could not be read."""
+
+PARKED = 30.0
+"""Seconds before a job is planned again that could not be, by a fault of our own."""
+
+SPARE = 64
+"""Waiting jobs that are offered a site's free places beyond their number, in case some cannot use them."""
+
+WRITING = 64
+"""Pieces of output, of up to 256 KiB, that may wait for the disk; what comes beyond comes when the run has ended."""
 
 
 def no_steps(step: str) -> None:
@@ -75,13 +91,13 @@ class Controller:
         self._cpu, self._meter = cpu, Meter()  # this process's CPU seconds, and how they are shared
         self._began: dict[str, tuple[float, dict[str, float]]] = {}  # job -> the meters' values when it was taken up
         self.last_event = 0
-        self._entries: dict[str, str] = {}  # entry -> job
+        self._entries: dict[str, tuple[str, str]] = {}  # entry -> its job, and the only site that may speak for it
         self._attended: dict[str, dict[str, None]] = {}  # site -> entries of which the batch system's word matters
         self._dirty: dict[str, None] = {}
-        self._pending: dict[str, None] = {}  # jobs without a place, oldest first
+        self._pending = Waiting()
+        self._in_vain: list[str] = []  # jobs that looked for a place in this pass, and found none
         self._places: dict[str, int] = {}  # site -> allocations that hold a place
-        self._timers: list[tuple[float, str]] = []
-        self._due: dict[str, float] = {}  # job -> the time of its valid timer
+        self._timers = Timers()
         self._wake = asyncio.Event()
         self._tasks: dict[tuple[str, ActionKind], asyncio.Task[None]] = {}
         self._followers: dict[str, set[asyncio.Event]] = {}
@@ -90,6 +106,8 @@ class Controller:
         self._births: list[tuple[Birth, asyncio.Future[JobRecords]]] = []  # jobs that are to be written next
         self._midwife: asyncio.Task[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._scribe = ThreadPoolExecutor(1, thread_name_prefix="output")
+        self._pieces = 0  # of output, on their way to the disk
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -104,28 +122,22 @@ class Controller:
         while True:
             if not self._dirty:
                 timer: asyncio.TimerHandle | None = None
-                if self._timers:
-                    delay = max(0.0, self._timers[0][0] - self.clock())
-                    timer = loop.call_later(delay, self._wake.set)
+                due = self._timers.next
+                if due is not None:
+                    timer = loop.call_later(max(0.0, due - self.clock()), self._wake.set)
                 await self._wake.wait()
                 if timer is not None:
                     timer.cancel()
             self._wake.clear()
-            self._expire()
+            self._dirty |= dict.fromkeys(job for job in self._timers.expired(self.clock()) if job in self.cases)
             dirty, self._dirty = self._dirty, {}
-            try:
-                await self._pass(dirty)
-            except StoreError as error:
-                # Nothing was written, so nothing was done of it: the same plans come up again when the store can.
-                self.waiting |= dict.fromkeys(dirty, str(error))
-                for job in dirty:
-                    self.touch(job)
-                await asyncio.sleep(STORE_PAUSE)
+            await self._pass(dirty)
 
     async def close(self) -> None:
         for task in list(self._tasks.values()):
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._scribe.shutdown()
         self._writer.shutdown()
 
     async def in_store(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -199,11 +211,11 @@ class Controller:
         """The user wants it cancelled or deleted. A wish only grows. Returns once it is committed."""
         order = list(Wish)
         while True:
-            case = self.cases.get(job)
-            if case is None or order.index(case.job.wish) >= order.index(wish):
+            before = await self._present(job)
+            if before is None or order.index(before.wish) >= order.index(wish):
                 return
-            changed = replace(case.job, wish=wish, version=case.job.version + 1)
-            if await self._change(case.job, changed, f"the user asked to {wish} it"):
+            changed = replace(before, wish=wish, version=before.version + 1)
+            if await self._change(before, changed, f"the user asked to {wish} it"):
                 return
 
     async def recover(self, job: str) -> None:
@@ -215,7 +227,9 @@ class Controller:
             session.reconnect()
         await self._change(case.job, replace(case.job, recover=case.job.recover + 1, version=case.job.version + 1),
                            "the user asked to recover it")
-        case = self.cases[job]
+        case = self.cases.get(job)
+        if case is None:
+            return  # it ended meanwhile
         self.cases[job] = replace(
             case,
             observed={
@@ -229,14 +243,22 @@ class Controller:
         event = Event(self.clock(), after.owner, after.project, after.id, "job", after.id, before.state, after.state,
                       message=message)
         [accepted] = await self.in_store(self.store.commit, [Commit((after,), (event,))])
-        case = self.cases[after.id]
-        if accepted and case.job == before:
+        case = self.cases.get(after.id)
+        if accepted and case is not None and case.job == before:
             self.cases[after.id] = replace(case, job=after)
         else:
             await self._reload(after.id)
         self._announce_events()
         self.touch(after.id)
         return accepted
+
+    async def _present(self, job: str) -> Job | None:
+        """The job as it is now, wherever it is known."""
+        case = self.cases.get(job)
+        if case is not None:
+            return case.job
+        records = await self.in_store(self.store.job, job)
+        return records.job if records is not None else None
 
     def touch(self, job: str) -> None:
         """Something about it changed: plan it, and tell who follows it."""
@@ -251,22 +273,36 @@ class Controller:
         for job, case in list(self.cases.items()):
             if any(a.site == site and a.state is not AllocationState.CLEANED for a in case.allocations):
                 self.touch(job)
+        self._pending.changed(site)
         self._offer_places(site)
 
     def entry_seen(self, site: str, view: EntryView, at: float) -> None:
-        job = self._entries.get(view.entry)
-        if job is None:
+        job, home = self._entries.get(view.entry, ("", ""))
+        if not job:
             self._suspect(site, view.entry)
             return
+        if home != site:
+            return  # whatever a site says of an entry that was given to another proves nothing
         before = self._observed(job, view.entry)
         old = before.view
+        known = old.status.sequence if old is not None and old.status is not None else -1
+        news = view.status is not None and view.status.sequence > known
         if old is not None:
             # Looks through a network file system may be stale: what was once seen stays seen.
             status = view.status
             if old.status is not None and (status is None or status.sequence < old.status.sequence):
                 status = old.status
-            view = EntryView(view.entry, view.owner or old.owner, status, view.exit or old.exit)
-        self._observe(job, view.entry, replace(before, view=view, view_at=at))
+            owner = view.owner if view.owner is not None and view.owner.by in TAKERS else old.owner or view.owner
+            view = EntryView(view.entry, owner, status, view.exit or old.exit)
+        unreadable = view.owner is not None and view.owner.by not in TAKERS
+        before = replace(
+            before,
+            view=view,
+            view_at=at,
+            news_at=at if news else before.news_at,
+            unreadable_at=(before.unreadable_at or at) if unreadable else None,
+        )
+        self._observe(job, view.entry, before)
         # A beat alone decides nothing; it is shown to who follows, and matters to a pending verdict on silence.
         if old is None or view.owner != old.owner or view.exit != old.exit or isinstance(before.batch, Absent):
             self.touch(job)
@@ -275,7 +311,7 @@ class Controller:
 
     def listed(self, site: str, listing: Listing) -> None:
         for entry in list(self._attended.get(site, ())):
-            job = self._entries[entry]
+            job = self._entries[entry][0]
             before = self._observed(job, entry)
             found = listing.jobs.get(entry)
             now: Seen | Absent
@@ -297,7 +333,7 @@ class Controller:
 
     def silent(self, site: str, why: str) -> None:
         for entry in list(self._attended.get(site, ())):
-            job = self._entries[entry]
+            job = self._entries[entry][0]
             self._observe(job, entry, replace(self._observed(job, entry), batch=Unknown(why)))
         self.site_changed(site)
 
@@ -322,14 +358,21 @@ class Controller:
             del self._tasks[entry, ActionKind.CLEAN]
 
     def output(self, site: str, entry: str, stream: str, offset: int, data: bytes) -> None:
-        job = self._entries.get(entry)
-        if job is None:
+        job, home = self._entries.get(entry, ("", ""))
+        if home != site or self._pieces >= WRITING:
             return
         epoch = next(a.epoch for a in self.cases[job].allocations if a.pilot_job == entry)
-        try:
-            self.logs.write(job, epoch, stream, offset, data)
-        except OSError as error:
-            self.waiting[job] = f"write its output to {self.logs.root}: {error.strerror or error}; all comes at its end"
+        self._pieces += 1
+        write = partial(self.logs.write, job, epoch, stream, offset, data)
+        written = asyncio.get_running_loop().run_in_executor(self._scribe, write)
+        written.add_done_callback(partial(self._written, job))
+
+    def _written(self, job: str, written: asyncio.Future[None]) -> None:
+        self._pieces -= 1
+        error = None if written.cancelled() else written.exception()
+        if error is not None and job in self.cases:
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            self.waiting[job] = f"write its output to {self.logs.root}: {why}; all comes at its end"
         self.announce(job)
 
     # -- followers -------------------------------------------------------------------------------------------------
@@ -386,6 +429,14 @@ class Controller:
             name: replace(session.facts, alive=self._places.get(name, 0)) for name, session in self.sessions.items()
         }
 
+    def held(self, site: str) -> list[str]:
+        """Jobs of which the site runs or holds something: results, even after the end."""
+        return [
+            job
+            for job, case in self.cases.items()
+            if any(a.site == site and a.state is not AllocationState.CLEANED for a in case.allocations)
+        ]
+
     async def _pass(self, dirty: Iterable[str]) -> None:
         sites = self.facts()
         self._meter.advance(self._cpu(), len(self.cases))
@@ -397,20 +448,21 @@ class Controller:
                 continue
             if case.job.state is JobState.EPILOG:
                 case = replace(case, cpu=self._spent(case))
-            step = plan(case, sites, self.policy, now, self.store.installation)
+            try:
+                step = plan(case, sites, self.policy, now, self.store.installation)
+            except Exception as error:  # a fault of ours must cost this job alone
+                self._park(job, f"plan {job}: {type(error).__name__}: {error}; report this as a bug", PARKED)
+                continue
             for record in step.records:
                 if isinstance(record, Allocation) and record.version == 1:
                     facts = sites[record.site]
                     sites[record.site] = replace(facts, alive=facts.alive + 1)
             plans.append((job, step))
         writing = [(job, step) for job, step in plans if step.records]
-        verdicts: dict[str, bool] = {}
+        verdicts: dict[str, bool | None] = {}
         if writing:
             self._steps("before-commit", writing)
-            accepted = await self.in_store(
-                self.store.commit, [Commit(step.records, step.events, step.ledger) for _, step in writing]
-            )
-            verdicts = dict(zip((job for job, _ in writing), accepted, strict=True))
+            verdicts = await self._commit(writing)
             self._steps("after-commit", [(job, step) for job, step in writing if verdicts[job]])
             self._announce_events()
         # What is committed is taken in, all of it, before anything else is asked of the store.
@@ -420,17 +472,48 @@ class Controller:
                 for action in step.actions:
                     self._start(job, action)
         for job, step in plans:
-            if not verdicts.get(job, True):
-                await self._reload(job)
-            elif step.delete:
-                await self._delete(job)
+            try:
+                if verdicts.get(job, True) is False:
+                    await self._reload(job)
+                elif step.delete:
+                    await self._delete(job)
+            except (StoreError, OSError) as error:
+                self._park(job, str(error), STORE_PAUSE)
+        self._offer_the_rest()
+
+    async def _commit(self, writing: list[tuple[str, JobPlan]]) -> dict[str, bool | None]:
+        """Write all plans in one transaction. By job: whether its versions fitted; None where it could not be written.
+
+        Where the transaction fails, each plan gets one of its own: one that cannot be written must not keep the others
+        from it. Of what was not written nothing is done; it comes up again when its job is planned again.
+        """
+        commits = {job: Commit(step.records, step.events, step.ledger) for job, step in writing}
+        try:
+            return dict(zip(commits, await self.in_store(self.store.commit, list(commits.values())), strict=True))
+        except Exception as error:
+            if len(commits) == 1:
+                self._park(writing[0][0], _words(error), STORE_PAUSE)
+                return dict.fromkeys(commits)
+        verdicts: dict[str, bool | None] = dict.fromkeys(commits)
+        for job, commit in commits.items():
+            try:
+                [verdicts[job]] = await self.in_store(self.store.commit, [commit])
+            except Exception as error:
+                self._park(job, _words(error), STORE_PAUSE)
+        return verdicts
+
+    def _park(self, job: str, why: str, seconds: float) -> None:
+        """Leave a job alone for a while, and say why to who asks."""
+        self.waiting[job] = why
+        self._timers.set(job, self.clock() + seconds)
+        self.announce(job)
 
     def _steps(self, when: str, plans: Iterable[tuple[str, JobPlan]]) -> None:
         for job, step in plans:
             before = {a.id: a.state for a in self.cases[job].allocations}
             for record in step.records:
-                if isinstance(record, Allocation) and record.id in before:
-                    self.steps(f"{when}:{before[record.id]}-{record.state}")
+                if isinstance(record, Allocation):
+                    self.steps(f"{when}:{before.get(record.id, UNBORN)}-{record.state}")
 
     def _apply(self, job: str, step: JobPlan) -> None:
         """The commit stands: take its records into the case."""
@@ -465,14 +548,15 @@ class Controller:
             self.touch(job)
         self.waiting[job] = step.waiting
         if case.job.state is JobState.PENDING and not step.records:
-            self._pending[job] = None
+            self._pending.add(job, case.job.spec.site)
+            if step.unplaced:
+                self._in_vain.append(job)
         else:
-            self._pending.pop(job, None)
+            self._pending.remove(job)
         if step.wake_at is not None:
-            self._due[job] = step.wake_at
-            heapq.heappush(self._timers, (step.wake_at, job))
+            self._timers.set(job, step.wake_at)
         else:
-            self._due.pop(job, None)
+            self._timers.drop(job)
         over = case.job.state.final and all(a.state is AllocationState.CLEANED for a in case.allocations)
         if over and case.job.wish is not Wish.DELETE:
             self._drop(job)
@@ -495,7 +579,10 @@ class Controller:
                 message = f"{kind} {entry}: site {action.allocation.site} was removed"
                 outcome = Outcome(Result.UNKNOWN, self.clock(), message=message, hint="add it again")
             else:
-                outcome = await session.act(action, self.cases[job])
+                case = self.cases.get(job)
+                if case is None:
+                    return  # it was deleted meanwhile
+                outcome = await session.act(action, case)
             self.steps(f"after:{kind}")
         except Exception as error:  # a fault of ours, or a peer that talks nonsense, costs this one try
             words = f"{kind} {entry}: {type(error).__name__}: {error}"
@@ -537,7 +624,9 @@ class Controller:
     def _drop(self, job: str) -> None:
         """It needs no more planning; the store has it for who asks."""
         self._index(self.cases.pop(job, None), None)
-        for table in (self._dirty, self._pending, self._due, self.waiting, self._began):
+        self._pending.remove(job)
+        self._timers.drop(job)
+        for table in (self._dirty, self.waiting, self._began):
             table.pop(job, None)
         self.announce(job)
 
@@ -579,7 +668,7 @@ class Controller:
                 if session is not None:
                     session.attend(a.pilot_job, a.state in (AllocationState.SUBMITTING, AllocationState.QUEUED))
             if new is not None:
-                self._entries[a.pilot_job] = new.job.id
+                self._entries[a.pilot_job] = (new.job.id, a.site)
         for a in (new or old).allocations if (new or old) is not None else ():  # type: ignore[union-attr]
             if a.pilot_job not in kept and self._attended.get(a.site, {}).pop(a.pilot_job, 0) is None:
                 session = self.sessions.get(a.site)
@@ -592,21 +681,25 @@ class Controller:
 
     def _offer_places(self, site: str) -> None:
         """Wake as many waiting jobs as the site has places, and a few more in case some cannot use it."""
-        session = self.sessions.get(site)
-        if session is None or not session.facts.up:
-            return
-        offers = session.facts.max_jobs - self._places.get(site, 0)
+        offers = self._free_places(site)
         if offers <= 0:
             return
-        for job in list(islice(self._pending, offers + 64)):
+        for job in self._pending.candidates(site, offers + SPARE):
             self.touch(job)
 
-    def _expire(self) -> None:
-        now = self.clock()
-        while self._timers and self._timers[0][0] <= now:
-            at, job = heapq.heappop(self._timers)
-            if self._due.get(job) == at:
-                del self._due[job]
-                if job in self.cases:
-                    self._dirty[job] = None
+    def _offer_the_rest(self) -> None:
+        """Where jobs found no place and a site has some left, they cannot use it: others get their turn."""
+        looked, self._in_vain = self._in_vain, []
+        for site in self.sessions if looked else ():
+            if self._free_places(site) > 0 and self._pending.unfit(site, looked):
+                self._offer_places(site)
 
+    def _free_places(self, site: str) -> int:
+        session = self.sessions.get(site)
+        if session is None or not session.facts.up:
+            return 0
+        return session.facts.max_jobs - self._places.get(site, 0)
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}; report this as a bug"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 
 from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.logs import OUTPUT, STREAMS
 from gridhypervisor.execution.present import case_of, event_view, job_detail, job_view
 from gridhypervisor.model.commit import Birth, StoreError
 from gridhypervisor.model.records import AllocationState, Event, Job, JobState, Vm, Wish
-from gridhypervisor.model.spec import problems
 from gridhypervisor.model.views import (
     EventView,
     Explanation,
@@ -41,20 +39,16 @@ class Jobs:
 
     def note(self, entry: str, words: str) -> None:
         """A session tells how far it is."""
-        self.progress[entry] = words
+        if words:
+            self.progress[entry] = words
+        else:
+            self.progress.pop(entry, None)
         job = entry.split("-")[1]
         self.controller.announce(job)
 
     async def submit(self, request: JobRequest, idempotency_key: str) -> JobView:
+        """Take a job in. What its fields alone can say of it was checked where the request was read."""
         spec = request.spec
-        found = problems(spec)
-        if found:
-            errors = tuple({"field": field, "problem": words} for field, words in found)
-            raise ServiceError(Problem("submit job", 422, "invalid", "; ".join(f"{f}: {w}" for f, w in found),
-                                       "mend the fields named and submit again", errors))
-        for what, folder in (("folder", request.folder), ("destination", request.destination)):
-            if not folder.startswith("/"):
-                raise ServiceError(Problem("submit job", 422, "invalid", f"{what}: {folder!r} is no absolute path"))
         if spec.site and spec.site not in self.controller.sessions:
             known = ", ".join(sorted(self.controller.sessions)) or "none"
             raise ServiceError(Problem("submit job", 422, "invalid", f"site: there is no site {spec.site!r}",
@@ -82,7 +76,11 @@ class Jobs:
         return await self._view(records.job.id)
 
     async def jobs(self, *, states: Sequence[str], before: str, limit: int) -> list[JobView]:
-        found = await self.controller.in_store(self.store.jobs, states=states, before=before, limit=limit)
+        try:
+            found = await self.controller.in_store(self.store.jobs, states=states, before=before, limit=limit)
+        except ValueError as error:
+            raise ServiceError(Problem("list jobs", 422, "invalid", f"before: {before!r} is no job's id",
+                                       "give the id of the last job of the page before, e.g. j12")) from error
         return [self._present(self.controller.cases.get(r.job.id) or case_of(r)) for r in found]
 
     async def job(self, job: str) -> JobDetail:
@@ -100,11 +98,7 @@ class Jobs:
         return await self._view(job)
 
     async def delete(self, job: str) -> None:
-        case = await self._case(job)
-        if job not in self.controller.cases:
-            records = await self.controller.in_store(self.store.job, job)
-            if records is not None:
-                self.controller.adopt(replace(records, job=case.job))
+        await self._case(job)
         await self.controller.wish(job, Wish.DELETE)
 
     async def recover(self, job: str) -> JobView:
@@ -158,7 +152,7 @@ class Jobs:
                 shown = view
                 if output:
                     for stream in offsets:
-                        while data := self.logs.read(job, stream, offsets[stream], CHUNK):
+                        while data := await asyncio.to_thread(self.logs.read, job, stream, offsets[stream], CHUNK):
                             yield FollowItem(FollowKind.OUTPUT, stream=stream, offset=offsets[stream], data=data)
                             offsets[stream] += len(data)
                 if view.state.final:

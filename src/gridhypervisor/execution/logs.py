@@ -11,9 +11,9 @@ import os
 import shutil
 from pathlib import Path
 
-from gridhypervisor.model.wire import CONSOLE, EXIT, PILOT_LOG, STDERR, STDOUT, ExitRecord, from_plain
+from gridhypervisor.model.wire import BATCH_LOG, CONSOLE, EXIT, PILOT_LOG, STDERR, STDOUT, ExitRecord, from_plain
 
-STREAMS = {"stdout": STDOUT, "stderr": STDERR, "console": CONSOLE, "pilot": PILOT_LOG}
+STREAMS = {"stdout": STDOUT, "stderr": STDERR, "console": CONSOLE, "pilot": PILOT_LOG, "batch": BATCH_LOG}
 
 OUTPUT = ("stdout", "stderr")
 """The streams of the program itself, which go on from attempt to attempt."""

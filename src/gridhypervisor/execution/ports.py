@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from gridhypervisor.execution.meter import Meter
 from gridhypervisor.model.batch import Limits, Listing, Submission, Submitted
 from gridhypervisor.model.commit import Birth, Commit, JobRecords
-from gridhypervisor.model.records import Event, Job, Ledger, Site, Vm
+from gridhypervisor.model.records import Event, Job, Ledger, Site
 from gridhypervisor.model.views import (
     EventView,
     Explanation,
@@ -123,8 +123,8 @@ class Link(Protocol):
     ) -> tuple[dict[str, Any], bytes]:
         """One request of the wire, and its reply."""
 
-    async def commands(self, commands: Sequence[Command], environment: Mapping[str, str]) -> list[CommandResult]:
-        """Run commands at the site (Op.EXEC), with these variables added to each one's environment."""
+    async def commands(self, commands: Sequence[Command]) -> list[CommandResult]:
+        """Run commands at the site (Op.EXEC)."""
 
     async def upload(
         self, local: Path, path: str, proof: Mapping[str, object], *, mode: int = 0o600, timeout: float

@@ -8,14 +8,15 @@ and nothing else: every call has a deadline.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gridhypervisor.execution.logs import STREAMS, Logs
+from gridhypervisor.execution.collect import BULK, Collector
+from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.meter import Meter
 from gridhypervisor.execution.ports import (
     Driver,
@@ -25,28 +26,25 @@ from gridhypervisor.execution.ports import (
     Listener,
     Transport,
 )
+from gridhypervisor.execution.results import Unfit
 from gridhypervisor.model.batch import Submission
 from gridhypervisor.model.errors import InputError, LinkError, LinkLost
 from gridhypervisor.model.records import ActionKind, Allocation, Job, Site
-from gridhypervisor.model.spec import parse_duration, parse_size, unsafe
+from gridhypervisor.model.spec import parse_duration, parse_size
 from gridhypervisor.model.views import Check
 from gridhypervisor.model.wire import (
     CACHE,
-    EXIT,
     INPUTS,
     MAX_PAYLOAD,
-    OUTPUTS,
     PROTOCOL,
     SPOOL,
     Command,
     CommandResult,
     EntryView,
-    ExitRecord,
     Input,
     Manifest,
     Note,
     Op,
-    OutputFile,
     OwnerRecord,
     Program,
     Reason,
@@ -60,15 +58,15 @@ from gridhypervisor.planning.world import Case, Outcome, Result, SiteFacts
 CALL = 30.0
 """Seconds that a short request may take."""
 
-BULK = 3600.0
-"""Seconds that moving one file may take; a lost connection is noticed by the transport long before."""
+START = 600.0
+"""Seconds that a relay may take to answer at first: a slow front-end unpacks the bundle before."""
 
 BUNDLE_DAMAGED = 78
 """With this exit code the bundle's `start` says that it is not whole."""
 
 SETTLE = 0.5
-"""Seconds from the wish for a listing to the listing: it then answers all wishes of a burst of submissions, and does not
-compete on the front-end with the very job that it is about."""
+"""Seconds from the wish for a listing to the listing: it then answers all wishes of a burst of submissions, and does
+not compete on the front-end with the very job that it is about."""
 
 BACK_OFF = (1.0, 60.0)
 """Seconds before a connection is tried again: at first, at most. The latter holds for a batch system's silence, too."""
@@ -119,7 +117,7 @@ class Session:
         self._placed_at = 0.0  # when the bundle was last known to be whole there
         self._mended: set[str] = set()  # entries for whose sake layers were placed anew on this connection
         self._present: set[str] = set()  # paths in the account's cache that were seen there on this connection
-        self._placing: dict[str, asyncio.Lock] = {}
+        self._placing: dict[str, asyncio.Future[None]] = {}  # what is on its way to the cache
         self._watches: dict[str, dict[str, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -160,7 +158,7 @@ class Session:
         self._placed_at = self.clock()
         async with self.transport.connect(self._note) as link:
             hello, _ = await link.call(
-                Op.HELLO, {"installation": self.installation, "protocol": PROTOCOL}, timeout=CALL
+                Op.HELLO, {"installation": self.installation, "protocol": PROTOCOL}, timeout=START
             )
             if hello.get("protocol") != PROTOCOL:
                 raise LinkError(
@@ -248,10 +246,14 @@ class Session:
                 task.cancel()
 
     async def _scan(self, link: Link) -> None:
-        at = self.clock()
-        reply, _ = await link.call(Op.SCAN, {}, timeout=4 * CALL)
-        for plain in reply["entries"]:
-            self.listener.entry_seen(self.site.name, from_plain(EntryView, plain), at)
+        at, after, more = self.clock(), "", True
+        while more:
+            reply, _ = await link.call(Op.SCAN, {"after": after} if after else {}, timeout=4 * CALL)
+            for plain in reply["entries"]:
+                view = from_plain(EntryView, plain)
+                self.listener.entry_seen(self.site.name, view, at)
+                after = view.entry
+            more = bool(reply.get("more") and reply["entries"])
 
     async def sweep(self, entry: str, batch_id: str) -> None:
         link, driver = self._link, self._driver
@@ -348,41 +350,12 @@ class Session:
         if link is None or driver is None:
             return self._outcome(Result.UNKNOWN, f"{what}: {self.why or 'not connected'}")
         try:
-            match action.kind:
-                case ActionKind.PROLOG:
-                    await self._meter(link)
-                    await self._mend(link, action.allocation, case)
-                    await self._prolog(link, action.allocation, case.job)
-                case ActionKind.SUBMIT:
-                    return await self._submit(link, driver, action.allocation, case.job)
-                case ActionKind.REVOKE:
-                    args = {"entry": action.allocation.pilot_job, "epoch": action.allocation.epoch, "by": action.why}
-                    reply, _ = await link.call(Op.REVOKE, args, timeout=CALL)
-                    return Outcome(Result.OK, self.clock(), owner=from_plain(OwnerRecord, reply["owner"]))
-                case ActionKind.REQUEST_CANCEL:
-                    args = {"entry": action.allocation.pilot_job, "what": "cancel", "why": action.why}
-                    await link.call(Op.REQUEST, args, timeout=CALL)
-                case ActionKind.BATCH_CANCEL:
-                    batch_id = case.pilot_jobs[action.allocation.pilot_job].batch_id
-                    await self._batch(link, driver.cancel([(action.allocation.pilot_job, batch_id)]))
-                    self._ask.set()
-                    # Whether it is gone, the next listing says; until then it may be asked for again.
-                    return self._outcome(Result.UNKNOWN, f"{what}: waiting for the site to end it")
-                case ActionKind.LOOK:
-                    asked = self.clock()
-                    await self._scan(link)
-                    return Outcome(Result.OK, asked)
-                case ActionKind.COLLECT:
-                    await self._collect(link, action, case.job)
-                    await self._meter(link)
-                case ActionKind.CLEAN:
-                    return await self._clean(link, action, case.job)
-            return Outcome(Result.OK, self.clock())
+            return await self._carry_out(link, driver, action, case, what)
         except Damaged as error:
             return Outcome(
                 Result.REFUSED, self.clock(), reason=error.reason, message=f"{what}: {error}", hint=error.hint
             )
-        except InputError as error:
+        except (InputError, Unfit) as error:
             return Outcome(
                 Result.REFUSED, self.clock(), reason=Reason.STAGING, message=f"{what}: {error}", hint=error.hint
             )
@@ -393,6 +366,45 @@ class Session:
         except OSError as error:
             hint = "free some space or mend the folder; it is tried again by itself, or at once with `ghv recover`"
             return self._outcome(Result.UNKNOWN, f"{what}: {error.filename}: {error.strerror or error}", hint)
+        finally:
+            self.progress(action.allocation.pilot_job, "")
+
+    async def _carry_out(self, link: Link, driver: Driver, action: Action, case: Case, what: str) -> Outcome:
+        match action.kind:
+            case ActionKind.PROLOG:
+                await self._meter(link)
+                await self._mend(link, action.allocation, case)
+                await self._prolog(link, action.allocation, case.job)
+            case ActionKind.SUBMIT:
+                return await self._submit(link, driver, action.allocation, case.job)
+            case ActionKind.REVOKE:
+                args = {
+                    "entry": action.allocation.pilot_job,
+                    "epoch": action.allocation.epoch,
+                    "by": "controller",
+                    "why": action.why,
+                }
+                reply, _ = await link.call(Op.REVOKE, args, timeout=CALL)
+                return Outcome(Result.OK, self.clock(), owner=from_plain(OwnerRecord, reply["owner"]))
+            case ActionKind.REQUEST_CANCEL:
+                args = {"entry": action.allocation.pilot_job, "what": "cancel", "why": action.why}
+                await link.call(Op.REQUEST, args, timeout=CALL)
+            case ActionKind.BATCH_CANCEL:
+                batch_id = case.pilot_jobs[action.allocation.pilot_job].batch_id
+                await self._batch(link, driver.cancel([(action.allocation.pilot_job, batch_id)]))
+                self._ask.set()
+                # Whether it is gone, the next listing says; until then it may be asked for again.
+                return self._outcome(Result.UNKNOWN, f"{what}: waiting for the site to end it")
+            case ActionKind.LOOK:
+                asked = self.clock()
+                await self._scan(link)
+                return Outcome(Result.OK, asked)
+            case ActionKind.COLLECT:
+                await self._collect(link, action, case.job)
+                await self._meter(link)
+            case ActionKind.CLEAN:
+                return await self._clean(link, action, case.job)
+        return Outcome(Result.OK, self.clock())
 
     def _outcome(self, result: Result, message: str, hint: str = "") -> Outcome:
         return Outcome(result, self.clock(), message=message, hint=hint)
@@ -439,11 +451,12 @@ class Session:
 
     async def _place(self, link: Link, local: Path, path: str, proof: Mapping[str, object], entry: str) -> None:
         """Put a content-addressed file into the account's cache, once, however many jobs ask for it."""
+        while (under_way := self._placing.get(path)) is not None:
+            await asyncio.wait({under_way})
         if path in self._present:
             return
-        async with self._placing.setdefault(path, asyncio.Lock()):
-            if path in self._present:
-                return
+        self._placing[path] = asyncio.get_running_loop().create_future()
+        try:
             reply, _ = await link.call(Op.HAVE, {"paths": [path]}, timeout=CALL)
             if reply["sizes"].get(path) is None:
                 self.progress(entry, f"image layer {path.rpartition('/')[2][:12]} to {self.site.name}")
@@ -454,6 +467,8 @@ class Session:
                         raise Damaged(Reason.IMAGE, f"{error}; the copy here is {local}") from error
                     raise
             self._present.add(path)
+        finally:
+            self._placing.pop(path).set_result(None)
 
     def _manifest(self, a: Allocation, job: Job, inputs: tuple[Input, ...]) -> Manifest:
         spec, resources = job.spec, job.spec.resources
@@ -501,37 +516,23 @@ class Session:
         return Outcome(result, self.clock(), batch_id=answer.batch_id, reason=reason, message=message)
 
     async def _batch(self, link: Link, commands: list[Command]) -> list[CommandResult]:
-        """Run batch system commands in the account's environment."""
+        """Run batch system commands."""
         if not commands:
             return []
-        results = await link.commands(commands, dict(self.site.environment))
+        results = await link.commands(commands)
         if any(result.code == BUNDLE_DAMAGED for result in results):
             self._renew.set()
         return results
 
+    def _collector(self, link: Link, a: Allocation) -> Collector:
+        tell = partial(self.progress, a.pilot_job)
+        return Collector(link, a, self.logs, clock=self.clock, spool_lag=self._facts.spool_lag, progress=tell)
+
     async def _collect(self, link: Link, action: Action, job: Job) -> None:
-        a = action.allocation
-        self.progress(a.pilot_job, "logs")
-        folder = self.logs.folder(a.job, a.epoch)
-        for name in STREAMS.values():
-            await self._download(link, a, name, folder / name, optional=True)
-        if not action.results:
-            return
-        # The sentinel says what there is: a look at the folder may come before the file system shows all of it.
-        record = folder / EXIT
-        await self._download(link, a, EXIT, record, optional=True)
-        if record.exists():
-            outputs = from_plain(ExitRecord, json.loads(record.read_bytes())).outputs
-            for output in sorted(outputs, key=lambda output: output.link != ""):  # no file is written through a link
-                await self._bring(link, a, Path(job.destination), output)
-            return
-        after, more = "", True
-        while more:
-            reply, _ = await link.call(Op.LIST_OUT, {"entry": a.pilot_job, "after": after}, timeout=4 * CALL)
-            for output in (from_plain(OutputFile, plain) for plain in reply["files"]):
-                await self._bring(link, a, Path(job.destination), output)
-                after = output.path
-            more = bool(reply["more"])
+        collector = self._collector(link, action.allocation)
+        await collector.logs()
+        if action.results:
+            await collector.results(Path(job.destination), job.spec.outputs)
 
     async def _meter(self, link: Link) -> None:
         """Share what the relay has used since the last time among the jobs that it was used for."""
@@ -545,6 +546,9 @@ class Session:
         known = "" if lost or a.exit is None else a.exit.claim
         args: dict[str, object] = {"entry": a.pilot_job, "force": True, "known": known}
         message = ""
+        if a.exit is None and a.times.submitting is not None:
+            with contextlib.suppress(LinkError):
+                await self._collector(link, a).logs()  # the batch script's own words say why it did not start
         try:
             await link.call(Op.REMOVE, args, timeout=4 * CALL)
         except LinkError as error:
@@ -552,41 +556,10 @@ class Session:
                 raise
             late = self.logs.folder(a.job, a.epoch) / "late"
             late.mkdir(mode=0o700, exist_ok=True)
-            await self._collect(link, replace(action, results=True), replace(job, destination=str(late)))
-            await link.call(Op.REMOVE, args | {"discard": True}, timeout=4 * CALL)
             message = f"its results came late: they are in {late}"
+            try:
+                await self._collect(link, replace(action, results=True), replace(job, destination=str(late)))
+            except Unfit as unfit:
+                message += f", but for one that cannot be brought: {unfit}"
+            await link.call(Op.REMOVE, args | {"discard": True}, timeout=4 * CALL)
         return Outcome(Result.OK, self.clock(), message=message)
-
-    async def _bring(self, link: Link, a: Allocation, destination: Path, output: OutputFile) -> None:
-        if unsafe(output.path):
-            raise LinkError(f"the site offers an output named {output.path!r}, which would leave the folder")
-        target = destination / output.path
-        self.progress(a.pilot_job, f"result {output.path}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if output.link:
-            inside = os.path.normpath(os.path.join(os.path.dirname(output.path), output.link))
-            if os.path.isabs(output.link) or inside.split("/")[0] == "..":
-                raise LinkError(f"the site offers {output.path!r}, a link to {output.link!r} outside the outputs")
-            target.unlink(missing_ok=True)
-            target.symlink_to(output.link)
-            return
-        name = f"{OUTPUTS}/{output.path}"
-        await self._download(link, a, name, target, sha256=output.sha256, mode=output.mode & 0o777)
-
-    async def _download(
-        self,
-        link: Link,
-        a: Allocation,
-        name: str,
-        local: Path,
-        *,
-        sha256: str = "",
-        mode: int = 0o600,
-        optional: bool = False,
-    ) -> None:
-        """Get one file of an entry. What the disk here has against it names the file."""
-        path = f"{SPOOL}/{a.pilot_job}/{name}"
-        try:
-            await link.download(path, local, sha256=sha256, mode=mode, optional=optional, timeout=BULK)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(error.filename or local)) from error

@@ -130,12 +130,10 @@ class Times:
     """When an allocation reached each state, on the controller's clock. None: not (yet)."""
 
     planned: float
-    prolog_started: float | None = None
     submitting: float | None = None
     queued: float | None = None
     running: float | None = None  # when the controller first saw the pilot's ownership
     ended: float | None = None  # when the controller saw how it ended
-    collecting: float | None = None
     collected: float | None = None
     cleaned: float | None = None
     since: float = 0.0  # when the present state was entered
@@ -156,7 +154,6 @@ class Allocation:
     why: Reason | None = None  # why it is being revoked
     note: str = ""  # the words for it
     exit: ExitRecord | None = None
-    clean: bool = True  # whether the site may still hold something of it
     version: int = 0
 
 

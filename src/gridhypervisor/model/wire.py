@@ -16,6 +16,7 @@ Spool. One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 070
     stdout stderr   what the program printed, appended as it comes
     console.log     the guest's serial console
     pilot.log       the pilot's own log
+    batch.log       what the batch script printed, e.g. why the bundle could not start
     control/        the controller's wishes, one file each: `cancel`
     out/            the outputs, complete before `exit.json` appears
     exit.json       the exit sentinel: written once, durably, last
@@ -27,9 +28,11 @@ import dataclasses
 import enum
 import functools
 import json
+import math
+import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -44,7 +47,7 @@ MAX_PAYLOAD = 16 << 20
 
 # The names inside an entry.
 MANIFEST, OWNER, STATUS, EXIT = "manifest.json", "owner", "status.json", "exit.json"
-STDOUT, STDERR, CONSOLE, PILOT_LOG = "stdout", "stderr", "console.log", "pilot.log"
+STDOUT, STDERR, CONSOLE, PILOT_LOG, BATCH_LOG = "stdout", "stderr", "console.log", "pilot.log", "batch.log"
 INPUTS, OUTPUTS, CONTROL, CANCEL = "in", "out", "control", "cancel"
 
 BURIED = ".buried"
@@ -62,20 +65,23 @@ class Op(enum.StrEnum):
     """Requests that a relay answers. Each is idempotent: sent twice, it has the effect of once.
 
     Paths are relative to the workdir and stay in it. Error kinds: `request` (not understood), `protocol`, `path` (leads
-    out), `missing`, `offset` (a piece leaves a hole: ask HAVE), `digest`, `conflict` (another manifest), `busy` (a pilot
-    has it), `space`, `permission`, `io`, `internal`.
+    out), `missing`, `offset` (a piece leaves a hole: ask HAVE), `digest`, `conflict` (another manifest), `busy` (a
+    pilot has it), `gone` (the entry was removed, its name is buried), `unseen` (it has a sentinel that nobody has
+    collected), `space`, `permission`, `io`, `internal`.
     """
 
     HELLO = "hello"  # {installation, protocol} -> {protocol, host, user, uid, workdir, boot_id, pid}
     EXEC = "exec"  # {commands: [Command]} -> {results: [CommandResult]}; one reply when all have ended
     HAVE = "have"  # {paths: [relative]} -> {sizes: {path: size or null, for path and for path + '.part'}}
-    PUT = "put"  # {path, offset, last, size, sha256?|chunks?, mode?} + payload -> {size}; `chunks`: path of the chunk list
+    PUT = "put"  # {path, offset, last, size, sha256?|chunks?, mode?} + payload -> {size}; `chunks`: the list's path
     LINK_IN = "link_in"  # {source: absolute path on this machine, path, sha256?|chunks?, mode?} -> {size}
     GET = "get"  # {path, offset, length} -> {size, eof} + payload
     PREPARE = "prepare"  # {entry, manifest} -> {}; makes the entry's folder and writes its manifest durably
     REVOKE = "revoke"  # {entry, epoch, by?, why?} -> {owner: OwnerRecord as it now stands}; makes the entry if need be
     REQUEST = "request"  # {entry, what: 'cancel', why} -> {}; leaves a wish in control/
-    SCAN = "scan"  # {} -> {entries: [EntryView]}; every entry of this installation (named 'INSTALLATION-...')
+    # Every entry of this installation (named 'INSTALLATION-...'), sorted by name, in pages; a page behind `after` is of
+    # the look that the first one took.
+    SCAN = "scan"  # {after?: entry} -> {entries: [EntryView], more}
     WATCH = "watch"  # {entry, stdout, stderr: offsets, or null to end} -> {}; notes 'output' follow
     LIST_OUT = "list_out"  # {entry, after?: path} -> {files: [{path, size, mode, sha256?}], more}; sorted, in pages
     # Takes the entry first where nobody has it; buries its name. Refused: busy, a pilot has it and has left no sentinel
@@ -121,7 +127,7 @@ class Outcome(enum.StrEnum):
 
     COMPLETED = "completed"  # the program ran to an end of its own; see exit_code
     STOPPED = "stopped"  # ended from outside: walltime, cancelled; outputs so far are in out/
-    FAILED = "failed"  # the VM or the node failed it; see reason
+    FAILED = "failed"  # the VM, the node or the site failed it; see reason
     YIELDED = "yielded"  # somebody else owns the allocation; nothing was run
 
 
@@ -131,6 +137,7 @@ class Reason(enum.StrEnum):
     EXITED = "exited"  # the program ended, with any exit code
     WALLTIME = "walltime"
     CANCELLED = "cancelled"
+    EVICTED = "evicted"  # the site ended the job by a signal, though nobody had asked and time was left
     NOT_OWNER = "not-owner"  # the allocation was revoked, or another run of this pilot has it
     MANIFEST = "manifest"  # the manifest cannot be read or is of another protocol version
     BUNDLE = "bundle"  # what travels is damaged, or cannot run on this node
@@ -150,8 +157,8 @@ class Reason(enum.StrEnum):
 
 
 RETRYABLE = frozenset(
-    {Reason.BUNDLE, Reason.IMAGE, Reason.GUEST_SILENT, Reason.HYPERVISOR, Reason.PILOT, Reason.NODE_DISK, Reason.LOST,
-     Reason.SUBMIT}
+    {Reason.EVICTED, Reason.BUNDLE, Reason.IMAGE, Reason.GUEST_SILENT, Reason.HYPERVISOR, Reason.PILOT,
+     Reason.NODE_DISK, Reason.LOST, Reason.SUBMIT}
 )
 """Reasons that another node or another try may mend. What the program did, or the user asked, is never among them."""
 
@@ -322,6 +329,10 @@ class ExitRecord:
     hypervisor: HypervisorUsed | None = None
     outputs: tuple[OutputFile, ...] = ()
     node: str = ""
+    # Sizes in bytes of stdout, stderr and console.log, as the node saw them last: a file that is shorter is not yet
+    # all visible. One that was never made is left out.
+    streams: dict[str, int] = field(default_factory=dict)
+    by: str = "pilot"  # or "watchdog", for a pilot that could not: then `outputs` is empty whatever out/ holds
 
 
 @dataclass(frozen=True)
@@ -395,7 +406,8 @@ def from_plain(kind: type[T], value: Any) -> T:
     """Build a record of type `kind` from JSON's types. Unknown fields are ignored (a newer peer may say more).
 
     Raises:
-        WireError: a field is missing or has another type; the message holds the path to it.
+        WireError: a field is missing, has another type, or holds what no column or file could: a whole number of more
+            than 64 bits, a number that is none, text that is not Unicode. The message holds the path to it.
     """
     try:
         return typing.cast(T, _reader(typing.cast(Any, kind))(value))
@@ -436,7 +448,11 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         return functools.partial(_read_enum, kind)
     if kind is float:
         return _read_float
-    return functools.partial(_read_atom, kind, "a whole number" if kind is int else kind.__name__)
+    if kind is int:
+        return _read_int
+    if kind is str:
+        return _read_text
+    return functools.partial(_read_atom, kind)
 
 
 def _read_record(kind: type, fields: tuple[tuple[str, Callable[[Any], Any], bool], ...], value: Any) -> Any:
@@ -469,7 +485,7 @@ def _read_dict(read: Callable[[Any], Any], value: Any) -> dict[str, Any]:
     items = {}
     for key, item in value.items():
         try:
-            items[key] = read(item)
+            items[_read_text(key)] = read(item)
         except _MisfitError as error:
             raise _MisfitError(error.what, f".{key}{error.path}") from None
     return items
@@ -483,18 +499,95 @@ def _read_enum(kind: type[enum.Enum], value: Any) -> Any:
 
 
 def _read_float(value: Any) -> float:
-    _expect(type(value) in (int, float), "a number", value)
+    _expect(type(value) is float and math.isfinite(value) or _is_int(value), "a number", value)
     return float(value)
 
 
-def _read_atom(kind: type, words: str, value: Any) -> Any:
-    _expect(type(value) is kind, words, value)
+def _read_int(value: Any) -> int:
+    _expect(_is_int(value), "a whole number of at most 64 bits", value)
+    return typing.cast(int, value)
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
+def _read_text(value: Any) -> str:
+    _expect(type(value) is str and is_text(value), "text", value)
+    return typing.cast(str, value)
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written down: a file's name that is no UTF-8 cannot, nor what JSON makes of half a pair."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_atom(kind: type, value: Any) -> Any:
+    _expect(type(value) is kind, kind.__name__, value)
     return value
 
 
 def _expect(holds: bool, what: str, value: Any) -> None:
     if not holds:
         raise _MisfitError(f"expected {what}, got {value!r:.80}")
+
+
+def declared(path: str, patterns: Iterable[str]) -> bool:
+    """Whether an output's path is what one of the job's patterns can mean, or lies below it.
+
+    As the guest's shell reads patterns: component by component, `*` and `?` and `[…]` match no slash and no leading
+    dot, bytes and not characters are counted, and a pattern without a match means itself. Who brings outputs out asks
+    this of each: root in the guest may have packed anything.
+
+    >>> [declared(path, ["products/*"]) for path in ("products/a/.b", "products/.a", "products", ".bashrc")]
+    [True, False, False, False]
+    """
+    parts = path.split("/")
+    if "" in parts or ".." in parts:
+        return False
+    return any(_covers(pattern, parts) for pattern in patterns)
+
+
+def _covers(pattern: str, parts: list[str]) -> bool:
+    globs = [glob for glob in pattern.split("/") if glob not in ("", ".")]
+    return len(globs) <= len(parts) and all(
+        part == glob or _component(glob).fullmatch(_bytewise(part)) is not None
+        for glob, part in zip(globs, parts, strict=False)
+    )
+
+
+_TOKEN = re.compile(r"\\.|\*|\?|\[[!^]?\]?(?:\[:\w+:\]|[^]])*\]|.", re.DOTALL)
+
+
+@functools.lru_cache(maxsize=4096)
+def _component(glob: str) -> re.Pattern[str]:
+    """One component of a shell's pattern as a regular expression over bytes (as Latin-1)."""
+    out = "" if glob.startswith((".", "\\.")) else r"(?!\.)"
+    for token in _TOKEN.findall(_bytewise(glob)):
+        if token == "*":
+            out += ".*"
+        elif token == "?" or (token.startswith("[") and "[:" in token):  # named classes: whichever character it is
+            out += "."
+        elif token.startswith("[") and len(token) > 2:
+            negated = token[1] in "!^"
+            body = re.sub(r"[^-0-9A-Za-z]", r"\\\g<0>", token[1 + negated : -1])
+            out += f"[{'^' * negated}{body}]"
+        else:
+            out += re.escape(token[1:] if token.startswith("\\") and len(token) > 1 else token)
+    try:
+        return re.compile(out, re.DOTALL)
+    except re.error:  # [z-a]: it matches nothing but itself
+        return re.compile(re.escape(_bytewise(glob)))
+
+
+def _bytewise(text: str) -> str:
+    return text.encode(errors="surrogatepass").decode("latin-1")
 
 
 def canonical(value: Any) -> bytes:
@@ -543,7 +636,7 @@ class Decoder:
                 del self._buffer[: end + 1]
                 try:
                     message = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise WireError(f"not JSON: {line[:120]!r}") from error
                 if not isinstance(message, dict):
                     raise WireError(f"not an object: {line[:120]!r}")

@@ -31,6 +31,7 @@ from gridhypervisor.model.wire import RETRYABLE, ExitRecord, Outcome, Reason
 from gridhypervisor.planning.ledger import ledger
 from gridhypervisor.planning.placement import place
 from gridhypervisor.planning.world import Absent, Case, Observed, Policy, Result, Seen, SiteFacts, Unknown
+from gridhypervisor.planning.world import Outcome as ActionOutcome
 
 S = AllocationState
 A = ActionKind
@@ -62,7 +63,9 @@ HOLDS_PLACE = frozenset({S.PLANNED, S.SUBMITTING, S.QUEUED, S.RUNNING, S.REVOKIN
 
 START_FAILURES: Mapping[int, tuple[Reason, str]] = {
     78: (Reason.BUNDLE, "the bundle at the site is damaged (exit code 78); it is placed anew at the next attempt"),
+    64: (Reason.BUNDLE, "the bundle's start script was called wrongly (exit code 64); see `ghv logs --stream batch`"),
     73: (Reason.NODE_DISK, "the node's scratch is full or cannot be written (exit code 73)"),
+    77: (Reason.BUNDLE, "the node's scratch is not ours to use (exit code 77); set another with `scratch`"),
     126: (Reason.BUNDLE, "the node's scratch forbids running programs (exit code 126); set another with `scratch`"),
 }
 """What the bundle's start script says by its exit code, which is all that it can leave behind."""
@@ -87,6 +90,7 @@ class JobPlan:
     delete: bool = False  # everything is confirmed gone and the user wants the records gone too
     wake_at: float | None = None
     waiting: str = ""  # for the user: what it waits for
+    unplaced: bool = False  # it looked for a site, and none could take it
 
 
 def plan(
@@ -111,6 +115,7 @@ class _Step:
         self.actions: list[Action] = []
         self.wakes: list[float] = []
         self.waiting = ""
+        self.unplaced = False
         self.ledger: Ledger | None = None
         self.delete = False
 
@@ -123,6 +128,7 @@ class _Step:
             self.delete,
             min(self.wakes, default=None),
             self.waiting,
+            self.unplaced,
         )
 
     # -- the story -------------------------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ class _Step:
             return
         choice = place(self.job, self.sites)
         if choice.site is None:
-            self.waiting = choice.summary
+            self.waiting, self.unplaced = choice.summary, True
             return
         epoch = self.case.vm.epoch + 1
         name = f"{self.installation}-{self.job.id}-{epoch}"
@@ -178,6 +184,7 @@ class _Step:
 
     def allocation(self, a: Allocation) -> None:
         sight = self.case.sight(a)
+        self.learn_batch_id(a, sight)
         match a.state:
             case S.PLANNED:
                 self.planned(a, sight)
@@ -197,6 +204,16 @@ class _Step:
                 pass
             case _:
                 assert_never(a.state)
+
+    def learn_batch_id(self, a: Allocation, sight: Observed) -> None:
+        """Write down the batch job's id as soon as anybody says it, in whatever state: a cancel may need it."""
+        pilot_job = self.case.pilot_jobs.get(a.pilot_job)
+        if pilot_job is None or pilot_job.batch_id:
+            return
+        submit = sight.outcomes.get(A.SUBMIT)
+        batch_id = sight.batch.job.id if isinstance(sight.batch, Seen) else submit.batch_id if submit else ""
+        if batch_id:
+            self.put(replace(pilot_job, batch_id=batch_id, version=pilot_job.version + 1))
 
     def planned(self, a: Allocation, sight: Observed) -> None:
         if self.job.wish is not Wish.RUN:
@@ -247,9 +264,6 @@ class _Step:
 
     def queued(self, a: Allocation, batch_id: str) -> None:
         self.move(a, S.QUEUED, message=f"batch job {batch_id}" if batch_id else "")
-        pilot_job = self.case.pilot_jobs.get(a.pilot_job)
-        if pilot_job is not None and batch_id and pilot_job.batch_id != batch_id:
-            self.put(replace(pilot_job, batch_id=batch_id, version=pilot_job.version + 1))
         self.change_job(JobState.QUEUED)
 
     def running(self, a: Allocation, sight: Observed) -> None:
@@ -260,9 +274,11 @@ class _Step:
         if self.job.wish is not Wish.RUN:
             request = self.want(a, sight, A.REQUEST_CANCEL, why="cancelled by the user")
             if request is not None:
-                patience = request + self.policy.stop_patience
+                # A pilot that goes on beating is bringing the outputs out, which takes as long as it takes.
+                patience = max(request, sight.news_at) + self.policy.stop_patience + self.spool_lag(a.site)
+                patience = min(patience, max(request, self.fence(a)))
                 if self.now >= patience:
-                    self.want(a, sight, A.BATCH_CANCEL, why="the pilot did not stop in time")
+                    self.want(a, sight, A.BATCH_CANCEL, why="the pilot has not stopped, and says nothing any more")
                 else:
                     self.wakes.append(patience)
             self.waiting = "stopping: the guest shuts down, outputs so far come back"
@@ -271,7 +287,7 @@ class _Step:
             return
         since, words = gone
         # The sentinel may still be on its way through the site's file system: one more look after the lag.
-        settled = since + (self.sites[a.site].spool_lag if a.site in self.sites else 60.0)
+        settled = since + self.spool_lag(a.site)
         if self.now <= settled:
             self.wakes.append(settled + 0.01)
             self.waiting = f"{words}; waiting for its last word"
@@ -300,7 +316,7 @@ class _Step:
         Only the batch system's word on this very run counts at once. A node given up, a run repeated by the site, a
         listing without it leave the guest running for all we know: until its watchdog has ended it at its walltime.
         """
-        fence = (a.times.running or a.times.since) + self.walltime() + self.policy.fence_margin
+        fence = self.fence(a)
         match sight.batch:
             case Seen(job, since) if job.state is BatchState.ENDED and not job.restarts:
                 return since, f"{a.site} says that it ended" + (f": {job.reason}" if job.reason else "")
@@ -341,6 +357,15 @@ class _Step:
             else:
                 self.give_up(a, a.why or Reason.LOST, a.note)
             return
+        if sight.unreadable_at is not None:
+            # Whoever took it took it before we saw it, and nobody takes it again: his guest ends by its walltime.
+            over = sight.unreadable_at + self.walltime() + self.policy.fence_margin
+            if self.now >= over:
+                words = f"its `owner` at {a.site} cannot be read, and its walltime is over"
+                self.give_up(a, Reason.LOST, words, "see that the file system of the site's workdir is sound")
+                return
+            self.wakes.append(over)
+            self.waiting = f"its `owner` at {a.site} cannot be read; waiting until its walltime is surely over"
         self.want(a, sight, A.REVOKE, why=a.note)
         self.waiting = self.waiting or f"waiting for {a.site} to confirm that it will not run"
 
@@ -365,11 +390,33 @@ class _Step:
             self.settle(self.move(a, S.COLLECTED))
             return
         if outcome is not None:
+            refused, tried = outcome.result is Result.REFUSED, outcome.tries >= self.policy.collect_tries
+            if (refused and tried) or (self.job.wish is not Wish.RUN and (refused or tried)):
+                self.strand(a, outcome)
+                return
             self.waiting = f"{outcome.message}; {outcome.hint}" if outcome.hint else outcome.message
         self.want(a, sight, A.COLLECT, results=self.retry_reason(a) is None)
 
+    def strand(self, a: Allocation, outcome: ActionOutcome) -> None:
+        """The results cannot come home: the job ends without them. They stay at the site until somebody asks."""
+        fetch = f"`ghv recover {self.job.id}` fetches them from {a.site}, or `ghv delete` drops them"
+        hint = f"{outcome.hint}; then {fetch}" if outcome.hint else fetch
+        self.waiting = outcome.message
+        if self.job.wish is Wish.RUN:
+            code = a.exit.exit_code if a.exit is not None else None
+            self.end(JobState.FAILED, Reason.STAGING, outcome.message, hint, code, a)
+        else:
+            message = f"cancelled before its results came home: {outcome.message}"
+            self.end(JobState.CANCELLED, Reason.CANCELLED, message, hint, a=a)
+
     def settle(self, a: Allocation) -> None:
         """The results are home: another attempt, or the job waits for the clean-up to end."""
+        if self.job.state.final:
+            self.job = replace(
+                self.job, hint="its results are home now, and the site is clean", version=self.case.job.version + 1
+            )
+            self.put(self.job)
+            return
         retry = self.retry_reason(a)
         if retry is not None and a.epoch == self.case.vm.epoch:
             self.try_again(a, retry)
@@ -395,7 +442,7 @@ class _Step:
                 message = f"{exit.message or 'stopped'}: {a.site} told it to stop, which nobody asked for here"
                 hint = "ask the site's administrators whether they deleted, preempted or requeued the batch job"
                 self.end(JobState.CANCELLED, exit.reason, message, hint, exit.exit_code, a)
-            case Outcome.STOPPED if exit.reason is Reason.CANCELLED:
+            case _ if exit.reason in (Reason.CANCELLED, Reason.EVICTED) and self.job.wish is not Wish.RUN:
                 self.end(JobState.CANCELLED, exit.reason, exit.message, exit.hint, exit.exit_code, a)
             case _:
                 self.end(JobState.FAILED, exit.reason, exit.message, exit.hint, exit.exit_code, a)
@@ -438,7 +485,7 @@ class _Step:
             return
         if why is Reason.CANCELLED or self.job.wish is not Wish.RUN:
             self.end(JobState.CANCELLED, Reason.CANCELLED, note, hint, a=moved)
-        elif why in RETRYABLE and self.job.attempts <= self.job.spec.retry.times:
+        elif why in RETRYABLE and self.spent(moved) <= self.job.spec.retry.times:
             self.try_again(a, why)
         else:
             self.end(JobState.FAILED, why, note, hint, a=moved)
@@ -446,11 +493,24 @@ class _Step:
     def retry_reason(self, a: Allocation) -> Reason | None:
         """Why this attempt's failure calls for another, if it does."""
         exit = a.exit
-        if exit is None or exit.outcome is not Outcome.FAILED or self.job.wish is not Wish.RUN:
+        if exit is None or exit.outcome is Outcome.COMPLETED or self.job.wish is not Wish.RUN or self.job.state.final:
             return None
-        if exit.reason in RETRYABLE and self.job.attempts <= self.job.spec.retry.times:
+        if exit.reason in RETRYABLE and self.spent(a) <= self.job.spec.retry.times:
             return exit.reason
         return None
+
+    def spent(self, last: Allocation) -> int:
+        """Attempts that count against the job's retries, `last` included.
+
+        A submission of which nobody ever heard again (this controller died in it, mostly) is nobody's failure; but a
+        site that loses everything that it is given must not go on for ever.
+        """
+        attempts = [last if a.id == last.id else a for a in self.case.allocations]
+        lost = sum(
+            a.why is Reason.LOST and a.exit is None and a.times.queued is None and a.times.running is None
+            for a in attempts
+        )
+        return len(attempts) - min(lost, self.policy.free_losses)
 
     def try_again(self, a: Allocation, why: Reason) -> None:
         excluded = self.job.excluded
@@ -493,6 +553,14 @@ class _Step:
     def lag(self, site: str) -> float:
         facts = self.sites.get(site)
         return facts.listing_lag if facts is not None else 60.0
+
+    def spool_lag(self, site: str) -> float:
+        facts = self.sites.get(site)
+        return facts.spool_lag if facts is not None else 60.0
+
+    def fence(self, a: Allocation) -> float:
+        """When the guest of an allocation that a pilot took is surely over, whatever anybody says."""
+        return (a.times.running or a.times.since) + self.walltime() + self.policy.fence_margin
 
     def walltime(self) -> float:
         return float(parse_duration(self.job.spec.resources.walltime))

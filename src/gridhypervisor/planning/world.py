@@ -70,6 +70,8 @@ class Observed:
     batch: Batch = Unknown()
     outcomes: Mapping[ActionKind, Outcome] = field(default_factory=dict)
     busy: frozenset[ActionKind] = frozenset()
+    news_at: float = 0.0  # when the pilot was last seen to have said something new
+    unreadable_at: float | None = None  # since when there is an `owner` that cannot be read
 
 
 @dataclass(frozen=True)
@@ -111,5 +113,7 @@ class Policy:
     retry_first: float = 1.0  # before an action is tried again; doubles
     retry_most: float = 30.0
     clean_patience: float = 10.0  # a job's end waits that long for the site's clean-up
-    stop_patience: float = 45.0  # beyond stop_grace, before the batch system is asked to end a job
+    stop_patience: float = 45.0  # that a pilot may say nothing after a cancel, before the batch system is to end it
     fence_margin: float = 120.0  # beyond its walltime, when a guest that nobody can see is surely gone
+    collect_tries: int = 5  # (a number) to bring results home that will not come, before the job ends without them
+    free_losses: int = 2  # (a number) submissions lost before anybody had the job, that cost it no retry

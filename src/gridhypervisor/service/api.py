@@ -26,7 +26,9 @@ def make_app(backend: Backend) -> Litestar:
     closing = asyncio.Event()
     app = Litestar(
         [make_router(backend, closing), healthz],
-        exception_handlers={ServiceError: _refuse, StoreError: _refuse_store, HTTPException: _refuse_http, Exception: _fail},
+        exception_handlers={
+            ServiceError: _refuse, StoreError: _refuse_store, HTTPException: _refuse_http, Exception: _fail
+        },
         openapi_config=OpenAPIConfig(
             title="GridHypervisor",
             version=__version__,

@@ -54,7 +54,7 @@ LOG_LIMIT = 16 << 20
 Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="at most so many")]
 Offset = Annotated[int, QueryParameter(ge=0, description="the byte to start at")]
 After = Annotated[int, QueryParameter(ge=0, description="only events with a higher sequence")]
-LogName = Annotated[Literal["stdout", "stderr", "console", "pilot"], QueryParameter()]
+LogName = Annotated[Literal["stdout", "stderr", "console", "pilot", "batch"], QueryParameter()]
 
 
 def make_router(backend: Backend, closing: asyncio.Event) -> Router:

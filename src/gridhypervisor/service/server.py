@@ -96,16 +96,14 @@ def _listening(path: Path) -> Iterator[socket.socket]:
         hint = "Use the running service, or stop it: ghv service stop"
         raise ServiceError(Problem(title, 409, "conflict", "another service listens there", hint))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
     try:
+        os.fchmod(sock.fileno(), 0o600)  # the file gets the socket's own mode: nobody else can connect at any moment
         path.unlink(missing_ok=True)
         sock.bind(str(path))
     except OSError as error:
         sock.close()
         hint = "Set GHV_RUNTIME to a folder of your own."
         raise ServiceError(Problem(title, 500, "refused", error.strerror or str(error), hint)) from error
-    finally:
-        os.umask(before)
     inode = path.stat().st_ino
     try:
         sock.listen(BACKLOG)

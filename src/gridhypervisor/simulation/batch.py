@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from gridhypervisor.model.wire import Command, CommandResult, Reason
+from gridhypervisor.model.wire import Command, CommandResult
 from gridhypervisor.simulation.pilot import Pilot
 
 KILL_WAIT = 10.0
@@ -153,7 +153,7 @@ class Batch:
                 self.queue.remove(job)
                 self._ended(job, None, "Cancelled")
             elif job.state == "RUNNING" and job.pilot is not None:
-                job.pilot.stop(Reason.CANCELLED, "the batch system asked it to stop")
+                job.pilot.end("the batch system asked it to stop")
                 self._loop.call_later(KILL_WAIT, job.pilot.destroy)
 
     # -- its scheduler ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -95,10 +96,9 @@ class MemoryLink:
             raise LinkError(error["message"], error["kind"], error["hint"])
         return reply["ok"], data
 
-    async def commands(self, commands: Sequence[Command], environment: Mapping[str, str]) -> list[CommandResult]:
-        with_environment = [Command(c.argv, c.stdin, c.timeout, {**environment, **c.environment}) for c in commands]
+    async def commands(self, commands: Sequence[Command]) -> list[CommandResult]:
         timeout = 30.0 + sum(c.timeout for c in commands)
-        reply, _ = await self.call(Op.EXEC, {"commands": to_plain(with_environment)}, timeout=timeout)
+        reply, _ = await self.call(Op.EXEC, {"commands": to_plain(commands)}, timeout=timeout)
         return [from_plain(CommandResult, item) for item in reply["results"]]
 
     async def upload(
@@ -134,8 +134,14 @@ class MemoryLink:
             end = bool(reply["eof"])
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise LinkError(f"get {path}: not the file that was announced", "digest")
-        local.write_bytes(data)
-        local.chmod(mode)
+        part = local.with_name(f".ghv-{secrets.token_hex(8)}.part")
+        part.write_bytes(data)
+        part.chmod(mode)
+        try:
+            part.replace(local)  # not through a link of that name
+        except OSError:
+            part.unlink()
+            raise
 
     async def lost(self) -> None:
         await asyncio.shield(self._end)

@@ -37,6 +37,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._worked)
         return future
 
+    async def shutdown_default_executor(self) -> None:
+        self._working += 1  # a thread that is none of an executor's waits for them
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._working -= 1
+
     def _worked(self, _: asyncio.Future[Any]) -> None:
         self._working -= 1
 

@@ -220,15 +220,21 @@ class Pilot:
     # -- what others do to it --------------------------------------------------------------------------------------
 
     def stop(self, reason: Reason, message: str) -> None:
-        """A wish, or a TERM: it stops the guest in its own time, if it is not stopped itself."""
+        """It stops the guest in its own time, if it is not stopped itself."""
         if self.paused or self.cut or not self.alive or self._ending is not None:
             return
         if self.entry is None:
             self._over(143)
             return
+        outcome = Outcome.FAILED if reason is Reason.EVICTED else Outcome.STOPPED
         if self._step is not None:
             self._step.cancel()
-        self._step = self.loop.call_later(self.tempo.shut_down, lambda: self._finish(Outcome.STOPPED, reason, message))
+        self._step = self.loop.call_later(self.tempo.shut_down, lambda: self._finish(outcome, reason, message))
+
+    def end(self, message: str) -> None:
+        """A bare TERM: a cancel, if one was asked for; else the site's own doing."""
+        cancelled = self.entry is not None and self.entry.cancel
+        self.stop(Reason.CANCELLED if cancelled else Reason.EVICTED, message)
 
     def kill(self) -> None:
         """SIGKILL to the pilot alone: its watchdog ends the guest and says so."""

@@ -28,6 +28,9 @@ from gridhypervisor.model.wire import (
 from gridhypervisor.simulation.batch import Batch
 from gridhypervisor.simulation.spool import Entry, File, Spool
 
+PAGE = 100
+"""Entries in one answer to SCAN: few, so that tests have many pages."""
+
 
 class Refused(Exception):
     """A request that is answered by an error."""
@@ -157,7 +160,7 @@ class Relay:
     def _revoke(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         self._account.claims += 1
         claim = f"controller:{self._account.claims}"
-        record = OwnerRecord("controller", claim, int(request["epoch"]), "front", str(request.get("by", "")))
+        record = OwnerRecord("controller", claim, int(request["epoch"]), "front", str(request.get("why", "")))
         if request["entry"] in self._account.spool.buried:
             return {"owner": record}, b""
         entry = self._account.spool.make(str(request["entry"]))
@@ -168,8 +171,10 @@ class Relay:
         return {}, b""
 
     def _scan(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
-        entries = self._account.spool.entries
-        return {"entries": [e.seen for name, e in sorted(entries.items()) if name.startswith(self._prefix)]}, b""
+        after = str(request.get("after", ""))
+        names = sorted(n for n in self._account.spool.entries if n.startswith(self._prefix) and n > after)
+        page = [self._account.spool.entries[name].seen for name in names[:PAGE]]
+        return {"entries": page, "more": len(names) > PAGE}, b""
 
     def _watch(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         entry = self._account.entry(request["entry"])

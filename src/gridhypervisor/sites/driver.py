@@ -17,9 +17,6 @@ from gridhypervisor.model.wire import CommandResult
 OVERHEAD = 384 << 20
 """Bytes asked for beside the guest's memory: the emulator's code cache and tables, the pilot, the watchdog."""
 
-BATCH_LOG = "batch.log"
-"""Inside the entry: what the batch script itself printed, e.g. why the bundle could not start."""
-
 
 def batch_script(job: Submission, log: str = "") -> str:
     """The text that the batch system runs. It becomes the pilot: the site's signals reach that and nobody between.

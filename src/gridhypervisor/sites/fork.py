@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
 from gridhypervisor.model.records import Site
-from gridhypervisor.model.wire import BUNDLES, Command, CommandResult
-from gridhypervisor.sites.driver import BATCH_LOG, batch_script, by_name, explain, known_options, seconds_option
+from gridhypervisor.model.wire import BATCH_LOG, BUNDLES, Command, CommandResult
+from gridhypervisor.sites.driver import batch_script, by_name, explain, known_options, seconds_option
 
 STATES = {"PENDING": BatchState.PENDING, "RUNNING": BatchState.RUNNING, "ENDED": BatchState.ENDED}
 

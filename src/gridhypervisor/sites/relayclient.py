@@ -86,18 +86,17 @@ class RelayLink:
             if reply is not None:
                 reply.cancel()  # one that comes after all is dropped
 
-    async def commands(self, commands: Sequence[Command], environment: Mapping[str, str]) -> list[CommandResult]:
-        """Run commands at the site with these variables added; results in the same order.
+    async def commands(self, commands: Sequence[Command]) -> list[CommandResult]:
+        """Run commands at the site; results in the same order.
 
         Raises:
             LinkError, LinkLost: see `call`. A command that fails raises nothing.
         """
         if not commands:
             return []
-        plain = [wire.to_plain(c) | {"environment": {**environment, **c.environment}} for c in commands]
         rounds = -(-len(commands) // COMMANDS_AT_ONCE)
         timeout = REPLY + rounds * max(command.timeout for command in commands)
-        reply, _ = await self.call(Op.EXEC, {"commands": plain}, timeout=timeout)
+        reply, _ = await self.call(Op.EXEC, {"commands": commands}, timeout=timeout)
         return [wire.from_plain(CommandResult, result) for result in reply["results"]]
 
     async def upload(
@@ -159,15 +158,15 @@ class RelayLink:
         optional: bool = False,
         timeout: float,
     ) -> None:
-        """Get a file, whole or not at all. With a digest it is verified, and a `.part` beside it is gone on from.
+        """Get a file, whole or not at all. With a digest it is verified, and what came before a cut is gone on from.
 
         Raises:
             LinkError: it is not there (unless `optional`), or not what the digest says; LinkLost: see `call`.
             OSError: the local file cannot be written.
         """
-        part = local.with_name(f"{local.name}.part")
-        have = part.stat().st_size if sha256 and part.exists() else 0
+        part = part_of(local, path, sha256)
         try:
+            have = part.stat().st_size if sha256 and part.exists() else 0
             async with asyncio.timeout(timeout):
                 await self._get(path, part, have)
                 if sha256 and await asyncio.to_thread(_digest, part) != sha256:
@@ -192,8 +191,9 @@ class RelayLink:
         """Append the file's bytes from `offset` to what `part` holds before it."""
         pieces: deque[asyncio.Future[Reply]] = deque()
         try:
-            with part.open("r+b" if offset else "wb") as file:
-                os.chmod(part, 0o600)
+            # The folder may hold what a guest has put there: no link is followed.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(part, flags, 0o600), "r+b") as file:
                 file.seek(offset)
                 file.truncate()
                 asked, end = offset, offset + 1  # one piece tells the size, then the others are asked for
@@ -283,6 +283,11 @@ def _what(op: Op, args: Mapping[str, object]) -> str:
     return " ".join(str(word) for word in (op, args.get("entry") or args.get("path") or "") if word)
 
 
+def part_of(local: Path, path: str, sha256: str) -> Path:
+    """Where a download grows: beside its place, under a name that no user's file has and every file system takes."""
+    return local.with_name(f".ghv-{hashlib.sha256(f'{path}#{sha256}'.encode()).hexdigest()[:16]}.part")
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -292,4 +297,8 @@ def _finish(part: Path, local: Path, mode: int) -> None:
     with part.open("rb") as file:
         os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
-    part.replace(local)
+    try:
+        part.replace(local)
+    except OSError:
+        part.unlink()  # it has no place to go to, and would stay for ever
+        raise

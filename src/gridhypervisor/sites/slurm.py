@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
-from gridhypervisor.model.wire import Command, CommandResult
+from gridhypervisor.model.wire import BATCH_LOG, Command, CommandResult
 from gridhypervisor.sites.driver import (
-    BATCH_LOG,
     OVERHEAD,
     batch_script,
     by_name,
@@ -240,8 +239,8 @@ def _job(line: str) -> BatchJob | None:
         reason = word
     elif state is BatchState.PENDING and reason in NEVER_STARTS:
         state, reason = BatchState.HELD, f"{reason}: {NEVER_STARTS[reason]}"
-    elif state is BatchState.ENDED and reason in ("None", ""):
-        reason = word
+    elif state is BatchState.ENDED and (reason in ("None", "") or base in DECLARED):
+        reason = word  # what stands as the reason may be why it waited
     code = _exit_code(int(status)) if state is BatchState.ENDED and status.isdigit() else None
     return BatchJob(number, name, state, "" if reason == "None" else reason, node, code, _number(restarts))
 

@@ -78,6 +78,8 @@ def fetch(
             except Unchanged:
                 if have is None:
                     raise
+        with contextlib.suppress(OSError):
+            os.utime(place.with_suffix(".about"))  # when it was used last: see `keeping`
         progress(have.size, have.size)
         return have
 

@@ -98,6 +98,16 @@ def _staged(item: Planned, cache: Path, progress: Progress) -> Staged:
         except InputError as error:
             raise InputError(f"{item.field}: {error}", error.hint) from error
         return Staged(got.path, Input(item.name, got.size, got.sha256, item.mode))
+    return local_file(item, progress)
+
+
+def local_file(item: Planned, progress: Progress) -> Staged:
+    """A planned local file, read through.
+
+    Raises:
+        InputError: it cannot be read, changes meanwhile, or is not the one whose checksum is given.
+    """
+    assert item.local is not None
     try:
         found, size = digest(item.local)
     except InputError as error:

@@ -145,6 +145,6 @@ def number_of(job: str) -> int:
     Raises:
         ValueError: it is no job's id.
     """
-    if not (job.startswith("j") and job[1:].isascii() and job[1:].isdecimal()):
+    if not (job.startswith("j") and job[1:].isascii() and job[1:].isdecimal() and len(job) < 19):
         raise ValueError(f"{job!r} is not a job's id; they look like j12")
     return int(job[1:])

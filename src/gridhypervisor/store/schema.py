@@ -111,7 +111,6 @@ allocation = Table(
     Column("why", Text),
     Column("note", Text, nullable=False),
     Column("exit", Text),
-    Column("clean", Boolean, nullable=False),
     Column("version", Integer, nullable=False),
     UniqueConstraint("vm", "epoch"),  # the last line of defence of "never two guests"
     Index("ix_allocation_alive", "job", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),

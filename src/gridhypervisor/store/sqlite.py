@@ -219,7 +219,7 @@ class SqliteStore:
         try:
             with engine.begin() as connection:
                 yield connection
-        except (SQLAlchemyError, sqlite3.Error, ValueError) as error:
+        except (SQLAlchemyError, sqlite3.Error, ValueError, OverflowError) as error:
             raise failure.explain(error, operation, self._path) from error
 
 

@@ -138,7 +138,6 @@ def upgrade() -> None:
         sa.Column("why", sa.Text(), nullable=True),
         sa.Column("note", sa.Text(), nullable=False),
         sa.Column("exit", sa.Text(), nullable=True),
-        sa.Column("clean", sa.Boolean(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(["job"], ["job.id"], name="fk_allocation_job_job"),
         sa.ForeignKeyConstraint(["pilot_job"], ["pilot_job.name"], name="fk_allocation_pilot_job_pilot_job"),

@@ -1,0 +1,49 @@
+"""When an allocation must end, and what it means when somebody wants it to: pure decisions on the pilot's clock.
+
+    started ─────────────── soft ── hard ── deadline ── walltime
+                             │       │       └ the watchdog kills the guest, and the pilot, and says so
+                             │       └ the pilot gives up what it is at, and leaves the sentinel: it knows more
+                             └ the program is stopped, so that its outputs can still be brought out
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gridhypervisor.model.wire import Manifest, Reason
+
+NEAR = 120.0
+"""Seconds before the walltime's end in which a signal is taken for its warning: Slurm's may come a minute early."""
+
+_STAGE_OUT_RATE = 64 << 20  # bytes a second that an emulated guest and a file server bring out together
+_STAGE_OUT = 20.0  # seconds that it takes whatever the size
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Moments on CLOCK_BOOTTIME."""
+
+    started: float
+    walltime: float  # seconds
+    soft: float
+    hard: float
+    deadline: float
+
+    @classmethod
+    def of(cls, manifest: Manifest, started: float) -> Limits:
+        """The limits of a pilot that started then. Of a short walltime, most must remain for the program."""
+        wanted = manifest.resources
+        walltime = float(wanted.walltime)
+        deadline = started + walltime - max(1.0, min(15.0, walltime / 20))
+        hard = deadline - max(0.5, min(5.0, walltime / 40))
+        bring_out = _STAGE_OUT + (wanted.scratch / _STAGE_OUT_RATE if manifest.program.outputs else 0.0)
+        soft = hard - min(manifest.stop_grace + bring_out, walltime / 4)
+        return cls(started, walltime, soft, hard, deadline)
+
+    def meaning(self, moment: float, *, cancelled: bool) -> Reason:
+        """What a bare signal of the site means. It is the user's wish only where that was left in words."""
+        if cancelled:
+            return Reason.CANCELLED
+        left = self.started + self.walltime - moment
+        near = left <= min(max(NEAR, self.walltime / 10), self.walltime / 2)
+        return Reason.WALLTIME if near else Reason.EVICTED

@@ -1,0 +1,87 @@
+"""When to look at which job again: timers, and the queue of those that wait for a place.
+
+It keeps order and forgets what no longer holds. It knows nothing of why a job waits or what a site can do.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+SLACK = 64
+"""Timers that no longer hold, beyond as many as hold, before they are swept."""
+
+
+class Timers:
+    """At most one time for each job."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, str]] = []
+        self._due: dict[str, float] = {}
+
+    @property
+    def next(self) -> float | None:
+        """When to call `expired` again; perhaps in vain."""
+        return self._heap[0][0] if self._heap else None
+
+    def set(self, job: str, at: float) -> None:
+        """At that time, and at no other."""
+        if self._due.get(job) == at:
+            return
+        self._due[job] = at
+        heapq.heappush(self._heap, (at, job))
+        if len(self._heap) > 2 * len(self._due) + SLACK:
+            self._heap = [(at, job) for job, at in self._due.items()]
+            heapq.heapify(self._heap)
+
+    def drop(self, job: str) -> None:
+        self._due.pop(job, None)
+
+    def expired(self, now: float) -> Iterator[str]:
+        """The jobs whose time has come; each once."""
+        while self._heap and self._heap[0][0] <= now:
+            at, job = heapq.heappop(self._heap)
+            if self._due.get(job) == at:
+                del self._due[job]
+                yield job
+
+
+class Waiting:
+    """Jobs without a place, oldest first, by the site that they ask for ("": any).
+
+    A job that did not take a place although the site had one free cannot use that site as it is: it is not offered one
+    again until the site has changed, so that it does not stand in the way of those behind it.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, dict[str, None]] = {}  # by the site asked for
+        self._site_of: dict[str, str] = {}
+        self._unfit: dict[str, set[str]] = {}  # by site
+
+    def add(self, job: str, site: str) -> None:
+        self._site_of[job] = site
+        self._jobs.setdefault(site, {})[job] = None
+
+    def remove(self, job: str) -> None:
+        site = self._site_of.pop(job, None)
+        if site is not None:
+            del self._jobs[site][job]
+        for unfit in self._unfit.values():
+            unfit.discard(job)
+
+    def unfit(self, site: str, jobs: Iterable[str]) -> bool:
+        """Take down that these did not take a free place of the site. Whether there was any that could have."""
+        found = [job for job in jobs if self._site_of.get(job) in (site, "")]
+        self._unfit.setdefault(site, set()).update(found)
+        return bool(found)
+
+    def changed(self, site: str) -> None:
+        """The site may serve jobs now that it could not serve before."""
+        self._unfit.pop(site, None)
+
+    def candidates(self, site: str, count: int) -> list[str]:
+        """Those who are next to be offered a place at the site: at most `count` that ask for it, and `count` others."""
+        unfit = self._unfit.get(site, ())
+        queues = (self._jobs.get(asked, {}) for asked in (site, ""))
+        return [job for queue in queues for job in islice((j for j in queue if j not in unfit), count)]

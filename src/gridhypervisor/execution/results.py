@@ -1,0 +1,169 @@
+"""Brings a run's outputs home, trusting neither the site nor the guest.
+
+Root in the guest chooses the outputs' names, contents and links. So what is brought is what the job declared, and
+nothing else; it is written below the destination, and never through a symbolic link that lies there; and a link is made
+only if it can lead nowhere but into the outputs, whatever other links there are. What cannot be brought, now or ever,
+does not keep the rest from coming.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gridhypervisor.model.spec import unsafe
+from gridhypervisor.model.wire import OutputFile
+
+DECLARE = "the guest offers what the job did not ask for: see what the program does, or declare it with `outputs`"
+
+
+class Unfit(Exception):
+    """An output cannot be brought to where it belongs, however often it is tried."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Declared:
+    """What a job declared as its outputs: shell patterns, relative to its folder."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._patterns = [[(part, _regex(part)) for part in _parts(pattern)] for pattern in patterns]
+
+    def admit(self, output: OutputFile) -> None:
+        """See that the output is one of those declared, or lies below a folder that is, and leads nowhere else.
+
+        Raises:
+            Unfit: it is not.
+        """
+        parts = output.path.split("/")
+        if unsafe(output.path) or "" in parts or "." in parts:
+            raise Unfit(f"output {output.path!r}: it would leave the folder", DECLARE)
+        if not any(
+            len(pattern) <= len(parts)
+            and all(name == text or regex.fullmatch(name) for name, (text, regex) in zip(parts, pattern, strict=False))
+            for pattern in self._patterns
+        ):
+            raise Unfit(f"output {output.path!r}: it matches no declared pattern", DECLARE)
+        if output.link and not leads_inside(output.path, output.link):
+            raise Unfit(f"output {output.path!r}: a link to {output.link!r}, outside the outputs", DECLARE)
+
+
+def leads_inside(path: str, target: str) -> bool:
+    """Whether a link at `path` to `target` stays below the folder of which both are part, whatever its parts are.
+
+    `..` may only come first, where the folder that it leaves is the link's own: after another name that may be a link,
+    nobody knows what it leaves.
+    """
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    up = next((i for i, part in enumerate(parts) if part != ".."), len(parts))
+    return not target.startswith("/") and "\0" not in target and ".." not in parts[up:] and up <= path.count("/")
+
+
+@contextlib.contextmanager
+def place_of(destination: Path, path: str) -> Iterator[Path]:
+    """Where an output goes: a path of its own to its real folder, which is made. Good as long as the context lasts.
+
+    Raises:
+        Unfit: something that is no folder is in the way, or a name is too long.
+        OSError: the disk is full, or the destination is gone or may not be written.
+    """
+    folders, name = path.split("/")[:-1], path.rpartition("/")[2]
+    with _telling(destination, path):
+        destination.mkdir(parents=True, exist_ok=True)
+        here = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for folder in folders:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(folder, dir_fd=here)
+                below = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+                os.close(here)
+                here = below
+            # By this name the folder is the one that was opened, whatever becomes of its path.
+            yield Path(f"/proc/self/fd/{here}") / name
+        finally:
+            os.close(here)
+
+
+def make_link(place: Path, target: str) -> None:
+    """Make a symbolic link, in the place of a file or link that is there."""
+    new = place.with_name(f".ghv-{secrets.token_hex(8)}")
+    new.symlink_to(target)
+    try:
+        new.replace(place)
+    except OSError:
+        new.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _telling(destination: Path, path: str) -> Iterator[None]:
+    """Errors name the place as the user knows it; those that time does not mend are told apart."""
+    whole = f"{destination}/{path}"
+    try:
+        yield
+    except OSError as error:
+        hint = {
+            errno.ELOOP: "a symbolic link is in the way: remove it, or have the results go to another folder",
+            errno.ENOTDIR: "a file or a link is where a folder must be: move it away",
+            errno.EISDIR: "a folder is where the file must be: move it away",
+            errno.EEXIST: "something else has the name: move it away",
+            errno.ENAMETOOLONG: "the file system here takes no such name: let the program choose a shorter one",
+            errno.EINVAL: "the file system here takes no such name: let the program choose another",
+            errno.EACCES: "see that you may write there",
+            errno.EPERM: "see that you may write there",
+            errno.EROFS: "the file system here cannot be written",
+        }.get(error.errno or 0)
+        if hint is not None:
+            raise Unfit(f"write {whole}: {error.strerror}", hint) from error
+        raise OSError(error.errno, error.strerror, whole) from error
+
+
+def _parts(pattern: str) -> list[str]:
+    return [part for part in pattern.split("/") if part not in ("", ".")]
+
+
+def _regex(glob: str) -> re.Pattern[str]:
+    """One component of a shell pattern. A leading dot is matched by a dot alone."""
+    out = "" if glob.startswith((".", "\\.")) else r"(?!\.)"
+    i = 0
+    while i < len(glob):
+        char, i = glob[i], i + 1
+        if char == "*":
+            out += ".*"
+        elif char == "?":
+            out += "."
+        elif char == "[" and (found := re.match(r"([!^]?)(\]?(?:\[:\w+:\]|\\.|[^\]])*)\]", glob[i:])):
+            out += _set(found[1], found[2])
+            i += found.end()
+        elif char == "\\" and i < len(glob):
+            out, i = out + re.escape(glob[i]), i + 1
+        else:
+            out += re.escape(char)
+    try:
+        return re.compile(out, re.DOTALL)
+    except re.error:  # a range that is none, such as z-a: it matches nothing but itself
+        return re.compile(re.escape(glob))
+
+
+CLASSES = {
+    "alpha": "a-zA-Z", "digit": "0-9", "alnum": "a-zA-Z0-9", "upper": "A-Z", "lower": "a-z", "space": r"\s",
+    "blank": r" \t", "xdigit": "0-9a-fA-F", "punct": r"!-/:-@\[-`{-~", "word": r"\w",
+}  # fmt: skip
+
+
+def _set(negated: str, body: str) -> str:
+    """`[…]` of a shell pattern, as one of a regular expression."""
+    out = ""
+    for name, quoted, plain in re.findall(r"\[:(\w+):\]|\\(.)|(.)", body, re.DOTALL):
+        if name:
+            out += CLASSES.get(name, "")
+        else:
+            out += plain if plain == "-" else re.escape(quoted or plain)
+    return f"[{'^' if negated else ''}{out}]" if out else "(?!)"
