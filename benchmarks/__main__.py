@@ -10,6 +10,7 @@ import importlib
 
 from benchmarks import report
 
+QUICK = 3
 FIGURES = ("science", "ready", "overhead", "simulated")
 
 
@@ -17,11 +18,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what GridHypervisor costs.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}; default: all")
     parser.add_argument("--runs", type=int, help="runs of each; default: the figure's own number, at least 15")
+    parser.add_argument("--quick", action="store_true", help="3 runs of each: to see that it works, not to be quoted")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(FIGURES):
         parser.error(f"no figure named {', '.join(sorted(unknown))}; there are: {', '.join(FIGURES)}")
+    runs = QUICK if arguments.quick else arguments.runs
     for name in arguments.names or FIGURES:
-        found: report.Report = importlib.import_module(f"benchmarks.{name}").measure(arguments.runs)
+        found: report.Report = importlib.import_module(f"benchmarks.{name}").measure(runs)
         report.show(found)
         print(f"  written to {report.write(name, found)}")
 

@@ -64,6 +64,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model or platform.machine(),
         "cores": os.cpu_count(),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "load": os.getloadavg()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -88,5 +89,8 @@ def show(report: Report) -> None:
         print(f"  {f.name:32} {f.median:10.4g}   {span:>23}  {f.runs:4}  {f.unit:12} {f.target}")
     for note in report.notes:
         print(f"  {note}")
+    if min(f.runs for f in report.figures) < 15:
+        print("  TOO FEW RUNS to be quoted: an interval of fewer than 15 says little")
     m = report.machine
-    print(f"  on {m['cpu']}, {m['cores']} cores, load {m['load']:.1f}; Python {m['python']}; {report.acceleration}")
+    print(f"  on {m['cpu']}, {m['cores']} cores, {m['memory']}, load {m['load']:.1f}")
+    print(f"  {m['system']}; Python {m['python']}; {report.acceleration}")

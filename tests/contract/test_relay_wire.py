@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gridhypervisor.agent import relayfiles
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Op
 from tests.contract.relay_peer import Peer, Refusal, manifest, write
@@ -425,3 +426,56 @@ def test_a_relay_that_is_killed_leaves_the_spool_usable(workdir: Path) -> None:
         rest = {"path": "cache/x", "offset": have, "last": True, "size": len(data), "sha256": sha256(data)}
         peer.ask(Op.PUT, data[have:], **rest)
         assert (workdir / "cache/x").read_bytes() == data
+
+
+def test_entries_come_in_pages_that_an_older_peer_need_not_ask_for(quiet: Peer, workdir: Path) -> None:
+    for number in range(3):
+        (workdir / f"spool/inst-{number}").mkdir(parents=True)
+    reply = quiet.ask(Op.SCAN)
+    assert ([view["entry"] for view in reply["entries"]], reply["more"]) == (["inst-0", "inst-1", "inst-2"], False)
+    assert [view["entry"] for view in quiet.ask(Op.SCAN, after="inst-1")["entries"]] == ["inst-2"]
+
+
+def test_commands_that_hang_hold_up_nothing_else(quiet: Peer, workdir: Path) -> None:
+    hang = [wire.Command(("sleep", "60"), timeout=3.0)] * 16
+    waiting = quiet.send(Op.EXEC, commands=wire.to_plain(hang))
+    began = time.monotonic()
+    for number in range(20):
+        quiet.ask(Op.PUT, b"data", path=f"cache/{number}", offset=0, last=True, size=4)
+    assert time.monotonic() - began < 3.0
+    results = quiet.reply(waiting)[0]["results"]
+    assert [result.get("code") for result in results] == [None] * 16
+
+
+def test_an_output_whose_name_is_no_text_hides_no_other(quiet: Peer, workdir: Path) -> None:
+    out = workdir / "spool/inst-1/out"
+    out.mkdir(parents=True)
+    (out / "a").write_bytes(b"1")
+    (out / os.fsdecode(b"\xff")).write_bytes(b"2")
+    (out / "z").write_bytes(b"3")
+    assert [file["path"] for file in quiet.ask(Op.LIST_OUT, entry="inst-1")["files"]] == ["a", "z"]
+
+
+def test_what_was_cut_short_long_ago_is_swept_at_hello(workdir: Path) -> None:
+    (workdir / "cache").mkdir(parents=True)
+    (workdir / "spool").mkdir()
+    for name in ("old.part", "new.part", "whole"):
+        (workdir / "cache" / name).write_bytes(b"x")
+    long_ago = time.time() - 30 * 86400
+    os.utime(workdir / "cache/old.part", (long_ago, long_ago))
+    os.utime(workdir / "cache/whole", (long_ago, long_ago))
+    for name in (".removed.inst-1.aa", ".removed.other-1.aa"):
+        (workdir / "spool" / name / "out").mkdir(parents=True)
+    relayfiles.sweep_abandoned(workdir, "inst", time.time())
+    assert (workdir / "spool/.removed.inst-1.aa").exists(), "somebody may be at it"
+    relayfiles.sweep_abandoned(workdir, "inst", time.time() + relayfiles.REMOVAL_CUT_SHORT + 60)
+    assert [path.name for path in (workdir / "spool").iterdir()] == [".removed.other-1.aa"]
+    assert sorted(path.name for path in (workdir / "cache").iterdir()) == ["new.part", "whole"]
+    (workdir / "cache/old.part").write_bytes(b"x")
+    os.utime(workdir / "cache/old.part", (long_ago, long_ago))
+    with Peer([*RELAY, str(workdir)]) as peer:
+        peer.hello()
+        end = time.monotonic() + 10
+        while (workdir / "cache/old.part").exists():
+            assert time.monotonic() < end
+            peer.ask(Op.USAGE)

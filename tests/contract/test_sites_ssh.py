@@ -14,7 +14,7 @@ import pytest
 from gridhypervisor.model.errors import LinkError, LinkLost
 from gridhypervisor.model.wire import Op
 from gridhypervisor.sites import Bundle
-from gridhypervisor.sites.relayclient import RelayLink
+from gridhypervisor.sites.relayclient import RelayLink, part_of
 from gridhypervisor.sites.transport import SUMS
 from tests.contract.accounts import Account, slurm_account, until
 from testsites import SlurmSite
@@ -194,7 +194,8 @@ def test_after_a_cut_both_ways_go_on_where_they_stopped(
     data = os.urandom(1 << 20) * 200
     (tmp_path / "up").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    there, here = account.folder / "cache" / "big.part", tmp_path / "down.part"
+    there = account.folder / "cache" / "big.part"
+    here = part_of(tmp_path / "down", "cache/big", digest)
 
     async def cut(grows: Path) -> int:
         async with account.connect() as at:
@@ -206,12 +207,12 @@ def test_after_a_cut_both_ways_go_on_where_they_stopped(
         return grows.stat().st_ino
 
     async def scenario() -> None:
-        for grows in (there, here):
+        for grows, whole in ((there, there.with_suffix("")), (here, tmp_path / "down")):
             inode = await cut(grows)
             async with account.connect() as at:
                 await transfer(at.link, grows is there)
-            assert grows.with_suffix("").stat().st_ino == inode
-        assert here.with_suffix("").read_bytes() == data
+            assert whole.stat().st_ino == inode
+        assert (tmp_path / "down").read_bytes() == data
 
     async def transfer(link: RelayLink, up: bool) -> None:
         if up:

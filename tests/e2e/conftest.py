@@ -18,6 +18,18 @@ KEPT = BUILD / "e2e"
 IMAGES = REPOSITORY / "examples" / "images"
 
 
+MAKING = 1800
+"""Seconds that the first test may take which needs an image or the bundle: then these are made, once and for all."""
+
+
+@pytest.hookimpl(trylast=True)  # of the tests that were chosen
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give that test the time for it."""
+    for made in ("template", "science_template"):
+        for item in [each for each in items if made in getattr(each, "fixturenames", ())][:1]:
+            item.add_marker(pytest.mark.timeout(MAKING))
+
+
 @pytest.fixture(scope="session")
 def node_scratch() -> Iterator[Path]:
     """What stands for the node's local disk; short, for Unix sockets live in it."""

@@ -58,6 +58,10 @@ class SlurmLab(Installation):
             if name.startswith(f"{self.id}-") and (not states or state in states)
         }
 
+    def show(self, number: str) -> str:
+        """All that Slurm knows of a batch job."""
+        return self.site.admin("scontrol", "-o", "show", "job", number)
+
     def batch_id(self, job: str) -> str:
         """The batch job of the job's newest attempt."""
 

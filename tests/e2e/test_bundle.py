@@ -6,6 +6,7 @@ import hashlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,39 @@ def test_starts_that_race_unpack_one_whole_world(made: BundleInfo, scratch: Path
     assert [path.name for path in world(made, scratch).parent.iterdir()] == [world(made, scratch).name]
 
 
+def test_what_a_killed_start_left_is_swept_and_what_a_living_one_unpacks_is_spared(
+    made: BundleInfo, scratch: Path
+) -> None:
+    root = world(made, scratch).parent
+    command = ["/bin/sh", str(made.path / "start"), "forkq", "--dir", str(scratch / "queue"), "list"]
+
+    def begin() -> tuple[subprocess.Popen[bytes], Path]:
+        """A start that is stopped while it unpacks, and where."""
+        before = set(root.glob("unpack.*"))
+        started = subprocess.Popen(
+            [*command, "--scratch", str(scratch)], env={}, start_new_session=True, stdout=subprocess.DEVNULL
+        )
+        end = time.monotonic() + 30
+        while not (new := set(root.glob("unpack.*")) - before):
+            assert started.poll() is None and time.monotonic() < end
+        os.killpg(started.pid, signal.SIGSTOP)
+        return started, new.pop()
+
+    killed, left = begin()
+    living, unpacking = begin()
+    try:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait(10)
+        assert left.exists()
+        assert forkq_list(made.path, scratch).returncode == 0
+        assert not left.exists()
+        assert unpacking.exists()
+    finally:
+        os.killpg(living.pid, signal.SIGCONT)
+        assert living.wait(60) == 0
+    assert [path.name for path in root.iterdir()] == [world(made, scratch).name]
+
+
 def test_a_world_that_a_cleaner_bit_into_is_unpacked_again(made: BundleInfo, scratch: Path) -> None:
     assert forkq_list(made.path, scratch).returncode == 0
     (world(made, scratch) / "so/libc.so.6").unlink()
@@ -208,7 +242,15 @@ def test_a_relay_works_in_a_root_that_holds_a_shell_and_nothing_else(bare: list[
         said = peer.ask(Op.HELLO, installation="inst", protocol=wire.PROTOCOL)
         assert said["workdir"] == "/account"
         peer.upload("cache/x", b"data", sha256=hashlib.sha256(b"data").hexdigest())
-        queue = ["/bin/sh", f"/account/bundle/{made.digest}/start", "forkq", "--scratch", "/tmp", "--dir", "/account/queue"]
+        queue = [
+            "/bin/sh",
+            f"/account/bundle/{made.digest}/start",
+            "forkq",
+            "--scratch",
+            "/tmp",
+            "--dir",
+            "/account/queue",
+        ]
         submit = [*queue, "submit", "--name", "inst-1", "--walltime", "30"]
         [result] = peer.ask(Op.EXEC, commands=[{"argv": submit, "stdin": "echo x >/account/ran"}])["results"]
         assert (result["code"], result["stdout"]) == (0, "1\n")
@@ -223,8 +265,9 @@ def test_a_relay_works_in_a_root_that_holds_a_shell_and_nothing_else(bare: list[
 
 
 def test_every_program_that_travels_starts_there(bare: list[str], made: BundleInfo, tmp_path: Path) -> None:
-    assert subprocess.run([*bare, f"/account/bundle/{made.digest}/start", "forkq", "--scratch", "/tmp", "--dir", "/tmp/q",
-                           "list"], timeout=60, check=False).returncode == 0  # fmt: skip
+    words = ["forkq", "--scratch", "/tmp", "--dir", "/tmp/q", "list"]
+    ended = subprocess.run([*bare, f"/account/bundle/{made.digest}/start", *words], timeout=60, check=False)
+    assert ended.returncode == 0
     root = tmp_path / "root"
     [unpacked] = (root / "tmp").glob("ghv-*/world-*")
     (root / "programs").write_text(

@@ -42,7 +42,7 @@ def jobs(lab: Installation, web: WebServer) -> dict[str, str]:
     lab.ghv("image", "build", str(rooted))
     lab.ghv("image", "import", str(noise), "--tag", "noise")
     (work / "hang.yaml").write_text(
-        f"image: rooted\ncommand: [sh, -c, {FREEZE!r}]\ndebug: {{silent_after: '4'}}\nretry: {{times: 0}}\n"
+        f"image: rooted\ncommand: [sh, -c, {FREEZE!r}]\nretry: {{times: 0}}\n"
         "resources: {memory: 128M, scratch: 48M}\n"
     )
 

@@ -29,8 +29,8 @@ def from_start_to_end(installation: Installation) -> None:
     with installation.busy_site():
         ghv = installation.start(*words)
         last = "after-commit:submitting-queued"
-        wait_for("the deaths until it is queued", lambda: last not in installation.deaths_to_come(), 120)
-    out, err = ghv.communicate(timeout=120)
+        wait_for("the deaths until it is queued", lambda: last not in installation.deaths_to_come(), 200)
+    out, err = ghv.communicate(timeout=200)
     assert (ghv.returncode, out) == (7, b"first\nmiddle\n"), err
     assert b"second\n" in err
     assert (installation.work / "result").read_text() == "middle\n"
@@ -65,6 +65,8 @@ def cancelled_in_the_queue(installation: Installation) -> None:
         installation.wait_state(job, "queued")
         installation.ghv("cancel", job)
         found = installation.wait(job)
+        # The job has ended; its batch job waits in the queue until it is cancelled, by whichever service comes to it.
+        wait_for("its batch job's end", lambda: installation.job(job) and not installation.deaths_to_come())
     assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found
     assert installation.ghv("logs", job).out == b""
 

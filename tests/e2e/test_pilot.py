@@ -43,7 +43,10 @@ def test_a_program_gets_its_inputs_and_its_outputs_come_back(site: Site) -> None
     assert (entry / "out/products/deep/copy").read_bytes() == data
     assert os.readlink(entry / "out/products/link") == "deep/copy"
     found = {file.path: file for file in record.outputs}
-    assert sorted(found) == ["empty", "products/a b", "products/deep/copy"]
+    assert sorted(found) == ["empty", "products/a b", "products/deep/copy", "products/link"]
+    assert found["products/link"].link == "deep/copy"
+    assert record.streams == {name: (entry / name).stat().st_size for name in (wire.STDOUT, wire.STDERR, wire.CONSOLE)}
+    assert record.by == "pilot"
     assert (found["products/deep/copy"].sha256, found["products/deep/copy"].size) == (digest, len(data))
     assert [time.phase for time in record.phases] == list(wire.WRAPPER)
     for before, after in zip(record.phases, record.phases[1:], strict=False):
@@ -164,9 +167,38 @@ def test_a_program_deaf_to_term_is_killed_after_the_grace(site: Site) -> None:
         os.kill(process, signal.SIGTERM)
     assert pilot.wait(30) == 1
     record = site.sentinel(entry)
-    assert (record.outcome, record.reason) == (Outcome.STOPPED, Reason.CANCELLED), record
+    # Nobody had asked for it, and half an hour was left: the site ended it, and another try may have more luck.
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.EVICTED), record
+    assert record.hint
     assert record.exit_code == 128 + 9
     assert (entry / "out/result").exists()
+    site.is_clean(entry)
+
+
+def test_a_signal_after_the_users_wish_is_the_users_wish(site: Site) -> None:
+    """As a batch system's cancel comes, behind the wish in words."""
+    entry = site.prepare("echo started; sleep 1000", stop_grace=2)
+    pilot = site.start(entry)
+    site.wait_for_phase(entry, Phase.EXECUTE)
+    (entry / wire.CONTROL / wire.CANCEL).touch()
+    pilot.send_signal(signal.SIGTERM)
+    assert pilot.wait(30) == 1
+    record = site.sentinel(entry)
+    assert (record.outcome, record.reason) == (Outcome.STOPPED, Reason.CANCELLED), record
+
+
+def test_root_in_the_guest_brings_out_only_what_the_job_declares(site: Site) -> None:
+    """The tar that packs the outputs is the guest's: its root may put anything on the disk."""
+    entry = site.prepare(
+        "mkdir products; echo good > products/good; ln -s /etc/passwd products/absolute; mkfifo products/fifo;"
+        " ln -s ../../up products/up; echo bad > .bashrc; printf x > products/$(printf 'bad\\377');"
+        " ln -s products/good later; echo last > z",
+        outputs=("products/*", "z", "later"),
+    )
+    record = site.run(entry)
+    assert (record.outcome, record.reason, record.exit_code) == (Outcome.FAILED, Reason.OUTPUT, 0), record
+    assert sorted(file.path for file in record.outputs) == ["later", "products/good", "z"]
+    assert (entry / "out/z").read_text() == "last\n"
     site.is_clean(entry)
 
 

@@ -30,6 +30,8 @@ def test_a_killed_pilot_takes_its_guest_along_and_the_watchdog_says_so(site: Sit
     pilot.kill()
     record = site.sentinel(entry)
     assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.PILOT)
+    assert record.by == "watchdog"
+    assert record.streams[wire.CONSOLE] == (entry / wire.CONSOLE).stat().st_size
     assert record.usage.hypervisor > 0
     assert record.phases[-1].phase is Phase.EXECUTE
     assert record.phases[-1].end is not None
@@ -43,7 +45,7 @@ def test_a_pilot_stopped_beyond_its_walltime_is_ended_by_the_watchdog(site: Site
     site.wait_for_phase(entry, Phase.EXECUTE)
     os.kill(pilot.pid, signal.SIGSTOP)
     record = site.sentinel(entry, 25)
-    assert (record.outcome, record.reason) == (Outcome.STOPPED, Reason.WALLTIME)
+    assert (record.outcome, record.reason, record.by) == (Outcome.STOPPED, Reason.WALLTIME, "watchdog")
     assert record.elapsed < 16
     assert pilot.wait(10) == -signal.SIGKILL
     site.is_clean(entry)

@@ -168,8 +168,8 @@ def test_a_qcow2_and_a_raw_disk_are_imported_and_run(lab: Installation, tmp_path
         for _ in range(2):
             program = "cat /etc/whose word; [ ! -e /etc/mark ] && touch /etc/mark && echo fresh; cp word result"
             (lab.work / "word").write_text(f"{disk.suffix}\n")
-            ran = lab.ghv("run", "--image", f"own:{disk.suffix[1:]}", "--memory", "256M", "--scratch", "64M", "--in", "word",
-                          "--out", "result", "--to", "own", "--", "/bin/sh", "-c", program)  # fmt: skip
+            words = ("--in", "word", "--out", "result", "--to", "own", "--", "/bin/sh", "-c", program)
+            ran = lab.ghv("run", "--image", f"own:{disk.suffix[1:]}", "--memory", "256M", "--scratch", "64M", *words)
             assert ran.out.decode() == f"mine\n{disk.suffix}\nfresh\n"
             assert (lab.work / "own/result").read_text() == f"{disk.suffix}\n"
     images: list[dict[str, Any]] = lab.ghv("image", "list", "-o", "json").json

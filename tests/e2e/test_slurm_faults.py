@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+from gridhypervisor.model import wire
 from tests.e2e.installation import wait_for
 from tests.e2e.slurmsite import PATIENT, TINY, SlurmLab, attempts
 from testsites.slurm import UID
@@ -142,39 +143,37 @@ def test_empty_listings_end_nothing_that_runs_and_run_nothing_twice(slurm: Slurm
     asked.unlink()
 
 
-def test_a_job_that_the_site_requeues_does_not_run_twice(slurm: SlurmLab) -> None:
-    """The run that was on its way is stopped, gracefully; the one that Slurm starts anew finds that it is over."""
-    job = slurm.detach(*TINY, "--out", "result", "--to", "requeued", "--", "sh", "-c", PATIENT)
-    slurm.wait_started(job)
-    number = slurm.batch_id(job)
-    slurm.site.admin("scontrol", "update", f"JobId={number}", "Requeue=1")
-    slurm.site.admin("scontrol", "requeue", number)
-    slurm.site.admin("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
-    found = slurm.wait(job)
+def test_a_run_that_slurm_starts_again_yields_to_the_one_that_was(slurm: SlurmLab) -> None:
+    """Nobody of us is there to prevent it: the administrator requeues one run, and another whose pilot was killed."""
+    stopped = slurm.detach(*TINY, "--out", "result", "--to", "requeued", "--", "sh", "-c", PATIENT)
+    program = ("sh", "-c", "echo run >> made; sleep 8")
+    killed = slurm.detach(*TINY, "--out", "made", "--to", "rerun", "--", *program)
+    slurm.wait_started(stopped)
+    slurm.wait_phase(killed, "execute")
+    numbers = [slurm.batch_id(job) for job in (stopped, killed)]
+    entries = [slurm.entry(job) for job in (stopped, killed)]
+    pilot = slurm.pilot(killed)
+    slurm.stop()
+    os.kill(pilot, signal.SIGKILL)
+    for entry, number in zip(entries, numbers, strict=True):
+        assert entry is not None
+        if entry is entries[1]:
+            wait_for("the watchdog's word", (entry / wire.EXIT).exists)
+        slurm.site.admin("scontrol", "update", f"JobId={number}", "Requeue=1")
+        slurm.site.admin("scontrol", "requeue", number)
+        wait_for("the new run's turn", lambda: "PENDING" in slurm.show(number))  # noqa: B023
+        slurm.site.admin("scontrol", "update", f"JobId={number}", "StartTime=now")
+        log = entry / wire.PILOT_LOG
+        wait_for("the second run's yield", lambda: "yield: pilot" in log.read_text())  # noqa: B023
+    assert not slurm.guests(stopped) + slurm.guests(killed)
+    found = slurm.wait(stopped)
     assert (found["job"]["state"], len(found["attempts"])) == ("cancelled", 1), found
     assert "requeued" in found["job"]["hint"]
     assert (slurm.work / "requeued/result").read_text() == "saved\n"
-    assert not slurm.guests(job)
-
-
-def test_a_killed_run_that_the_site_requeues_does_not_run_twice(slurm: SlurmLab) -> None:
-    """Pilot and watchdog die without a word and Slurm runs the batch job again: the second run must not take over."""
-    job = slurm.detach(*TINY, "--retry", "0", "--walltime", "60s", "--", "sh", "-c", "echo run; sleep 1000")
-    slurm.wait_started(job)
-    number, watchdog, pilot = slurm.batch_id(job), slurm.watchdog(job), slurm.pilot(job)
-    slurm.site.admin("scontrol", "update", f"JobId={number}", "Requeue=1")
-    for process in (watchdog, pilot):
-        os.kill(process, signal.SIGSTOP)
-    for process in (watchdog, pilot):
-        os.kill(process, signal.SIGKILL)
-    wait_for("the guest's end", lambda: not slurm.guests(job))
-    slurm.site.admin("scontrol", "requeue", number)
-    slurm.site.admin("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
-    assert slurm.job(job)["job"]["state"] in ("running", "failed", "epilog")
-    slurm.ghv("cancel", job)
-    found = slurm.wait(job, 300)
-    assert len(found["attempts"]) == 1, found
-    assert not slurm.guests(job)
+    found = slurm.wait(killed)
+    assert found["job"]["state"] == "done"
+    assert [reason for _, reason in attempts(found)] == ["pilot", "exited"], found
+    assert (slurm.work / "rerun/made").read_text() == "run\n"
 
 
 def test_the_service_dies_at_every_step_of_a_job_at_slurm(slurm: SlurmLab) -> None:

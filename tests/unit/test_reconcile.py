@@ -21,11 +21,12 @@ from gridhypervisor.model.records import (
     Wish,
 )
 from gridhypervisor.model.spec import JobSpec, ResourcesSpec, RetrySpec
-from gridhypervisor.model.wire import EntryView, ImageManifest, OwnerRecord
+from gridhypervisor.model.wire import EntryView, ImageManifest, OwnerRecord, Reason
 from gridhypervisor.planning.reconcile import TRANSITIONS, JobPlan, plan
 from gridhypervisor.planning.world import Absent, Batch, Case, Observed, Outcome, Policy, Result, Seen, SiteFacts
 
 S = AllocationState
+A = ActionKind
 SITE = SiteFacts("site", up=True, max_jobs=4, listing_lag=5.0, spool_lag=10.0)
 NOW = 1000.0
 WALLTIME = 100
@@ -192,3 +193,41 @@ def test_a_cancelled_run_stops_by_its_pilot_first_and_by_the_batch_system_when_t
     sight = Observed(owned("pilot"), NOW, seen(BatchState.RUNNING), done)
     assert wants(step(S.RUNNING, sight, wish=Wish.CANCEL, now=951.0)) == []
     assert wants(step(S.RUNNING, sight, wish=Wish.CANCEL, now=1010.0)) == [ActionKind.BATCH_CANCEL]
+
+
+def test_a_pilot_that_goes_on_beating_is_left_to_bring_its_outputs_out() -> None:
+    done = {ActionKind.REQUEST_CANCEL: Outcome(Result.OK, 950.0)}
+    sight = Observed(owned("pilot"), NOW, seen(BatchState.RUNNING), done, news_at=1080.0)
+    assert wants(step(S.RUNNING, sight, wish=Wish.CANCEL, now=1100.0)) == []
+    assert wants(step(S.RUNNING, replace(sight, news_at=950.0), wish=Wish.CANCEL, now=1100.0)) == [A.BATCH_CANCEL]
+    fence = 900.0 + WALLTIME + Policy().fence_margin
+    assert A.BATCH_CANCEL in wants(step(S.RUNNING, replace(sight, news_at=fence), wish=Wish.CANCEL, now=fence + 1.0))
+
+
+@pytest.mark.parametrize("state", [S.SUBMITTING, S.RUNNING, S.REVOKING])
+def test_a_batch_jobs_id_is_written_down_whoever_says_it_and_whenever(state: AllocationState) -> None:
+    said: list[Observed] = [
+        Observed(owned("pilot"), NOW, seen(BatchState.RUNNING)),
+        Observed(owned("pilot"), NOW, outcomes={A.SUBMIT: Outcome(Result.OK, 950.0, batch_id="7")}),
+    ]
+    for sight in said:
+        before = case(state, sight)
+        unknown = replace(before, pilot_jobs={n: replace(p, batch_id="") for n, p in before.pilot_jobs.items()})
+        found = plan(unknown, {"site": SITE}, Policy(), NOW, "g")
+        assert [r.batch_id for r in found.records if isinstance(r, PilotJob)] == ["7"]
+
+
+def test_an_owner_that_stays_unreadable_is_given_up_when_its_guest_is_surely_over() -> None:
+    sight = Observed(owned("unknown"), NOW, unreadable_at=950.0)
+    over = 950.0 + WALLTIME + Policy().fence_margin
+    assert became(step(S.REVOKING, sight, now=over - 1.0)) == []
+    assert "cannot be read" in step(S.REVOKING, sight, now=over - 1.0).waiting
+    assert became(step(S.REVOKING, sight, now=over)) == [S.REVOKED]
+
+
+@pytest.mark.parametrize("code", [64, 73, 77, 78, 126])
+def test_why_the_bundle_did_not_start_is_said(code: int) -> None:
+    batch = Seen(BatchJob("7", "g-j1-1", BatchState.ENDED, code=code), 950.0)
+    found = step(S.QUEUED, Observed(batch=batch))
+    [moved] = [r for r in found.records if isinstance(r, Allocation)]
+    assert moved.why is not Reason.LOST and f"exit code {code}" in moved.note

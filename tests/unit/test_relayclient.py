@@ -15,7 +15,7 @@ from gridhypervisor.agent.relay import Relay
 from gridhypervisor.model import wire
 from gridhypervisor.model.errors import LinkError, LinkLost
 from gridhypervisor.model.wire import Command, Op
-from gridhypervisor.sites.relayclient import PIECE, RelayLink
+from gridhypervisor.sites.relayclient import PIECE, RelayLink, part_of
 
 Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -103,7 +103,7 @@ def test_when_the_relay_ends_or_talks_nonsense_all_requests_are_unknown_and_the_
     with_peer(scenario)
 
 
-def test_against_the_real_relay_commands_get_the_sites_environment_and_files_resume(tmp_path: Path) -> None:
+def test_against_the_real_relay_commands_run_and_files_resume(tmp_path: Path) -> None:
     async def scenario(link: RelayLink, peer: Peer, _: list[dict[str, Any]]) -> None:
         relay = asyncio.create_task(Relay(tmp_path / "work", *peer).run())
         [result] = await link.commands([Command(("/bin/sh", "-c", "echo $A"), environment={"A": "site"})])
@@ -118,9 +118,9 @@ def test_against_the_real_relay_commands_get_the_sites_environment_and_files_res
             part.write_bytes(left)
             await link.upload(tmp_path / "file", "cache/x", {"sha256": digest}, timeout=20)
             assert (tmp_path / "work" / "cache" / "x").read_bytes() == data
-            (tmp_path / "got.part").write_bytes(left)
+            part_of(tmp_path / "got", "cache/x", digest).write_bytes(left)
             await link.download("cache/x", tmp_path / "got", sha256=digest, timeout=20)
-            assert (tmp_path / "got").read_bytes() == data and not (tmp_path / "got.part").exists()
+            assert (tmp_path / "got").read_bytes() == data and not list(tmp_path.glob(".ghv-*"))
         relay.cancel()
 
     (tmp_path / "work").mkdir()

@@ -1,9 +1,9 @@
 """When an allocation must end, and what it means when somebody wants it to: pure decisions on the pilot's clock.
 
-    started ─────────────── soft ── hard ── deadline ── walltime
-                             │       │       └ the watchdog kills the guest, and the pilot, and says so
-                             │       └ the pilot gives up what it is at, and leaves the sentinel: it knows more
-                             └ the program is stopped, so that its outputs can still be brought out
+started ─────────────── soft ── hard ── deadline ── walltime
+                         │       │       └ the watchdog kills the guest, and the pilot, and says so
+                         │       └ the pilot gives up what it is at, and leaves the sentinel: it knows more
+                         └ the program is stopped, so that its outputs can still be brought out
 """
 
 from __future__ import annotations

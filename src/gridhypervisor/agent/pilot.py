@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -31,7 +30,7 @@ from gridhypervisor.agent.loop import Loop
 from gridhypervisor.agent.machine import compose
 from gridhypervisor.agent.node import MARGIN, Node
 from gridhypervisor.agent.qemu import Qemu
-from gridhypervisor.agent.report import Report
+from gridhypervisor.agent.report import Report, cpu_seconds, process_start, where
 from gridhypervisor.agent.verdict import stopped, verdict
 from gridhypervisor.agent.vm import Vm
 from gridhypervisor.agent.watchdog import Watchdog
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--entry", type=Path, required=True, help="the entry's folder in the spool")
     parser.add_argument("--scratch", type=Path, required=True, help="a folder on the node's own disk")
     arguments = parser.parse_args(argv)
-    started = _process_start()
+    started = process_start()
     watchdog = Watchdog()
     os.umask(0o077)
     processes.be_subreaper()
@@ -115,9 +114,9 @@ class Pilot:
             record = self._record(ending)
         except Exception as error:
             # A defect of ours, or a site that does what no site should: the job must still learn of its end.
-            self.log(f"defect: {error!r} at {_where(error)}")
+            self.log(f"defect: {error!r} at {where(error)}")
             record = self._record(
-                Ending(Reason.PILOT, f"run the pilot: {error!r} at {_where(error)}", "retry, and report pilot.log")
+                Ending(Reason.PILOT, f"run the pilot: {error!r} at {where(error)}", "retry, and report pilot.log")
             )
         return self._leave(record)
 
@@ -431,7 +430,7 @@ class Pilot:
         if self.run_folder is not None:
             shutil.rmtree(self.run_folder, ignore_errors=True)
         usage = CpuUsage(
-            pilot=_cpu() + (self.vm.watchdog_cpu if self.vm else 0.0),
+            pilot=cpu_seconds() + (self.vm.watchdog_cpu if self.vm else 0.0),
             hypervisor=self.vm.cpu if self.vm else 0.0,
             program=self.vm.exit.cpu if self.vm and self.vm.exit else None,
         )
@@ -455,28 +454,3 @@ class Pilot:
             self.log(f"write the sentinel: {error}")
             sys.stderr.write(f"ghv: cannot write {self.entry / wire.EXIT}: {error}\n")
         return 0 if record.outcome is Outcome.COMPLETED and failure is None else 1
-
-
-def _process_start() -> float:
-    """When this process began, on CLOCK_BOOTTIME: as the batch script, so that unpacking the bundle is counted too."""
-    moment = now()
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        if 0 <= moment - began < 3600:
-            return began
-    return moment
-
-
-def _cpu() -> float:
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
-
-
-def _where(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"

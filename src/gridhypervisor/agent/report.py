@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -65,3 +66,30 @@ class Report:
         last = self._phases[-1]
         if last.end is None:
             self._phases[-1] = PhaseTime(last.phase, last.start, moment)
+
+
+def process_start() -> float:
+    """When this process began, on CLOCK_BOOTTIME: as the batch script, so that unpacking the bundle is counted too."""
+    moment = now()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        if 0 <= moment - began < 3600:
+            return began
+    return moment
+
+
+def cpu_seconds() -> float:
+    """User and system, of this process and of the children that it waited for."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
+def where(error: BaseException) -> str:
+    """The file and line that raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"

@@ -51,7 +51,8 @@ def job_detail(
 ) -> JobDetail:
     """`outputs`: relative to the job's destination."""
     job = case.job
-    home = tuple(f"{job.destination}/{path}" for path in outputs) if job.state.final else ()
+    stranded = any(a.state is AllocationState.ENDED for a in case.allocations)
+    home = tuple(f"{job.destination}/{path}" for path in outputs) if job.state.final and not stranded else ()
     attempts = tuple(_attempt(case, a, now) for a in case.allocations)
     return JobDetail(job_view(case, waiting, progress), job.spec, attempts, home, ledger)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -93,7 +93,8 @@ def place_of(destination: Path, path: str) -> Iterator[Path]:
 
 def make_link(place: Path, target: str) -> None:
     """Make a symbolic link, in the place of a file or link that is there."""
-    new = place.with_name(f".ghv-{secrets.token_hex(8)}")
+    new = place.with_name(f".ghv-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}.link")
+    new.unlink(missing_ok=True)  # of a try that was cut short
     new.symlink_to(target)
     try:
         new.replace(place)

@@ -493,7 +493,6 @@ class Session:
             boot_timeout=parse_duration(spec.boot_timeout),
             on_silence=spec.on_silence,
             acceleration=spec.acceleration,
-            debug=spec.debug,
         )
 
     async def _submit(self, link: Link, driver: Driver, a: Allocation, job: Job) -> Outcome:

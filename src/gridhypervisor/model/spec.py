@@ -92,7 +92,6 @@ class JobSpec:
     retry: RetrySpec = RetrySpec()
     boot_timeout: Duration = "3m"
     on_silence: Literal["keep"] = "keep"
-    debug: dict[str, str] = field(default_factory=dict)
 
 
 def problems(spec: JobSpec) -> list[tuple[str, str]]:

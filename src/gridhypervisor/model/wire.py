@@ -157,8 +157,17 @@ class Reason(enum.StrEnum):
 
 
 RETRYABLE = frozenset(
-    {Reason.EVICTED, Reason.BUNDLE, Reason.IMAGE, Reason.GUEST_SILENT, Reason.HYPERVISOR, Reason.PILOT,
-     Reason.NODE_DISK, Reason.LOST, Reason.SUBMIT}
+    {
+        Reason.EVICTED,
+        Reason.BUNDLE,
+        Reason.IMAGE,
+        Reason.GUEST_SILENT,
+        Reason.HYPERVISOR,
+        Reason.PILOT,
+        Reason.NODE_DISK,
+        Reason.LOST,
+        Reason.SUBMIT,
+    }
 )
 """Reasons that another node or another try may mend. What the program did, or the user asked, is never among them."""
 
@@ -562,14 +571,14 @@ def _covers(pattern: str, parts: list[str]) -> bool:
     )
 
 
-_TOKEN = re.compile(r"\\.|\*|\?|\[[!^]?\]?(?:\[:\w+:\]|[^]])*\]|.", re.DOTALL)
+_TOKEN = r"(?s:\\.|\*|\?|\[[!^]?\]?(?:\[:\w+:\]|[^]])*\]|.)"  # not compiled here: a pilot's start waits for imports
 
 
 @functools.lru_cache(maxsize=4096)
 def _component(glob: str) -> re.Pattern[str]:
     """One component of a shell's pattern as a regular expression over bytes (as Latin-1)."""
     out = "" if glob.startswith((".", "\\.")) else r"(?!\.)"
-    for token in _TOKEN.findall(_bytewise(glob)):
+    for token in re.findall(_TOKEN, _bytewise(glob)):
         if token == "*":
             out += ".*"
         elif token == "?" or (token.startswith("[") and "[:" in token):  # named classes: whichever character it is

@@ -167,7 +167,9 @@ class Pilot:
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
-    def _finish(self, outcome: Outcome, reason: Reason, message: str, code: int | None = None) -> None:
+    def _finish(
+        self, outcome: Outcome, reason: Reason, message: str, code: int | None = None, by: str = "pilot"
+    ) -> None:
         """The guest is gone for good; outputs, then the sentinel, then no process is left."""
         if not self.alive or self._ending is not None:
             return
@@ -191,6 +193,8 @@ class Pilot:
                 OutputFile(path, len(data), 0o644, hashlib.sha256(data).hexdigest()) for path, data in outputs.items()
             ),
             node=self.node,
+            streams={"stdout": len(self._printed())},
+            by=by,
         )
         self._write(outputs)
 
@@ -201,9 +205,12 @@ class Pilot:
             return
         for path, data in outputs.items():
             self.spool.write(self.entry, f"out/{path}", data)
-        self.spool.write(self.entry, "stdout", f"{self.manifest.vm} on {self.node}\n".encode())
+        self.spool.write(self.entry, "stdout", self._printed())
         self.spool.leave(self.entry, self._ending)
         self._step = self.loop.call_later(0.1, self._over, 0)
+
+    def _printed(self) -> bytes:
+        return f"{self.manifest.vm} on {self.node}\n".encode()
 
     def _over(self, code: int | None) -> None:
         if self.alive:
@@ -245,7 +252,7 @@ class Pilot:
                 self._step.cancel()
             self._script = None
             self._step = self.loop.call_later(
-                self.tempo.watchdog, lambda: self._finish(Outcome.FAILED, Reason.PILOT, "the pilot was killed")
+                self.tempo.watchdog, lambda: self._finish(Outcome.FAILED, Reason.PILOT, "killed", by="watchdog")
             )
 
     def destroy(self) -> None:

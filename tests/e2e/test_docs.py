@@ -1,0 +1,91 @@
+"""What the documents tell people to type works: every `ghv` and `make` line of their fenced blocks is run.
+
+A document's lines are run in its order, in one fresh installation, in a folder with the files that the documents speak
+of. A command that cannot be run here does not belong into the documents. `make` targets are only looked up.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import fresh
+from tests.e2e.installation import REPOSITORY, Installation
+from tests.unit.test_images_evproducts import event_list
+
+DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+# The reader's own site: here a port of this machine at which nobody answers, which the check must find out.
+PLACEHOLDERS = {"login.cluster.example.org": "localhost"}
+SITE_FAILS = 75
+
+ENDLESS = ("ghv events -w",)
+
+JOB = """\
+kind: Job
+image: xmm
+command: [evproducts, events.fits]
+inputs: [events.fits]
+outputs: ["products/*"]
+"""
+
+
+def lines(document: Path, program: str) -> Iterator[str]:
+    """The lines in fenced blocks that call this program, without the prompt that some have."""
+    inside = False
+    for line in document.read_text().splitlines():
+        if line.strip().startswith("```"):
+            inside = not inside
+        elif inside and line.removeprefix("$ ").startswith(f"{program} "):
+            yield line.removeprefix("$ ")
+
+
+def with_lines(program: str) -> pytest.MarkDecorator:
+    found = [document for document in DOCUMENTS if any(lines(document, program))]
+    return pytest.mark.parametrize("document", found, ids=lambda path: path.name)
+
+
+@pytest.fixture
+def reader(science_template: Path, node_scratch: Path) -> Iterator[Installation]:
+    """Somebody with the image of the science case, in a folder with what the documents name."""
+    with fresh(node_scratch, science_template) as made:
+        event_list(made.work / "events.fits")
+        (made.work / "job.yaml").write_text(JOB)
+        (made.work / "examples").symlink_to(REPOSITORY / "examples")
+        disk = ["qemu-img", "create", "-q", "-f", "qcow2", str(made.work / "disk.qcow2"), "64M"]
+        subprocess.run(disk, check=True)
+        yield made
+
+
+@with_lines("ghv")
+def test_every_ghv_command_works(document: Path, reader: Installation) -> None:
+    for line in lines(document, "ghv"):
+        words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line, comments=True)][1:]
+        if line.startswith(ENDLESS):
+            look_and_leave(reader, words)
+            continue
+        done = reader.ghv(*words, check=False)
+        assert done.code == (SITE_FAILS if words[:2] == ["site", "check"] else 0), f"{document.name}: {line}\n{done!r}"
+        assert done.out or done.err, f"{document.name}: {line}: said nothing"
+
+
+def look_and_leave(reader: Installation, words: list[str]) -> None:
+    """What shows things as they happen begins with what there is, and ends by Ctrl-C."""
+    watching = reader.start(*words)
+    assert watching.stdout is not None and watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    _, err = watching.communicate(timeout=30)
+    assert watching.returncode == 130, err
+
+
+@with_lines("make")
+def test_every_make_target_exists(document: Path) -> None:
+    for line in lines(document, "make"):
+        targets = shlex.split(line, comments=True)[1:]
+        found = subprocess.run(["make", "--dry-run", *targets], cwd=REPOSITORY, capture_output=True, text=True)
+        assert found.returncode == 0, f"{document.name}: {line}\n{found.stderr}"
