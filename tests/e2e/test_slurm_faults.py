@@ -33,8 +33,9 @@ def test_a_submission_that_surfaces_after_it_was_given_up_runs_nothing(slurm: Sl
     gate = slurm.commands / "gate"
     os.mkfifo(gate)
     os.chown(gate, UID, UID)
-    late = f"cat >{_inside(slurm, 'script')}; (read word <{_inside(slurm, 'gate')}; "
-    late += f'exec /usr/bin/sbatch "$@" <{_inside(slurm, "script")}) >{_inside(slurm, "said")} 2>&1 & '
+    # Of no kin to the session, so that the cut does not reach it.
+    late = f'read word <{_inside(slurm, "gate")}; exec /usr/bin/sbatch "$@" <{_inside(slurm, "script")}'
+    late = f"cat >{_inside(slurm, 'script')}; ( ( {late} ) >{_inside(slurm, 'said')} 2>&1 & ); "
     with slurm.command("sbatch", f"{late}: >{_inside(slurm, 'reached')}; exec sleep 600"):
         job = slurm.detach(*TINY, "--out", "made", "--to", "late", "--", "sh", "-c", "echo run >> made; sleep 6")
         wait_for("the submission", (slurm.commands / "reached").exists)
@@ -43,7 +44,9 @@ def test_a_submission_that_surfaces_after_it_was_given_up_runs_nothing(slurm: Sl
         assert slurm.site.cut_ssh()
     wait_for("the second attempt", lambda: len(slurm.job(job)["attempts"]) == 2)
     slurm.wait_phase(job, "execute")
-    gate.write_text("go\n")
+    descriptor = os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+    os.write(descriptor, b"go\n")
+    os.close(descriptor)
     wait_for("the late submission", (slurm.commands / "said").read_text)
     over = ("COMPLETED", "CANCELLED", "FAILED")
     wait_for("the end of the late job", lambda: slurm.batch_jobs()[first.name][1] in over)
@@ -153,13 +156,14 @@ def test_a_run_that_slurm_starts_again_yields_to_the_one_that_was(slurm: SlurmLa
     numbers = [slurm.batch_id(job) for job in (stopped, killed)]
     entries = [slurm.entry(job) for job in (stopped, killed)]
     pilot = slurm.pilot(killed)
+    for number in numbers:
+        slurm.site.admin("scontrol", "update", f"JobId={number}", "Requeue=1")
     slurm.stop()
     os.kill(pilot, signal.SIGKILL)
     for entry, number in zip(entries, numbers, strict=True):
         assert entry is not None
         if entry is entries[1]:
-            wait_for("the watchdog's word", (entry / wire.EXIT).exists)
-        slurm.site.admin("scontrol", "update", f"JobId={number}", "Requeue=1")
+            wait_for("the end of its batch job", lambda: "JobState=FAILED" in slurm.show(number))  # noqa: B023
         slurm.site.admin("scontrol", "requeue", number)
         wait_for("the new run's turn", lambda: "PENDING" in slurm.show(number))  # noqa: B023
         slurm.site.admin("scontrol", "update", f"JobId={number}", "StartTime=now")

@@ -5,10 +5,10 @@ The first Ctrl-C cancels the job and goes on streaming until it has ended; the s
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -70,7 +70,7 @@ def run(detach: bool, quiet: bool, output: str, **given: Any) -> int:
         echo(job.id) if output == "table" else emit(job, output)
         return exits.Exit.OK
     with Progress(quiet=quiet, stdout_is_stderr=output != "table") as progress, _interruptible(progress) as interrupts:
-        job = client.submit(request, uuid.uuid4().hex)
+        job = client.submit(request, os.urandom(16).hex())
         interrupts.cancels(client, job.id)
         end = follow(client, job.id, progress, interrupts=interrupts)
         detail = client.job(job.id)
@@ -119,8 +119,6 @@ def _warn_of_emulation(client: Client, job: str, progress: Progress) -> bool:
 
 def _silence(stream: str) -> None:
     """Nothing more can be written there: keep Python from trying at its exit."""
-    import os
-
     with open(os.devnull, "wb") as null:
         os.dup2(null.fileno(), getattr(sys, stream).fileno())
 
