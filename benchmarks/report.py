@@ -1,4 +1,7 @@
-"""What every figure has in common: how it is stated, with what it was measured, and where it is written."""
+"""What every figure has in common: how it is stated, with what it was measured, and where it is written.
+
+`python -m benchmarks.report` prints what was written last as Markdown, for docs/measurements.md.
+"""
 
 from __future__ import annotations
 
@@ -94,3 +97,28 @@ def show(report: Report) -> None:
     m = report.machine
     print(f"  on {m['cpu']}, {m['cores']} cores, {m['memory']}, load {m['load']:.1f}")
     print(f"  {m['system']}; Python {m['python']}; {report.acceleration}")
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A written report as it stands in the docs."""
+    rows = [
+        f"| {f['name'].strip()} | {f['median']:.4g} {f['unit']} | {f['low']:.4g} to {f['high']:.4g} | {f['runs']} | "
+        f"{f['target']} |"
+        for f in report["figures"]
+    ]
+    m = report["machine"]
+    where = f"{m['cpu']}, {m['cores']} cores, {m['memory']}, load {m['load']:.1f} at the end; {m['system']}; Python "
+    return "\n".join([
+        f"## {report['title']}",
+        "| | median | 95 % interval of the median | runs | to compare |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        *report["notes"],
+        f"On {where}{m['python']}, SQLite {m['sqlite']}; {report['acceleration']}.",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    for path in sorted(BUILD.glob("*.json")):
+        print(f"{markdown(json.loads(path.read_text()))}\n")

@@ -31,7 +31,8 @@ def plot_spectrum(results: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     edges = [*low, high[-1]]
     axes.stairs(counts, edges, fill=True, color="#24476b", alpha=0.85)
-    axes.set(xlabel="PI (eV)", ylabel=f"events per {high[0] - low[0]:.0f} eV", xlim=(edges[0], edges[-1]), ylim=(0, None),
+    axes.set(xlabel="PI (eV)", ylabel=f"events per {high[0] - low[0]:.0f} eV", xlim=(edges[0], edges[-1]),
+             ylim=(0, None),
              title=f"EPIC-pn spectrum: {sum(counts):,} events")  # fmt: skip
     axes.grid(alpha=0.25, linewidth=0.4)
     figure.savefig(results / "spectrum.png", dpi=120)

@@ -75,9 +75,7 @@ class App(Jobs):
         self.data = data
         self.started = time.time()
         self.repository = Repository(data / "images")
-        controller = Controller(
-            store, {}, Logs(data / "jobs"), clock=time.time, cpu=time.process_time, steps=steps
-        )
+        controller = Controller(store, {}, Logs(data / "jobs"), clock=time.time, cpu=time.process_time, steps=steps)
         super().__init__(controller, self.resolve_image, owner=getpass.getuser(), project="default")
         self.operations = Operations(describe)
         self.stopping = asyncio.Event()
@@ -289,8 +287,15 @@ class App(Jobs):
 
     async def add_site(self, request: SiteRequest) -> SiteView:
         if request.name in self.controller.sessions:
-            raise ServiceError(Problem(f"add site {request.name}", 409, "conflict", "there is one of this name already",
-                                       "choose another name, or remove it first"))
+            raise ServiceError(
+                Problem(
+                    f"add site {request.name}",
+                    409,
+                    "conflict",
+                    "there is one of this name already",
+                    "choose another name, or remove it first",
+                )
+            )
         fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
         site = Site(owner=self.owner, project=self.project, version=1, **fields)
         await self.controller.in_store(self.store.put_site, site)
@@ -393,9 +398,7 @@ class problems_of:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ImageError):
-            raise ServiceError(
-                Problem(self._title, self._status, self._code, error.message, error.hint)
-            ) from error
+            raise ServiceError(Problem(self._title, self._status, self._code, error.message, error.hint)) from error
 
 
 def describe(error: Exception) -> Problem:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import subprocess
+import tempfile
+from pathlib import Path
 
-from tests.e2e.installation import wait_for
+from tests.e2e.installation import BUILD, REPOSITORY, wait_for
 from tests.e2e.slurmsite import PATIENT, TINY, SlurmLab, attempts
+from testsites import SlurmSite
 
 pytest_plugins = ("tests.e2e.slurmfixtures",)
 
@@ -119,3 +125,20 @@ def test_batch_jobs_deleted_by_an_administrator_are_told_as_that(slurm: SlurmLab
     assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
     assert "slurm" in found["job"]["message"] and "administrators" in found["job"]["hint"]
     assert (slurm.work / "deleted/result").read_text() == "saved\n"
+
+
+def test_the_science_case_gives_there_what_the_host_makes(
+    science_template: Path, node_scratch: Path, slurm_site: SlurmSite, tmp_path: Path
+) -> None:
+    shutil.copy(BUILD / "data" / "xmm_test.fits", tmp_path / "events.fits")
+    tool = REPOSITORY / "examples" / "images" / "xmm" / "evproducts"
+    subprocess.run([tool, "events.fits"], cwd=tmp_path, check=True, capture_output=True)
+    native = {path.name: path.read_bytes() for path in (tmp_path / "products").iterdir()}
+    with tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp") as folder:
+        lab = SlurmLab(Path(folder), node_scratch, science_template, slurm_site)
+        with contextlib.closing(lab):
+            job = str(REPOSITORY / "examples/xmm/job.yaml")
+            lab.ghv("run", "-f", job, "--site", "slurm", "--to", "results", timeout=280)
+            products = lab.work / "results" / "products"
+            assert {path.name: path.read_bytes() for path in products.iterdir()} == native
+            lab.assert_clean()

@@ -66,10 +66,16 @@ class FakeBackend:
         self._happened = asyncio.Event()
         self._operations: dict[str, list[OperationItem]] = {}
         self._images = {
-            "xmm:latest": ImageView(DIGEST, ("xmm:latest",), 123 << 20, "XMM's tools", layers=(
-                LayerView("base", DIGEST, 100 << 20, "squashfs"),
-                LayerView("app", DIGEST, 23 << 20, "squashfs", "/opt"),
-            ))
+            "xmm:latest": ImageView(
+                DIGEST,
+                ("xmm:latest",),
+                123 << 20,
+                "XMM's tools",
+                layers=(
+                    LayerView("base", DIGEST, 100 << 20, "squashfs"),
+                    LayerView("app", DIGEST, 23 << 20, "squashfs", "/opt"),
+                ),
+            )
         }
         self._sites = {
             "here": SiteView("here", SiteKind.FORK, "this machine", "up", max_jobs=2, workdir="/var/tmp/ghv"),
@@ -84,14 +90,28 @@ class FakeBackend:
         if known := self._keys.get(idempotency_key):
             return self._jobs[known].view
         if request.spec.image not in ("xmm", "xmm:latest"):
-            raise ServiceError(Problem(
-                f"submit a job with image {request.spec.image}", 404, "not-found", "there is no such image",
-                "ghv image list shows which there are.",
-            ))
+            raise ServiceError(
+                Problem(
+                    f"submit a job with image {request.spec.image}",
+                    404,
+                    "not-found",
+                    "there is no such image",
+                    "ghv image list shows which there are.",
+                )
+            )
         name = f"j{len(self._jobs) + 1}"
         view = JobView(
-            name, request.spec.name or name, "me", "default", JobState.PENDING, Wish.RUN, time.time(),
-            request.spec.image, DIGEST, request.spec.command, request.destination,
+            name,
+            request.spec.name or name,
+            "me",
+            "default",
+            JobState.PENDING,
+            Wish.RUN,
+            time.time(),
+            request.spec.image,
+            DIGEST,
+            request.spec.command,
+            request.destination,
         )
         job = self._jobs[name] = _Running(view, request)
         if idempotency_key:
@@ -109,15 +129,34 @@ class FakeBackend:
         found = self._find(job)
         view = found.view
         attempt = AttemptView(
-            f"v{job[1:]}.1", 1, "here", f"g-{job}-1", "4711", AllocationState.RUNNING, view.phase, view.note, 3.0,
-            "node1", HYPERVISOR if view.phase or view.state.final else "", view.reason, view.message,
+            f"v{job[1:]}.1",
+            1,
+            "here",
+            f"g-{job}-1",
+            "4711",
+            AllocationState.RUNNING,
+            view.phase,
+            view.note,
+            3.0,
+            "node1",
+            HYPERVISOR if view.phase or view.state.final else "",
+            view.reason,
+            view.message,
         )
         ledger: Ledger | None = None
         outputs: tuple[str, ...] = ()
         if view.state.final:
-            ledger = Ledger(job, 10.0, (
-                LedgerRow(1, "boot", 4.0), LedgerRow(1, "execute", 5.0), LedgerRow(1, "middleware", 1.0),
-            ), {"pilot": 0.2, "hypervisor": 8.0}, HYPERVISOR)
+            ledger = Ledger(
+                job,
+                10.0,
+                (
+                    LedgerRow(1, "boot", 4.0),
+                    LedgerRow(1, "execute", 5.0),
+                    LedgerRow(1, "middleware", 1.0),
+                ),
+                {"pilot": 0.2, "hypervisor": 8.0},
+                HYPERVISOR,
+            )
             outputs = (f"{view.destination}/products/spectrum.fits",)
         attempts = () if view.state is JobState.PENDING else (attempt,)
         return JobDetail(view, found.request.spec, attempts, outputs, ledger)
@@ -145,10 +184,16 @@ class FakeBackend:
 
     async def explain(self, job: str) -> Explanation:
         view = self._find(job).view
-        return Explanation(job, view.state, f"job {job} is {view.state}", "Be patient.", (
-            Candidate("here", True, "the only one with a free slot", 1.0),
-            Candidate("slurm-a", False, "no answer for 40 s: its state is unknown"),
-        ))
+        return Explanation(
+            job,
+            view.state,
+            f"job {job} is {view.state}",
+            "Be patient.",
+            (
+                Candidate("here", True, "the only one with a free slot", 1.0),
+                Candidate("slurm-a", False, "no answer for 40 s: its state is unknown"),
+            ),
+        )
 
     def follow(self, job: str, *, output: bool) -> AsyncIterator[FollowItem]:
         return self._follow(job, output)
@@ -238,7 +283,10 @@ class FakeBackend:
 
     async def add_site(self, request: SiteRequest) -> SiteView:
         view = SiteView(
-            request.name, request.kind, f"{request.user}@{request.host}:{request.port}", "connecting",
+            request.name,
+            request.kind,
+            f"{request.user}@{request.host}:{request.port}",
+            "connecting",
             options=request.options,
         )
         self._sites[request.name] = view
@@ -303,7 +351,11 @@ class FakeBackend:
                 case "fail":
                     reason = Reason(next(words))
                     self._change(
-                        job, state=JobState.FAILED, reason=reason, phase=None, message=f"run {job.view.id}: {reason}",
+                        job,
+                        state=JobState.FAILED,
+                        reason=reason,
+                        phase=None,
+                        message=f"run {job.view.id}: {reason}",
                         hint="Look at the console.",
                     )
                     return
@@ -328,9 +380,11 @@ class FakeBackend:
         self._wake(job)
 
     def _event(self, job: _Running, before: str, after: str) -> None:
-        self._events.append(EventView(
-            len(self._events) + 1, time.time(), "me", "default", job.view.id, "job", job.view.id, before, after
-        ))
+        self._events.append(
+            EventView(
+                len(self._events) + 1, time.time(), "me", "default", job.view.id, "job", job.view.id, before, after
+            )
+        )
         happened, self._happened = self._happened, asyncio.Event()
         happened.set()
 

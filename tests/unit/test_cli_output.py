@@ -23,14 +23,17 @@ def job(state: JobState, reason: Reason | None = None, code: int | None = None) 
     return JobView("j1", "n", "me", "p", state, Wish.RUN, 0.0, "i", "d", ("true",), "/", reason=reason, exit_code=code)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (59.9, "59s"), (60, "1m"), (200, "3m20s"), (7500, "2h5m"),
-                                               (273600, "3d4h"), (-1, "0s")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.9, "59s"), (60, "1m"), (200, "3m20s"), (7500, "2h5m"), (273600, "3d4h"), (-1, "0s")],
+)
 def test_lengths_of_time(seconds: float, text: str) -> None:
     assert output.age(seconds) == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (512 << 20, "512 MiB"),
-                                             (3 << 40, "3.0 TiB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (512 << 20, "512 MiB"), (3 << 40, "3.0 TiB")]
+)
 def test_sizes(count: int, text: str) -> None:
     assert output.size(count) == text
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gridhypervisor.execution.results import Declared, Unfit, leads_inside, make_link, place_of
-from gridhypervisor.model.wire import OutputFile
+from gridhypervisor.execution.results import Unfit, admit, make_link, place_of
+from gridhypervisor.model.wire import OutputFile, leads_inside
 
 
-def admit(patterns: list[str], path: str) -> None:
-    Declared(patterns).admit(OutputFile(path, 1, 0o644, ""))
+def offer(patterns: list[str], path: str) -> None:
+    admit(OutputFile(path, 1, 0o644, ""), patterns)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def admit(patterns: list[str], path: str) -> None:
     ],
 )  # fmt: skip
 def test_what_a_pattern_means_to_a_shell_comes_home(pattern: str, path: str) -> None:
-    admit([pattern], path)
+    offer([pattern], path)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_what_a_pattern_means_to_a_shell_comes_home(pattern: str, path: str) -> 
 )  # fmt: skip
 def test_what_no_pattern_means_does_not(pattern: str, path: str) -> None:
     with pytest.raises(Unfit, match=r"^output ") as error:
-        admit([pattern], path)
+        offer([pattern], path)
     assert error.value.hint
 
 
 def test_without_patterns_nothing_comes() -> None:
     with pytest.raises(Unfit):
-        admit([], "products/a")
+        offer([], "products/a")
 
 
 @pytest.mark.parametrize(

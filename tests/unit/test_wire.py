@@ -54,7 +54,7 @@ def test_what_the_guests_shell_finds_is_declared(found: list[str], glob: str) ->
         for name in found:
             Path(folder, name).touch()
         said = subprocess.run(["busybox", "sh", "-c", script, "sh", glob], cwd=folder, env={}, capture_output=True)
-    for name in said.stdout.decode().split("\0")[:-1]:
+    for name in set(said.stdout.decode().split("\0")[:-1]) - {".", ".."}:  # never taken as outputs
         assert wire.declared(name, [glob]), (name, glob)
 
 

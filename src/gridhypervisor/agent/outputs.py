@@ -108,7 +108,7 @@ class Outputs:
             raise _Unfit("it is no file, folder or link")
         if any(parent in self._links for parent in _parents(member.path)):
             raise _Unfit("it lies below a symbolic link")
-        if member.kind == b"2" and not _stays_inside(member):
+        if member.kind == b"2" and not wire.leads_inside(member.path, member.target):
             raise _Unfit(f"it is a link to {member.target[:200]!r}, outside the outputs or in a roundabout way")
 
     def _make(self, member: _Member, stream: BinaryIO) -> None:
@@ -226,17 +226,6 @@ def _number(field: bytes) -> int:
 def _check_sum(head: bytes) -> None:
     if sum(head[:148]) + 8 * 32 + sum(head[156:]) != _number(head[148:156]):
         raise _refuse("a header", "its checksum is wrong")
-
-
-def _stays_inside(member: _Member) -> bool:
-    """Whether a symbolic link leads to a place inside, and surely: first up, then only down. `a/..` is not `.` where
-    `a` is a link itself."""
-    steps = [step for step in member.target.split("/") if step not in ("", ".")]
-    up = next((i for i, step in enumerate(steps) if step != ".."), len(steps))
-    return (
-        not member.target.startswith("/") and member.target != "" and ".." not in steps[up:]
-        and up <= member.path.count("/")
-    )  # fmt: skip
 
 
 def _parents(path: str) -> list[str]:

@@ -63,8 +63,15 @@ def of_reason(reason: Reason | None, exit_code: int | None) -> int:
         case Reason.BOOT | Reason.GUEST_PANIC | Reason.GUEST_SILENT | Reason.SCRATCH_FULL:
             return Exit.GUEST
         case (
-            Reason.EVICTED | Reason.NOT_OWNER | Reason.BUNDLE | Reason.IMAGE | Reason.HYPERVISOR | Reason.PILOT
-            | Reason.NODE_DISK | Reason.LOST | Reason.SUBMIT
+            Reason.EVICTED
+            | Reason.NOT_OWNER
+            | Reason.BUNDLE
+            | Reason.IMAGE
+            | Reason.HYPERVISOR
+            | Reason.PILOT
+            | Reason.NODE_DISK
+            | Reason.LOST
+            | Reason.SUBMIT
         ):
             return Exit.INFRASTRUCTURE
     assert_never(reason)

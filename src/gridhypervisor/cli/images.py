@@ -34,8 +34,12 @@ def build(recipe: str, tag: str, output: str) -> None:
 @image.command("import")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False))
 @click.option("--tag", required=True, metavar="NAME[:TAG]", help="What to call it.")
-@click.option("--format", "kind", type=click.Choice(["qcow2", "raw"]),
-              help="How the file is written.  [default: by its name's ending]")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["qcow2", "raw"]),
+    help="How the file is written.  [default: by its name's ending]",
+)
 @format_option
 def import_image(path: str, tag: str, kind: str | None, output: str) -> None:
     """Take in a disk image that boots Linux."""
@@ -77,10 +81,16 @@ def show(image: str, output: str) -> None:
     if output != "table":
         emit(found, output)
         return
-    pairs([
-        ("image", bold(", ".join(found.tags) or found.digest[:12])), ("digest", found.digest),
-        ("size", size(found.size)), ("arch", found.arch), ("runs as", found.user), ("about", found.description),
-    ])
+    pairs(
+        [
+            ("image", bold(", ".join(found.tags) or found.digest[:12])),
+            ("digest", found.digest),
+            ("size", size(found.size)),
+            ("arch", found.arch),
+            ("runs as", found.user),
+            ("about", found.description),
+        ]
+    )
     echo(f"\n{bold('Layers')}")
     rows = [(layer.role, layer.format, size(layer.size), layer.digest[:12], layer.mount) for layer in found.layers]
     table(("ROLE", "FORMAT", "SIZE", "DIGEST", "MOUNT"), rows, right=(2,), indent="  ")

@@ -37,8 +37,13 @@ _some_jobs = click.argument("jobs", nargs=-1, required=True, shell_complete=comp
 
 
 @click.command("list")
-@click.option("--state", "states", multiple=True, type=click.Choice([str(s) for s in JobState]),
-              help="Only jobs in this state. May be repeated.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([str(s) for s in JobState]),
+    help="Only jobs in this state. May be repeated.",
+)
 @click.option("--site", default="", metavar="SITE", shell_complete=complete.sites, help="Only jobs at this site.")
 @click.option("--before", default="", metavar="JOB", help="Only jobs older than this one.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N")
@@ -105,19 +110,21 @@ def _show_job(detail: JobDetail) -> None:
     wants = detail.spec.resources
     ended = f", ended {ago(now - job.ended)} ago, took {length(job.ended - job.created)}" if job.ended else ""
     code = f", exit code {job.exit_code}" if job.exit_code is not None and not job.state.final else ""
-    pairs([
-        ("job", f"{bold(job.id)}  {job.name}" if job.name != job.id else bold(job.id)),
-        ("state", state(job) + code + (f"  {dim(doing(job))}" if doing(job) != job.state else "")),
-        ("waiting for" if job.state in (JobState.PENDING, JobState.QUEUED) else "note", plain(job.note)),
-        ("reason", f"{job.reason}" if job.reason and job.reason != "exited" else ""),
-        ("why", "\n".join(map(plain, job.message.splitlines()))),
-        ("image", f"{job.image}  {dim(job.image_digest[:12])}"),
-        ("command", shlex.join(job.command)),
-        ("wants", f"{wants.cpus} cpu, {wants.memory} memory, {wants.scratch} scratch, {wants.walltime} walltime"),
-        ("site", job.site),
-        ("handed in", f"{ago(now - job.created)} ago{ended}"),
-        ("results to", job.destination),
-    ])
+    pairs(
+        [
+            ("job", f"{bold(job.id)}  {job.name}" if job.name != job.id else bold(job.id)),
+            ("state", state(job) + code + (f"  {dim(doing(job))}" if doing(job) != job.state else "")),
+            ("waiting for" if job.state in (JobState.PENDING, JobState.QUEUED) else "note", plain(job.note)),
+            ("reason", f"{job.reason}" if job.reason and job.reason != "exited" else ""),
+            ("why", "\n".join(map(plain, job.message.splitlines()))),
+            ("image", f"{job.image}  {dim(job.image_digest[:12])}"),
+            ("command", shlex.join(job.command)),
+            ("wants", f"{wants.cpus} cpu, {wants.memory} memory, {wants.scratch} scratch, {wants.walltime} walltime"),
+            ("site", job.site),
+            ("handed in", f"{ago(now - job.created)} ago{ended}"),
+            ("results to", job.destination),
+        ]
+    )
 
 
 def _show_attempts(detail: JobDetail) -> None:
@@ -150,8 +157,11 @@ def _show_ledger(ledger: Ledger) -> None:
 @click.command()
 @_one_job
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
-@click.option("--stream", type=click.Choice(["stdout", "stderr", "console", "pilot", "batch"]),
-              help="One log alone; console is the guest's, pilot and batch the node's.  [default: stdout and stderr]")
+@click.option(
+    "--stream",
+    type=click.Choice(["stdout", "stderr", "console", "pilot", "batch"]),
+    help="One log alone; console is the guest's, pilot and batch the node's.  [default: stdout and stderr]",
+)
 def logs(job: str, following: bool, stream: str | None) -> None:
     """Print what a job's program printed."""
     client = connect()
@@ -290,5 +300,3 @@ def explain(job: str, output: str) -> None:
         table(("SITE", "CHOSEN", "RANK", "WHY"), rows, indent="  ")
     if explanation.hint:
         echo(f"\n{dim('next:')} {explanation.hint}")
-
-

@@ -14,13 +14,22 @@ from gridhypervisor import __version__
 
 _SECTIONS = {
     "Jobs": {
-        "run": "run:run", "list": "jobs:list_jobs", "show": "jobs:show", "logs": "jobs:logs", "events": "jobs:events",
-        "wait": "jobs:wait", "explain": "jobs:explain", "cancel": "jobs:cancel", "recover": "jobs:recover",
+        "run": "run:run",
+        "list": "jobs:list_jobs",
+        "show": "jobs:show",
+        "logs": "jobs:logs",
+        "events": "jobs:events",
+        "wait": "jobs:wait",
+        "explain": "jobs:explain",
+        "cancel": "jobs:cancel",
+        "recover": "jobs:recover",
         "delete": "jobs:delete",
     },
     "What they run on": {"image": "images:image", "site": "sites:site", "service": "services:service"},
     "Without the service": {
-        "validate": "files:validate", "schema": "files:schema", "completion": "files:completion",
+        "validate": "files:validate",
+        "schema": "files:schema",
+        "completion": "files:completion",
     },
 }
 _VERBS = {verb: target for section in _SECTIONS.values() for verb, target in section.items()}

@@ -21,26 +21,44 @@ F = TypeVar("F", bound=Callable[..., Any])
 GREEN, RED, YELLOW, BLUE = "green", "red", "yellow", "blue"
 
 _STATE_COLOURS = {
-    JobState.PENDING: YELLOW, JobState.PROLOG: BLUE, JobState.QUEUED: YELLOW, JobState.RUNNING: BLUE,
-    JobState.EPILOG: BLUE, JobState.DONE: GREEN, JobState.FAILED: RED, JobState.CANCELLED: None,
+    JobState.PENDING: YELLOW,
+    JobState.PROLOG: BLUE,
+    JobState.QUEUED: YELLOW,
+    JobState.RUNNING: BLUE,
+    JobState.EPILOG: BLUE,
+    JobState.DONE: GREEN,
+    JobState.FAILED: RED,
+    JobState.CANCELLED: None,
 }
 
 _PHASE_WORDS = {
-    Phase.PREPARE: "preparing the node", Phase.BOOT: "booting", Phase.STAGE_IN: "taking in the inputs",
-    Phase.EXECUTE: "running", Phase.STAGE_OUT: "taking out the results", Phase.SHUT_DOWN: "shutting down",
+    Phase.PREPARE: "preparing the node",
+    Phase.BOOT: "booting",
+    Phase.STAGE_IN: "taking in the inputs",
+    Phase.EXECUTE: "running",
+    Phase.STAGE_OUT: "taking out the results",
+    Phase.SHUT_DOWN: "shutting down",
 }
 
 _STATE_WORDS = {
-    JobState.PENDING: "waiting for a site", JobState.PROLOG: "sending image and inputs", JobState.QUEUED: "queued",
-    JobState.RUNNING: "starting", JobState.EPILOG: "bringing the results home",
+    JobState.PENDING: "waiting for a site",
+    JobState.PROLOG: "sending image and inputs",
+    JobState.QUEUED: "queued",
+    JobState.RUNNING: "starting",
+    JobState.EPILOG: "bringing the results home",
 }
 
 
 def format_option(command: F) -> F:
     """Adds `-o table|json|yaml`, given to the command as `output`."""
     return click.option(
-        "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", envvar="GHV_OUTPUT",
-        show_default=True, help="How to print the answer.",
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json", "yaml"]),
+        default="table",
+        envvar="GHV_OUTPUT",
+        show_default=True,
+        help="How to print the answer.",
     )(command)
 
 
@@ -107,8 +125,10 @@ def plain(text: str) -> str:
 
 def _width(text: str) -> int:
     plain = click.unstyle(text)
-    return len(plain) if plain.isascii() else sum(
-        2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in plain
+    return (
+        len(plain)
+        if plain.isascii()
+        else sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in plain)
     )
 
 

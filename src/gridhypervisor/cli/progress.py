@@ -31,7 +31,8 @@ class Progress:
         self._drawn = False
         self._unfinished = {"stdout": False, "stderr": False}
         self._streams = {
-            "stdout": sys.stderr.buffer if stdout_is_stderr else sys.stdout.buffer, "stderr": sys.stderr.buffer,
+            "stdout": sys.stderr.buffer if stdout_is_stderr else sys.stdout.buffer,
+            "stderr": sys.stderr.buffer,
         }
         self._shares_screen = {"stdout": stdout_is_stderr or sys.stdout.isatty(), "stderr": True}
         self._job: JobView | None = None

@@ -164,5 +164,3 @@ class PairType(click.ParamType[tuple[str, str]]):
 
 SIZE = QuantityType("size", parse_size)
 DURATION = QuantityType("duration", parse_duration)
-
-

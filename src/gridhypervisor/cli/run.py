@@ -29,26 +29,49 @@ from gridhypervisor.model.wire import Phase
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-f", "--file", metavar="FILE", help="The job's YAML file; - for stdin. Flags override it.")
-@click.option("--image", metavar="NAME", shell_complete=complete.images,
-              help="What to boot: name[:tag] or name@digest.")
-@click.option("--in", "inputs", multiple=True, type=InputType(), metavar="INPUT",
-              help="PATH, PATH=NAME, or URL#sha256=HEX&name=NAME. May be repeated.")
+@click.option(
+    "--image", metavar="NAME", shell_complete=complete.images, help="What to boot: name[:tag] or name@digest."
+)
+@click.option(
+    "--in",
+    "inputs",
+    multiple=True,
+    type=InputType(),
+    metavar="INPUT",
+    help="PATH, PATH=NAME, or URL#sha256=HEX&name=NAME. May be repeated.",
+)
 @click.option("--out", "outputs", multiple=True, metavar="GLOB", help="Results to bring home. May be repeated.")
 @click.option("--to", "destination", default=".", metavar="DIR", help="Where the results go.  [default: here]")
 @click.option("--cpus", type=click.IntRange(1, 1024), metavar="N", help="Virtual CPUs.  [default: 1]")
 @click.option("--memory", type=SIZE, metavar="SIZE", help="The guest's memory.  [default: 512Mi]")
 @click.option("--scratch", type=SIZE, metavar="SIZE", help="The guest's scratch disk.  [default: 2Gi]")
 @click.option("--walltime", type=DURATION, metavar="TIME", help="Longest time for the whole job.  [default: 30m]")
-@click.option("--env", "environment", multiple=True, type=PairType(inherit=True), metavar="KEY[=VALUE]",
-              help="A variable for the program; without a value, this environment's. May be repeated.")
+@click.option(
+    "--env",
+    "environment",
+    multiple=True,
+    type=PairType(inherit=True),
+    metavar="KEY[=VALUE]",
+    help="A variable for the program; without a value, this environment's. May be repeated.",
+)
 @click.option("--name", metavar="NAME", help="A name for people.")
 @click.option("--site", envvar="GHV_SITE", metavar="NAME", shell_complete=complete.sites, help="Only at this site.")
-@click.option("--retry", type=click.IntRange(0, 100), metavar="N",
-              help="More tries when the infrastructure fails, never the program.  [default: 1]")
-@click.option("--network", type=click.Choice(["none", "restricted", "outbound"]),
-              help="What the guest may reach.  [default: none]")
-@click.option("--acceleration", type=click.Choice(["auto", "kvm", "tcg"]),
-              help="How the guest's CPU runs: kvm is native speed, tcg is emulation.  [default: auto]")
+@click.option(
+    "--retry",
+    type=click.IntRange(0, 100),
+    metavar="N",
+    help="More tries when the infrastructure fails, never the program.  [default: 1]",
+)
+@click.option(
+    "--network",
+    type=click.Choice(["none", "restricted", "outbound"]),
+    help="What the guest may reach.  [default: none]",
+)
+@click.option(
+    "--acceleration",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    help="How the guest's CPU runs: kvm is native speed, tcg is emulation.  [default: auto]",
+)
 @click.option("--detach", is_flag=True, help="Hand in the job, print its id, and leave.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @format_option

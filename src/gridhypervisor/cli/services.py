@@ -77,12 +77,22 @@ def status(output: str) -> int:
 
 
 def _show(view: ServiceView, paths: Paths) -> None:
-    pairs([
-        ("service", f"{paint('running', GREEN)}  {dim(f'for {ago(time.time() - view.started)}, process {view.pid}')}"),
-        ("version", view.version), ("installation", view.installation), ("jobs alive", str(view.jobs_alive)),
-        ("CPU", f"{view.cpu_seconds:.1f} s"), ("memory", size(view.max_rss)), ("data", view.data),
-        ("socket", str(paths.socket)), ("log", str(paths.log)),
-    ])
+    pairs(
+        [
+            (
+                "service",
+                f"{paint('running', GREEN)}  {dim(f'for {ago(time.time() - view.started)}, process {view.pid}')}",
+            ),
+            ("version", view.version),
+            ("installation", view.installation),
+            ("jobs alive", str(view.jobs_alive)),
+            ("CPU", f"{view.cpu_seconds:.1f} s"),
+            ("memory", size(view.max_rss)),
+            ("data", view.data),
+            ("socket", str(paths.socket)),
+            ("log", str(paths.log)),
+        ]
+    )
 
 
 def _client(paths: Paths) -> Client:

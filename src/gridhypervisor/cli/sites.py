@@ -51,10 +51,22 @@ def site() -> None:
 @click.option("--scratch", default="", metavar="DIR", help="Node-local scratch.  [default: the job's TMPDIR, or /tmp]")
 @click.option("--slots", default=0, type=click.IntRange(0), help="fork: jobs at once.  [default: one per core]")
 @click.option("--max-jobs", default=0, type=click.IntRange(0), help="Jobs of ours in its queue at once.")
-@click.option("--option", "options", multiple=True, type=PairType(), metavar="KEY=VALUE",
-              help="For its batch system: partition, account, qos, constraint, native. May be repeated.")
-@click.option("--env", "environment", multiple=True, type=PairType(), metavar="KEY=VALUE",
-              help="For its batch system's commands. May be repeated.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    type=PairType(),
+    metavar="KEY=VALUE",
+    help="For its batch system: partition, account, qos, constraint, native. May be repeated.",
+)
+@click.option(
+    "--env",
+    "environment",
+    multiple=True,
+    type=PairType(),
+    metavar="KEY=VALUE",
+    help="For its batch system's commands. May be repeated.",
+)
 @format_option
 def add(kind: str, output: str, **given: Any) -> None:
     """Add a SITE: an account of yours at a batch system.
@@ -83,7 +95,13 @@ def list_sites(output: str) -> None:
         return
     rows = [
         (
-            s.name, str(s.kind), s.address, _health(s), str(s.queued), str(s.running), str(s.max_jobs or "-"),
+            s.name,
+            str(s.kind),
+            s.address,
+            _health(s),
+            str(s.queued),
+            str(s.running),
+            str(s.max_jobs or "-"),
             plain(s.health_why),
         )
         for s in found
@@ -105,13 +123,20 @@ def show(name: str, output: str) -> None:
         emit(found, output)
         return
     since = f"  {dim(f'for {ago(time.time() - found.health_since)}')}" if found.health_since else ""
-    pairs([
-        ("site", bold(found.name)), ("kind", str(found.kind)), ("address", found.address),
-        ("health", _health(found) + since), ("why", found.health_why), ("batch system", found.batch_system),
-        ("workdir", found.workdir), ("jobs", f"{found.queued} queued, {found.running} running"),
-        ("most at once", str(found.max_jobs or "")),
-        ("options", "\n".join(f"{key}={value}" for key, value in found.options.items())),
-    ])
+    pairs(
+        [
+            ("site", bold(found.name)),
+            ("kind", str(found.kind)),
+            ("address", found.address),
+            ("health", _health(found) + since),
+            ("why", found.health_why),
+            ("batch system", found.batch_system),
+            ("workdir", found.workdir),
+            ("jobs", f"{found.queued} queued, {found.running} running"),
+            ("most at once", str(found.max_jobs or "")),
+            ("options", "\n".join(f"{key}={value}" for key, value in found.options.items())),
+        ]
+    )
 
 
 @site.command()

@@ -147,7 +147,12 @@ def _start(paths: Paths, command: Sequence[str]) -> None:
     with open(ready, "rb", buffering=0) as pipe:
         try:
             process = subprocess.Popen(
-                [*command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=[told],
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                pass_fds=[told],
                 start_new_session=True,
             )
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gridhypervisor.execution.logs import STREAMS, Logs
 from gridhypervisor.execution.ports import Link
-from gridhypervisor.execution.results import Declared, Unfit, make_link, place_of
+from gridhypervisor.execution.results import Unfit, admit, make_link, place_of
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Allocation
 from gridhypervisor.model.wire import EXIT, OUTPUTS, SPOOL, ExitRecord, Op, OutputFile, from_plain
@@ -62,11 +62,11 @@ class Collector:
         Raises:
             Unfit: those that do not; all others are home.
         """
-        declared, unfit = Declared(patterns), list[Unfit]()
+        unfit = list[Unfit]()
         async for output in self._outputs():
             self._progress(f"result {output.path}")
             try:
-                declared.admit(output)
+                admit(output, patterns)
                 with place_of(destination, output.path) as place:
                     await self._bring(output, place)
             except Unfit as error:

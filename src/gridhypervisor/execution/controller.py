@@ -225,8 +225,11 @@ class Controller:
             return
         for session in self.sessions.values():
             session.reconnect()
-        await self._change(case.job, replace(case.job, recover=case.job.recover + 1, version=case.job.version + 1),
-                           "the user asked to recover it")
+        await self._change(
+            case.job,
+            replace(case.job, recover=case.job.recover + 1, version=case.job.version + 1),
+            "the user asked to recover it",
+        )
         case = self.cases.get(job)
         if case is None:
             return  # it ended meanwhile
@@ -240,8 +243,17 @@ class Controller:
         self.touch(job)
 
     async def _change(self, before: Job, after: Job, message: str) -> bool:
-        event = Event(self.clock(), after.owner, after.project, after.id, "job", after.id, before.state, after.state,
-                      message=message)
+        event = Event(
+            self.clock(),
+            after.owner,
+            after.project,
+            after.id,
+            "job",
+            after.id,
+            before.state,
+            after.state,
+            message=message,
+        )
         [accepted] = await self.in_store(self.store.commit, [Commit((after,), (event,))])
         case = self.cases.get(after.id)
         if accepted and case is not None and case.job == before:
@@ -416,9 +428,7 @@ class Controller:
             if session is None:
                 continue
             if a.state is AllocationState.RUNNING and job in self._watched:
-                session.watch(
-                    a.pilot_job, {s: self.logs.size(job, a.epoch, s) for s in ("stdout", "stderr")}
-                )
+                session.watch(a.pilot_job, {s: self.logs.size(job, a.epoch, s) for s in ("stdout", "stderr")})
             else:
                 session.watch(a.pilot_job, None)
 
@@ -534,12 +544,15 @@ class Controller:
                         allocations[record.id] = record
                         if record.state is not AllocationState.PLANNED:
                             self._stop(record.pilot_job, ActionKind.PROLOG)
-            old, case = case, replace(
+            old, case = (
                 case,
-                job=the_job,
-                vm=vm,
-                allocations=tuple(sorted(allocations.values(), key=lambda a: a.epoch)),
-                pilot_jobs=pilot_jobs,
+                replace(
+                    case,
+                    job=the_job,
+                    vm=vm,
+                    allocations=tuple(sorted(allocations.values(), key=lambda a: a.epoch)),
+                    pilot_jobs=pilot_jobs,
+                ),
             )
             self.cases[job] = case
             self._index(old, case)
@@ -605,8 +618,17 @@ class Controller:
 
     async def _delete(self, job: str) -> None:
         case = self.cases[job]
-        event = Event(self.clock(), case.job.owner, case.job.project, job, "job", job, case.job.state, "deleted",
-                      message="nothing of it is left at any site")
+        event = Event(
+            self.clock(),
+            case.job.owner,
+            case.job.project,
+            job,
+            "job",
+            job,
+            case.job.state,
+            "deleted",
+            message="nothing of it is left at any site",
+        )
         await self.in_store(self.store.delete_job, job, event)
         self.logs.remove(job)
         self._drop(job)

@@ -51,8 +51,15 @@ class Jobs:
         spec = request.spec
         if spec.site and spec.site not in self.controller.sessions:
             known = ", ".join(sorted(self.controller.sessions)) or "none"
-            raise ServiceError(Problem("submit job", 422, "invalid", f"site: there is no site {spec.site!r}",
-                                       f"known sites: {known}; add one with `ghv site add`"))
+            raise ServiceError(
+                Problem(
+                    "submit job",
+                    422,
+                    "invalid",
+                    f"site: there is no site {spec.site!r}",
+                    f"known sites: {known}; add one with `ghv site add`",
+                )
+            )
         digest, manifest = self._resolve(spec.image)
         job = Job(
             id="",
@@ -79,8 +86,15 @@ class Jobs:
         try:
             found = await self.controller.in_store(self.store.jobs, states=states, before=before, limit=limit)
         except ValueError as error:
-            raise ServiceError(Problem("list jobs", 422, "invalid", f"before: {before!r} is no job's id",
-                                       "give the id of the last job of the page before, e.g. j12")) from error
+            raise ServiceError(
+                Problem(
+                    "list jobs",
+                    422,
+                    "invalid",
+                    f"before: {before!r} is no job's id",
+                    "give the id of the last job of the page before, e.g. j12",
+                )
+            ) from error
         return [self._present(self.controller.cases.get(r.job.id) or case_of(r)) for r in found]
 
     async def job(self, job: str) -> JobDetail:
@@ -104,8 +118,9 @@ class Jobs:
     async def recover(self, job: str) -> JobView:
         case = await self._case(job)
         if case.job.state.final and job not in self.controller.cases:
-            raise ServiceError(Problem(f"recover job {job}", 409, "conflict", f"it has ended: {case.job.state}",
-                                       "submit it again"))
+            raise ServiceError(
+                Problem(f"recover job {job}", 409, "conflict", f"it has ended: {case.job.state}", "submit it again")
+            )
         await self.controller.recover(job)
         return await self._view(job)
 
@@ -116,8 +131,15 @@ class Jobs:
     async def log(self, job: str, stream: str, offset: int, limit: int) -> bytes:
         await self._case(job)
         if stream not in STREAMS:
-            raise ServiceError(Problem(f"read log of job {job}", 422, "invalid", f"there is no stream {stream!r}",
-                                       f"streams: {', '.join(STREAMS)}"))
+            raise ServiceError(
+                Problem(
+                    f"read log of job {job}",
+                    422,
+                    "invalid",
+                    f"there is no stream {stream!r}",
+                    f"streams: {', '.join(STREAMS)}",
+                )
+            )
         data = await asyncio.to_thread(self.logs.read, job, stream, offset, limit)
         case = self.controller.cases.get(job)
         if data or case is None or case.allocations[-1:] == () or case.allocations[-1].state != AllocationState.RUNNING:
@@ -186,8 +208,11 @@ class Jobs:
             return case
         records = await self.controller.in_store(self.store.job, job)
         if records is None:
-            raise ServiceError(Problem(f"find job {job}", 404, "not-found", "there is no such job",
-                                       "`ghv list` shows the jobs there are"))
+            raise ServiceError(
+                Problem(
+                    f"find job {job}", 404, "not-found", "there is no such job", "`ghv list` shows the jobs there are"
+                )
+            )
         return case_of(records)
 
     async def _view(self, job: str) -> JobView:

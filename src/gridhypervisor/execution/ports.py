@@ -154,9 +154,7 @@ class Transport(Protocol):
     def bundle(self) -> str:
         """Digest of the bundle, whose folder at the site is WORKDIR/bundle/DIGEST."""
 
-    def connect(
-        self, on_note: Callable[[dict[str, Any], bytes], None]
-    ) -> AbstractAsyncContextManager[Link]:
+    def connect(self, on_note: Callable[[dict[str, Any], bytes], None]) -> AbstractAsyncContextManager[Link]:
         """Connect; on leaving the context the relay's input is closed, and so it ends. Raises LinkLost, LinkError."""
 
 

@@ -12,12 +12,11 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gridhypervisor.model.spec import unsafe
-from gridhypervisor.model.wire import OutputFile
+from gridhypervisor.model.wire import OutputFile, declared, leads_inside
 
 DECLARE = "the guest offers what the job did not ask for: see what the program does, or declare it with `outputs`"
 
@@ -30,40 +29,18 @@ class Unfit(Exception):
         self.hint = hint
 
 
-class Declared:
-    """What a job declared as its outputs: shell patterns, relative to its folder."""
+def admit(output: OutputFile, patterns: Sequence[str]) -> None:
+    """See that the output is one of those declared, or lies below a folder that is, and leads nowhere else.
 
-    def __init__(self, patterns: Sequence[str]) -> None:
-        self._patterns = [[(part, _regex(part)) for part in _parts(pattern)] for pattern in patterns]
-
-    def admit(self, output: OutputFile) -> None:
-        """See that the output is one of those declared, or lies below a folder that is, and leads nowhere else.
-
-        Raises:
-            Unfit: it is not.
-        """
-        parts = output.path.split("/")
-        if unsafe(output.path) or "" in parts or "." in parts:
-            raise Unfit(f"output {output.path!r}: it would leave the folder", DECLARE)
-        if not any(
-            len(pattern) <= len(parts)
-            and all(name == text or regex.fullmatch(name) for name, (text, regex) in zip(parts, pattern, strict=False))
-            for pattern in self._patterns
-        ):
-            raise Unfit(f"output {output.path!r}: it matches no declared pattern", DECLARE)
-        if output.link and not leads_inside(output.path, output.link):
-            raise Unfit(f"output {output.path!r}: a link to {output.link!r}, outside the outputs", DECLARE)
-
-
-def leads_inside(path: str, target: str) -> bool:
-    """Whether a link at `path` to `target` stays below the folder of which both are part, whatever its parts are.
-
-    `..` may only come first, where the folder that it leaves is the link's own: after another name that may be a link,
-    nobody knows what it leaves.
+    Raises:
+        Unfit: it is not.
     """
-    parts = [part for part in target.split("/") if part not in ("", ".")]
-    up = next((i for i, part in enumerate(parts) if part != ".."), len(parts))
-    return not target.startswith("/") and "\0" not in target and ".." not in parts[up:] and up <= path.count("/")
+    if unsafe(output.path) or "." in output.path.split("/"):
+        raise Unfit(f"output {output.path!r}: it would leave the folder", DECLARE)
+    if not declared(output.path, patterns):
+        raise Unfit(f"output {output.path!r}: it matches no declared pattern", DECLARE)
+    if output.link and not leads_inside(output.path, output.link):
+        raise Unfit(f"output {output.path!r}: a link to {output.link!r}, outside the outputs", DECLARE)
 
 
 @contextlib.contextmanager
@@ -124,47 +101,3 @@ def _telling(destination: Path, path: str) -> Iterator[None]:
         if hint is not None:
             raise Unfit(f"write {whole}: {error.strerror}", hint) from error
         raise OSError(error.errno, error.strerror, whole) from error
-
-
-def _parts(pattern: str) -> list[str]:
-    return [part for part in pattern.split("/") if part not in ("", ".")]
-
-
-def _regex(glob: str) -> re.Pattern[str]:
-    """One component of a shell pattern. A leading dot is matched by a dot alone."""
-    out = "" if glob.startswith((".", "\\.")) else r"(?!\.)"
-    i = 0
-    while i < len(glob):
-        char, i = glob[i], i + 1
-        if char == "*":
-            out += ".*"
-        elif char == "?":
-            out += "."
-        elif char == "[" and (found := re.match(r"([!^]?)(\]?(?:\[:\w+:\]|\\.|[^\]])*)\]", glob[i:])):
-            out += _set(found[1], found[2])
-            i += found.end()
-        elif char == "\\" and i < len(glob):
-            out, i = out + re.escape(glob[i]), i + 1
-        else:
-            out += re.escape(char)
-    try:
-        return re.compile(out, re.DOTALL)
-    except re.error:  # a range that is none, such as z-a: it matches nothing but itself
-        return re.compile(re.escape(glob))
-
-
-CLASSES = {
-    "alpha": "a-zA-Z", "digit": "0-9", "alnum": "a-zA-Z0-9", "upper": "A-Z", "lower": "a-z", "space": r"\s",
-    "blank": r" \t", "xdigit": "0-9a-fA-F", "punct": r"!-/:-@\[-`{-~", "word": r"\w",
-}  # fmt: skip
-
-
-def _set(negated: str, body: str) -> str:
-    """`[…]` of a shell pattern, as one of a regular expression."""
-    out = ""
-    for name, quoted, plain in re.findall(r"\[:(\w+):\]|\\(.)|(.)", body, re.DOTALL):
-        if name:
-            out += CLASSES.get(name, "")
-        else:
-            out += plain if plain == "-" else re.escape(quoted or plain)
-    return f"[{'^' if negated else ''}{out}]" if out else "(?!)"

@@ -273,9 +273,7 @@ class Session:
             return [Check("a relay answers", False, f"{self.health}: {self.why}" if self.why else self.health)]
         hello, _ = await link.call(Op.HELLO, {"installation": self.installation, "protocol": PROTOCOL}, timeout=CALL)
         usage, _ = await link.call(Op.USAGE, {}, timeout=CALL)
-        listing, problem = driver.listing(
-            await self._batch(link, driver.query(self.installation)), self.clock()
-        )
+        listing, problem = driver.listing(await self._batch(link, driver.query(self.installation)), self.clock())
         facts, free = self._facts, int(usage["free_bytes"]) >> 20
         walltime = f"{facts.max_walltime} s" if facts.max_walltime is not None else "none known"
         return [

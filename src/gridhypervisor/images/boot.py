@@ -25,8 +25,19 @@ from gridhypervisor.images.errors import ImageError
 from gridhypervisor.images.tools import run
 
 KERNEL = "linux-image-cloud-amd64"
-MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "virtio_net", "squashfs", "overlay", "isofs",
-           "pvpanic_pci", "button", "evdev")
+MODULES = (
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+    "virtio_rng",
+    "virtio_net",
+    "squashfs",
+    "overlay",
+    "isofs",
+    "pvpanic_pci",
+    "button",
+    "evdev",
+)
 """What a guest needs beside what is built in (ext4, ACPI). `button` and `evdev` are for the power button."""
 
 DISK_MODULES = ("xfs",)
@@ -150,8 +161,10 @@ def _initrd(root: Path, version: str, modules: Sequence[str]) -> bytes:
     applets = run("list busybox's applets", [busybox, "--list"]).decode().split()
     order = load_order((root / "lib/modules" / version).rglob("*.ko"), modules)
     folder, link, file = stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777, stat.S_IFREG
-    entries = [(path, folder, b"") for path in ("bin", "dev", "etc", "ghv", "lib", "lib/modules", "mnt", "proc", "root",
-                                                "run", "sys", "tmp")]
+    entries = [
+        (path, folder, b"")
+        for path in ("bin", "dev", "etc", "ghv", "lib", "lib/modules", "mnt", "proc", "root", "run", "sys", "tmp")
+    ]
     entries.append(("bin/busybox", file | 0o755, busybox.read_bytes()))
     entries += [(f"bin/{name}", link, b"busybox") for name in sorted(applets) if name != "busybox"]
     entries += [(f"lib/modules/{path.name}", file | 0o644, path.read_bytes()) for path in order]

@@ -137,8 +137,13 @@ class _Builder:
                 as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
                 argv = [*as_root, "mksquashfs", "-", str(packed), "-tar", "-noappend", "-no-progress", "-quiet",
                         "-comp", "zstd", "-Xcompression-level", "15", "-root-mode", "755"]  # fmt: skip
-                tools.run(f"pack the {role} layer", argv, stdin=data, environment={"SOURCE_DATE_EPOCH": str(EPOCH)},
-                          hint=f"is there space in {self._cache}, and may this user make user namespaces?")
+                tools.run(
+                    f"pack the {role} layer",
+                    argv,
+                    stdin=data,
+                    environment={"SOURCE_DATE_EPOCH": str(EPOCH)},
+                    hint=f"is there space in {self._cache}, and may this user make user namespaces?",
+                )
             layer = self._repository.add_layer(packed, role=role, format="squashfs", mount=mount)
         record.write_bytes(canonical(layer))
         return layer
@@ -209,8 +214,9 @@ def _mmdebstrap_mode() -> str:
         return "root"
     user = pwd.getpwuid(os.geteuid()).pw_name
     ids = "100000-165535"
-    hint = ("an administrator can give it: apt-get install uidmap; "
-            f"usermod --add-subuids {ids} --add-subgids {ids} {user}")
+    hint = (
+        f"an administrator can give it: apt-get install uidmap; usermod --add-subuids {ids} --add-subgids {ids} {user}"
+    )
     try:
         tools.find("newuidmap")
     except ImageError:
@@ -221,8 +227,10 @@ def _mmdebstrap_mode() -> str:
             raise ImageError(f"build a Debian base without root: {file} gives {user} no range of ids", hint)
     limit = Path("/proc/sys/user/max_user_namespaces")
     if limit.exists() and limit.read_text().strip() == "0":
-        raise ImageError("build a Debian base without root: user namespaces are off (user.max_user_namespaces is 0)",
-                         "an administrator can turn them on with sysctl; or build on another machine and import")
+        raise ImageError(
+            "build a Debian base without root: user namespaces are off (user.max_user_namespaces is 0)",
+            "an administrator can turn them on with sysctl; or build on another machine and import",
+        )
     return "unshare"
 
 
@@ -238,15 +246,28 @@ def harden(tree: Tree) -> None:
     group = [line for line in tree.read("etc/group").decode().splitlines() if not line.startswith("job:")]
     users = [line.split(":")[0] for line in passwd]
     fields = [line.split(":") for line in passwd]
-    tree.add_file("etc/passwd", _lines([":".join([name, "x", *rest]) for name, _, *rest in fields]
-                                       + [f"job:x:{UID}:{UID}::/scratch:/bin/sh"]))
+    tree.add_file(
+        "etc/passwd",
+        _lines([":".join([name, "x", *rest]) for name, _, *rest in fields] + [f"job:x:{UID}:{UID}::/scratch:/bin/sh"]),
+    )
     tree.add_file("etc/group", _lines([*group, f"job:x:{UID}:"]))
     tree.add_file("etc/shadow", _lines(f"{user}:*:{EPOCH // 86400}::::::" for user in [*users, "job"]), mode=0o600)
     tree.add_file("etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")
     tree.add_file("etc/machine-id", b"")
-    for path, mode in {"dev": 0o755, "proc": 0o755, "sys": 0o755, "run": 0o755, "mnt": 0o755, "opt": 0o755,
-                       "scratch": 0o755, "root": 0o700, "tmp": 0o1777, "var/tmp": 0o1777, "var/log": 0o755,
-                       "var/cache": 0o755}.items():
+    for path, mode in {
+        "dev": 0o755,
+        "proc": 0o755,
+        "sys": 0o755,
+        "run": 0o755,
+        "mnt": 0o755,
+        "opt": 0o755,
+        "scratch": 0o755,
+        "root": 0o700,
+        "tmp": 0o1777,
+        "var/tmp": 0o1777,
+        "var/log": 0o755,
+        "var/cache": 0o755,
+    }.items():
         tree.add_folder(path, mode=mode)
 
 

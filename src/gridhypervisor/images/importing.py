@@ -78,10 +78,15 @@ def checked_format(what: str, disk: Path, format: str) -> str:
     details = info.get("format-specific", {}).get("data", {})
     for key, holder in (("backing-filename", info), ("data-file", details)):
         if key in holder:
-            raise ImageError(f"{what}: it needs another file, {holder[key]}",
-                             f"make one file of them: qemu-img convert -O qcow2 {disk.name} whole.qcow2")
+            raise ImageError(
+                f"{what}: it needs another file, {holder[key]}",
+                f"make one file of them: qemu-img convert -O qcow2 {disk.name} whole.qcow2",
+            )
     if info.get("encrypted"):
         raise ImageError(f"{what}: it is encrypted", "decrypt it with qemu-img convert")
-    tools.run(f"{what}: check it", ["qemu-img", "check", "-q", "-f", "qcow2", disk.absolute()],
-              hint="it is damaged: get it again, or repair a copy with qemu-img check -r all")
+    tools.run(
+        f"{what}: check it",
+        ["qemu-img", "check", "-q", "-f", "qcow2", disk.absolute()],
+        hint="it is damaged: get it again, or repair a copy with qemu-img check -r all",
+    )
     return format

@@ -1,14 +1,14 @@
 """What an image file (`kind: Image`) may hold, and reading one. Building it is `build`'s.
 
-    kind: Image
-    name: xmm
-    suite: bookworm
-    packages: [python3-minimal]            # in the base, with all that they depend on
-    layers:
-      - mount: /opt/xmm                    # a read-only layer of its own, so that it can change without the base
-        packages: [libcfitsio-bin]         # unpacked there, with the libraries that the base lacks
-        files: {bin/evproducts: evproducts}
-    path: [/opt/xmm/bin]
+kind: Image
+name: xmm
+suite: bookworm
+packages: [python3-minimal]            # in the base, with all that they depend on
+layers:
+  - mount: /opt/xmm                    # a read-only layer of its own, so that it can change without the base
+    packages: [libcfitsio-bin]         # unpacked there, with the libraries that the base lacks
+    files: {bin/evproducts: evproducts}
+path: [/opt/xmm/bin]
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ PackageName = Annotated[
     str, Meta(pattern=r"^[a-z0-9][a-z0-9+.-]+$", description="a Debian package's name: libcfitsio-bin, python3-minimal")
 ]
 MountPoint = Annotated[
-    str, Meta(pattern=r"^/(opt|srv|usr/local)(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*$",
-              description="a folder below /opt, /srv or /usr/local: /opt, /opt/xmm")
+    str,
+    Meta(
+        pattern=r"^/(opt|srv|usr/local)(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*$",
+        description="a folder below /opt, /srv or /usr/local: /opt, /opt/xmm",
+    ),
 ]
 Destination = Annotated[str, Meta(description="a path in the image: bin/evproducts, etc/motd")]
 Folder = Annotated[str, Meta(pattern=r"^/[^:\s]+$", description="an absolute path: /opt/xmm/bin, /usr/games")]

@@ -238,8 +238,10 @@ class Repository:
             mine = [] if "@" in reference else [":".join(_parse_tag(reference))]
             others = sorted(set(tags) - set(mine))
             if others and not mine:
-                raise ImageError(f"delete image {reference}: {', '.join(others)} point{'s' * (len(others) == 1)} at it",
-                                 f"delete {'that' if len(others) == 1 else 'those'} first")
+                raise ImageError(
+                    f"delete image {reference}: {', '.join(others)} point{'s' * (len(others) == 1)} at it",
+                    f"delete {'that' if len(others) == 1 else 'those'} first",
+                )
             if not others and digest in in_use:
                 raise ImageError(f"delete image {reference}: it is in use", "wait for its jobs to end, or cancel them")
             for tag in mine:

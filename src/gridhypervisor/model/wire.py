@@ -563,6 +563,23 @@ def declared(path: str, patterns: Iterable[str]) -> bool:
     return any(_covers(pattern, parts) for pattern in patterns)
 
 
+def leads_inside(path: str, target: str) -> bool:
+    """Whether a link at `path` to `target` stays below the folder of which both are part, whatever its parts are.
+
+    `..` may only come first, where the folder that it leaves is the link's own: after another name that may be a link,
+    nobody knows what it leaves.
+    """
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    up = next((i for i, part in enumerate(parts) if part != ".."), len(parts))
+    return (
+        target != ""
+        and not target.startswith("/")
+        and "\0" not in target
+        and ".." not in parts[up:]
+        and up <= path.count("/")
+    )
+
+
 def _covers(pattern: str, parts: list[str]) -> bool:
     globs = [glob for glob in pattern.split("/") if glob not in ("", ".")]
     return len(globs) <= len(parts) and all(

@@ -244,8 +244,9 @@ class _Reader:
                 pairs[key.value] = (key, value)
         return pairs
 
-    def _record(self, node: yaml.MappingNode, pairs: dict[str, tuple[yaml.Node, yaml.Node]], records: list[Any],
-                field: str) -> object:
+    def _record(
+        self, node: yaml.MappingNode, pairs: dict[str, tuple[yaml.Node, yaml.Node]], records: list[Any], field: str
+    ) -> object:
         out: dict[str, object] = {}
         tags = {tag: record for record in records if (tag := _tag_of(record))}
         kind = records[0]
@@ -316,8 +317,10 @@ def _fields(record: Any) -> dict[str, tuple[Any, bool]]:
         return {f.encode_name: (f.type, f.required) for f in msgspec.structs.fields(record)}
     hints = typing.get_type_hints(record, include_extras=True)
     missing = dataclasses.MISSING
-    return {f.name: (hints[f.name], f.default is missing and f.default_factory is missing)
-            for f in dataclasses.fields(record)}
+    return {
+        f.name: (hints[f.name], f.default is missing and f.default_factory is missing)
+        for f in dataclasses.fields(record)
+    }
 
 
 def _problem(path: str, node: yaml.Node, field: str, problem: str, allowed: str) -> Problem:
@@ -367,8 +370,14 @@ def _description(hint: Any) -> str:
     return ""
 
 
-_WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
-                          type(None): "nothing", Any: "anything"}
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "nothing",
+    Any: "anything",
+}
 
 
 def describe(hint: Any) -> str:

@@ -93,9 +93,7 @@ class JobPlan:
     unplaced: bool = False  # it looked for a site, and none could take it
 
 
-def plan(
-    case: Case, sites: Mapping[str, SiteFacts], policy: Policy, now: float, installation: str
-) -> JobPlan:
+def plan(case: Case, sites: Mapping[str, SiteFacts], policy: Policy, now: float, installation: str) -> JobPlan:
     """The next step of one job. Pure; called again after each commit until it asks for nothing new."""
     step = _Step(case, sites, policy, now, installation)
     step.run()
@@ -174,9 +172,7 @@ class _Step:
             version=1,
         )
         self.put(replace(self.case.vm, epoch=epoch, version=self.case.vm.version + 1))
-        self.put(
-            PilotJob(name=name, owner=self.job.owner, project=self.job.project, site=choice.site, version=1)
-        )
+        self.put(PilotJob(name=name, owner=self.job.owner, project=self.job.project, site=choice.site, version=1))
         self.put(allocation)
         self.event("allocation", allocation.id, "", S.PLANNED, message=f"at {choice.site}: {choice.summary}")
         self.change_job(JobState.PROLOG, attempts=self.job.attempts + 1)
@@ -660,9 +656,7 @@ class _Step:
         allocations = tuple(a if a is not None and a.id == x.id else x for x in self.case.allocations)
         self.ledger = ledger(self.job, allocations, self.case.cpu)
 
-    def event(
-        self, kind: str, subject: str, before: str, after: str, reason: str = "", message: str = ""
-    ) -> None:
+    def event(self, kind: str, subject: str, before: str, after: str, reason: str = "", message: str = "") -> None:
         self.events.append(
             Event(
                 at=self.now,

@@ -27,7 +27,10 @@ def make_app(backend: Backend) -> Litestar:
     app = Litestar(
         [make_router(backend, closing), healthz],
         exception_handlers={
-            ServiceError: _refuse, StoreError: _refuse_store, HTTPException: _refuse_http, Exception: _fail
+            ServiceError: _refuse,
+            StoreError: _refuse_store,
+            HTTPException: _refuse_http,
+            Exception: _fail,
         },
         openapi_config=OpenAPIConfig(
             title="GridHypervisor",

@@ -36,8 +36,16 @@ async def serve(app: Litestar, socket_path: Path, on_ready: Callable[[], None], 
         ServiceError: the socket cannot be made, or another service has it.
     """
     config = uvicorn.Config(
-        app, http=_Protocol, ws="none", lifespan="on", log_config=None, access_log=False, date_header=False,
-        server_header=False, timeout_graceful_shutdown=GRACE, backlog=BACKLOG,
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        date_header=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+        backlog=BACKLOG,
     )
     with _listening(socket_path) as sock:
         await _Server(config, socket_path, on_ready, stopping, app.state.closing).serve(sockets=[sock])
