@@ -93,7 +93,9 @@ def main() -> int:
             command.add_argument("--keep", type=Path, metavar="DIR", help="put it there; go on with what is there")
     args = parser.parse_args()
     try:
-        return up(args.name, args.nodes, args.cpus, args.keep and args.keep.absolute()) if args.verb == "up" else down(args.name)
+        if args.verb == "down":
+            return down(args.name)
+        return up(args.name, args.nodes, args.cpus, args.keep and args.keep.absolute())
     except FileExistsError as error:
         print(
             f"start test site {args.name}: {error.filename} exists: it is up, or just starting; end it with `down`",
