@@ -118,12 +118,13 @@ def test_batch_jobs_deleted_by_an_administrator_are_told_as_that(slurm: SlurmLab
     assert "before the pilot began: CANCELLED" in found["job"]["message"]
     assert "administrators" in found["job"]["message"] + found["job"]["hint"]
 
-    running = slurm.detach(*TINY, "--out", "result", "--to", "deleted", "--", "sh", "-c", PATIENT)
+    words = ("--retry", "0", "--out", "result", "--to", "deleted")
+    running = slurm.detach(*TINY, *words, "--", "sh", "-c", PATIENT)
     slurm.wait_started(running)
     slurm.site.admin("scancel", slurm.batch_id(running))
     found = slurm.wait(running)
-    assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
-    assert "slurm" in found["job"]["message"] and "administrators" in found["job"]["hint"]
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "evicted"), found
+    assert "the site ended the batch job" in found["job"]["message"] and "administrators" in found["job"]["hint"]
     assert (slurm.work / "deleted/result").read_text() == "saved\n"
 
 

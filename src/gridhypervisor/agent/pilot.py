@@ -210,8 +210,7 @@ class Pilot:
             self.report.hypervisor = used[0]
             if used[0].acceleration is not Acceleration.KVM and manifest.acceleration != Acceleration.TCG:
                 self.log(f"NO KVM: this guest is EMULATED, 5 to 30 times slower ({used[0].why})")
-                self.report.note = f"no KVM on {os.uname().nodename}, emulating: {used[0].why}"
-                sys.stderr.write(f"ghv: {self.report.note}\n")
+                sys.stderr.write(f"ghv: no KVM on {os.uname().nodename}, emulating: {used[0].why}\n")
             machine = compose(manifest, {k: v for k, v in paths.items() if v is not None}, run, world)
         except WorldError as error:
             raise Ending(Reason.BUNDLE, f"prepare the node: {error}", "upload the bundle again, or retry") from error
