@@ -296,7 +296,7 @@ class App(Jobs):
                     "choose another name, or remove it first",
                 )
             )
-        fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
+        fields = {name: getattr(request, name) for name in request.__struct_fields__}
         site = Site(owner=self.owner, project=self.project, version=1, **fields)
         await self.controller.in_store(self.store.put_site, site)
         await self._site_event(site, "", "added")

@@ -7,12 +7,13 @@ A job does what its command says, one word after another: `print TEXT`, `warn TE
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from gridhypervisor.model.records import AllocationState, JobState, Ledger, LedgerRow, SiteKind, Wish
 from gridhypervisor.model.views import (
@@ -164,7 +165,7 @@ class FakeBackend:
     async def cancel(self, job: str) -> JobView:
         found = self._find(job)
         if not found.view.state.final:
-            found.view = dataclasses.replace(found.view, wish=Wish.CANCEL)
+            found.view = msgspec.structs.replace(found.view, wish=Wish.CANCEL)
             assert found.task is not None
             found.task.cancel()
             with suppress(asyncio.CancelledError):
@@ -372,9 +373,9 @@ class FakeBackend:
 
     def _change(self, job: _Running, **changes: Any) -> None:
         before = job.view.state
-        job.view = dataclasses.replace(job.view, **changes)
+        job.view = msgspec.structs.replace(job.view, **changes)
         if job.view.state.final:
-            job.view = dataclasses.replace(job.view, ended=time.time())
+            job.view = msgspec.structs.replace(job.view, ended=time.time())
         if job.view.state is not before:
             self._event(job, before, job.view.state)
         self._wake(job)

@@ -262,7 +262,7 @@ class JobFeed(Feed[FollowItem]):
             raise ServiceError(Problem(f"follow job {self._job}", 502, "internal", detail, hint))
         fresh = item.data[have - item.offset :]
         self.offsets[item.stream] = have + len(fresh)
-        return dataclasses.replace(item, offset=have, data=fresh) if fresh else None
+        return msgspec.structs.replace(item, offset=have, data=fresh) if fresh else None
 
 
 class EventFeed(Feed[EventView]):

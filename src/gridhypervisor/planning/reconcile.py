@@ -434,10 +434,6 @@ class _Step:
         match exit.outcome:
             case Outcome.COMPLETED:
                 self.end(JobState.DONE, exit.reason, exit.message, exit.hint, exit.exit_code, a)
-            case Outcome.STOPPED if exit.reason is Reason.CANCELLED and self.job.wish is Wish.RUN:
-                message = f"{exit.message or 'stopped'}: {a.site} told it to stop, which nobody asked for here"
-                hint = "ask the site's administrators whether they deleted, preempted or requeued the batch job"
-                self.end(JobState.CANCELLED, exit.reason, message, hint, exit.exit_code, a)
             case _ if exit.reason in (Reason.CANCELLED, Reason.EVICTED) and self.job.wish is not Wish.RUN:
                 self.end(JobState.CANCELLED, exit.reason, exit.message, exit.hint, exit.exit_code, a)
             case _:

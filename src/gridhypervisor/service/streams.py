@@ -7,7 +7,6 @@ whole line, and the client asks again where it stopped. A fault in the middle is
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -93,7 +92,7 @@ async def from_offsets(items: AsyncIterator[FollowItem], stdout: int, stderr: in
             if item.kind is not FollowKind.OUTPUT or item.offset >= have[item.stream]:
                 yield item
             elif fresh := item.data[have[item.stream] - item.offset :]:
-                yield dataclasses.replace(item, offset=have[item.stream], data=fresh)
+                yield msgspec.structs.replace(item, offset=have[item.stream], data=fresh)
     finally:
         if isinstance(items, AsyncGenerator):
             await items.aclose()
