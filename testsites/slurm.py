@@ -67,7 +67,7 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=2
-KillWait=5
+KillWait=30
 SlurmdTimeout=10
 SlurmctldTimeout=10
 MessageTimeout=3
