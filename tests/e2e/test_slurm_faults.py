@@ -166,8 +166,7 @@ def test_a_run_that_slurm_starts_again_yields_to_the_one_that_was(slurm: SlurmLa
         if entry is entries[1]:
             wait_for("the end of its batch job", lambda: "JobState=FAILED" in slurm.show(number))  # noqa: B023
         slurm.site.admin("scontrol", "requeue", number)
-        wait_for("the new run's turn", lambda: "PENDING" in slurm.show(number))  # noqa: B023
-        slurm.site.admin("scontrol", "update", f"JobId={number}", "StartTime=now")
+        slurm.start_again(number)
         log = entry / wire.PILOT_LOG
         wait_for("the second run's yield", lambda: "yield: pilot" in log.read_text())  # noqa: B023
     assert not slurm.guests(stopped) + slurm.guests(killed)
