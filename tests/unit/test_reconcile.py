@@ -22,7 +22,8 @@ from gridhypervisor.model.records import (
 )
 from gridhypervisor.model.spec import JobSpec, ResourcesSpec, RetrySpec
 from gridhypervisor.model.wire import EntryView, ImageManifest, OwnerRecord, Reason
-from gridhypervisor.planning.reconcile import TRANSITIONS, JobPlan, plan
+from gridhypervisor.planning.draft import TRANSITIONS, JobPlan
+from gridhypervisor.planning.reconcile import plan
 from gridhypervisor.planning.world import Absent, Batch, Case, Observed, Outcome, Policy, Result, Seen, SiteFacts
 
 S = AllocationState

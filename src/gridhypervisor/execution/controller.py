@@ -32,7 +32,8 @@ from gridhypervisor.model.records import (
     Wish,
 )
 from gridhypervisor.model.wire import EntryView
-from gridhypervisor.planning.reconcile import HOLDS_PLACE, TRANSITIONS, Action, JobPlan, plan
+from gridhypervisor.planning.draft import HOLDS_PLACE, TRANSITIONS, Action, JobPlan
+from gridhypervisor.planning.reconcile import plan
 from gridhypervisor.planning.world import Absent, Case, Observed, Outcome, Policy, Result, Seen, SiteFacts, Unknown
 
 P = ParamSpec("P")

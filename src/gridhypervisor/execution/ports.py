@@ -32,7 +32,7 @@ from gridhypervisor.model.views import (
     SiteView,
 )
 from gridhypervisor.model.wire import Command, CommandResult, EntryView, Input, Layer, Op
-from gridhypervisor.planning.reconcile import Action
+from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.world import Case, Outcome, SiteFacts
 
 

@@ -52,7 +52,7 @@ from gridhypervisor.model.wire import (
     from_plain,
     to_plain,
 )
-from gridhypervisor.planning.reconcile import Action
+from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.world import Case, Outcome, Result, SiteFacts
 
 CALL = 30.0
