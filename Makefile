@@ -16,8 +16,10 @@ demo-slurm:  ## The same on a real Slurm, started on this machine
 	@scripts/setup.sh demo-slurm
 	@examples/xmm/demo-slurm.sh
 
+# Two files at a time, the longest first: most tests wait, for guests that boot and for faults that take their time.
 test: check  ## Run the checks, then the whole test suite
-	@$(PYTHON_BIN)/pytest
+	@$(PYTHON_BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		tests/e2e tests/contract tests/properties tests/simulation tests/unit
 
 check: setup  ## Lint, formatting, strict typing, import rules
 	@$(PYTHON_BIN)/ruff check

@@ -44,16 +44,18 @@ def run(lab: Lab, count: int, *command: str) -> list[Cost]:
     """Run so many jobs at once; what each cost."""
     service = int(lab.json("service", "status", "-o", "json")["pid"])
     [relay] = _processes(f"relay --workdir {lab.workdir}")
+    queue = f"forkq --dir {lab.workdir}/forkq serve"  # the one that the relay keeps, and what it forks for each job
     before = _cpu(service), _cpu(relay), _children()
-    queue: dict[int, float] = {}
+    began = {pid: _cpu(pid, waited=False) for pid in _processes(queue)}
+    seen = dict(began)
     ghvs = [lab.start("run", "-q", "-o", "json", "--image", IMAGE, "--", *command) for _ in range(count)]
     while any(ghv.poll() is None for ghv in ghvs):
-        for pid in _processes(f"forkq --dir {lab.workdir}/forkq submit"):
+        for pid in _processes(queue):
             with contextlib.suppress(OSError):
-                queue[pid] = _cpu(pid, waited=False)
+                seen[pid] = _cpu(pid, waited=False)
         time.sleep(0.1)
     answers = [ghv.communicate() for ghv in ghvs]
-    rest = (_children() - before[2] + sum(queue.values())) / count
+    rest = (_children() - before[2] + sum(seen.values()) - sum(began.values())) / count
     spool = lab.workdir / wire.SPOOL
     wait_for("the spool to be clean", lambda: all(path.name == wire.BURIED for path in spool.iterdir()))
     spent = _cpu(service) - before[0], _cpu(relay) - before[1]

@@ -69,7 +69,7 @@ def bare(lab: Lab, acceleration: wire.Acceleration) -> float:
     job = channel.job_file(program, user=image.manifest.user, path=image.manifest.path)
     scratchdisk.make_scratch(
         world, run, size=manifest.resources.scratch, job_file=job, inputs=(), source=run, stop=lambda: False
-    )
+    )()
     layers = Node(lab.scratch).cache
     machine = compose(manifest, {x.digest: layers / x.digest for x in image.manifest.layers}, run, world)
     pairs = {name: socket.socketpair() for name in ("monitor", "console", *CHANNELS)}

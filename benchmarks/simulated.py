@@ -60,7 +60,7 @@ async def serve(folder: Path, jobs: int) -> dict[str, float]:
         Site("grid", "me", "default", SiteKind.FORK),
         lambda workdir, bundle: site.driver,
         site.transport,
-        controller,
+        controller.observer,
         installation=store.installation,
         layers=nothing,
         inputs=nothing,

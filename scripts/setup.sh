@@ -45,6 +45,13 @@ apt() {
     return $code
 }
 
+# Left to themselves, Grid Engine's packages make a cluster of this machine, and its daemons start now and at each boot.
+no_cluster_here() {
+    "${as_root[@]}" debconf-set-selections <<< 'gridengine-common shared/gridengineconfig boolean false'
+    [ -e /etc/default/gridengine ] ||
+        printf 'SGE_START_%s=no\n' MASTERD EXECD | "${as_root[@]}" tee /etc/default/gridengine > /dev/null
+}
+
 install_packages() {
     if [ "$(id -u)" != 0 ]; then
         # A password is asked for only on a terminal.
@@ -59,6 +66,7 @@ install_packages() {
         case " $* " in *" openssh-server "*) say "note: Debian starts its sshd now; unless you want one: systemctl disable --now ssh" ;; esac
         case " $* " in *" munge "*) say "note: Debian starts its munged now; unless you want one: systemctl disable --now munge" ;; esac
     fi
+    case " $* " in *" gridengine-"*) no_cluster_here ;; esac
     mkdir -p build
     # The lock is given up: a daemon that an installation starts would hold it for good.
     exec 9<&-

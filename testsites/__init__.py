@@ -1,10 +1,12 @@
-"""Real test sites on one machine: a Slurm behind an SSH front-end, in a root with neither Python nor QEMU.
+"""Real test sites on one machine: Slurm, Grid Engine and HTCondor, behind SSH, with neither Python nor QEMU.
 
 Used by the tests and by `make demo-slurm`; the product never imports it. A site is one folder (its root) and one tree
 of processes in name spaces of its own; it vanishes when its starter ends, however that happens. It needs root, because
-it mounts and because Slurm starts jobs as somebody else.
+it mounts and because batch systems start jobs as somebody else.
 """
 
+from testsites.gridengine import GridEngineSite
+from testsites.htcondor import HTCondorSite
 from testsites.slurm import SlurmSite
 
-__all__ = ["SlurmSite"]
+__all__ = ["GridEngineSite", "HTCondorSite", "SlurmSite"]

@@ -23,15 +23,16 @@ from pathlib import Path
 from testsites.slurm import SlurmSite
 
 
-def up(name: str, nodes: int, cpus: int, kept: Path | None) -> int:
+def up(name: str, nodes: int, cpus: int, spool_delay: float, kept: Path | None) -> int:
     ended, end = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # our starter may want a Ctrl-C for itself
             signal.signal(number, lambda *_: os.write(end, b"."))
     if kept is None and _pid_file(name).exists() and _starter(name) is None:
         shutil.rmtree(_folder(name))  # its starter was killed, and everything that it had started died with it
+    folder = kept or _folder(name)
     with (
-        SlurmSite(name, nodes=nodes, cpus=cpus, folder=kept or _folder(name), keep=kept is not None) as site,
+        SlurmSite(name, nodes=nodes, cpus=cpus, spool_delay=spool_delay, folder=folder, keep=kept is not None) as site,
         _findable(name) if kept is None else contextlib.nullcontext(),
     ):
         print(json.dumps(site.describe()), flush=True)
@@ -90,12 +91,14 @@ def main() -> int:
         if verb == "up":
             command.add_argument("--nodes", type=int, default=2)
             command.add_argument("--cpus", type=int, default=2, help="per node")
+            late = "seconds by which the front-end sees late what the nodes write"
+            command.add_argument("--spool-delay", type=float, default=0.0, metavar="S", help=late)
             command.add_argument("--keep", type=Path, metavar="DIR", help="put it there; go on with what is there")
     args = parser.parse_args()
     try:
         if args.verb == "down":
             return down(args.name)
-        return up(args.name, args.nodes, args.cpus, args.keep and args.keep.absolute())
+        return up(args.name, args.nodes, args.cpus, args.spool_delay, args.keep and args.keep.absolute())
     except FileExistsError as error:
         print(
             f"start test site {args.name}: {error.filename} exists: it is up, or just starting; end it with `down`",

@@ -1,7 +1,7 @@
 """A root file system that holds exactly the programs asked for, with the libraries that they name, and nothing else.
 
 An allow-list: what is not named is not there, so "works without Python" is a fact about the folder. It copies from
-this machine's own files and starts nothing.
+this machine's own files, or from another Debian's tree, and starts nothing.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def build(root: Path, programs: Iterable[Path], plugins: Iterable[Path] = ()) -> None:
-    """Fill `root` with `programs` and `plugins` (shared objects opened at run time) at the paths they have here.
+def build(root: Path, programs: Iterable[Path], plugins: Iterable[Path] = (), source: Path = Path("/")) -> None:
+    """Fill `root` with `programs` and `plugins` (shared objects opened at run time) at the paths they have in `source`.
 
     Raises:
-        FileNotFoundError: a program or plugin is not installed on this machine.
+        FileNotFoundError: a program or plugin is not installed there.
     """
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True, exist_ok=True)
@@ -26,14 +26,17 @@ def build(root: Path, programs: Iterable[Path], plugins: Iterable[Path] = ()) ->
     (root / "root").chmod(0o700)
     (root / "tmp").chmod(0o1777)
     wanted = [*programs, *plugins]
-    for source in (*wanted, *_libraries(path.resolve() for path in wanted)):
-        target = root / str(source).lstrip("/")
+    for path in (*wanted, *_libraries(wanted, source)):
+        target = root / str(path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source.resolve(), target)
+        shutil.copy(source / str(path).lstrip("/"), target)
 
 
-def _libraries(binaries: Iterable[Path]) -> set[Path]:
+def _libraries(binaries: Iterable[Path], source: Path) -> set[Path]:
     """Everything that the loader would load for these, the loader included."""
-    listing = subprocess.run(["ldd", *map(str, binaries)], capture_output=True, text=True, check=False).stdout
+    argv = ["ldd", *map(str, binaries)]
+    if source != Path("/"):
+        argv = ["chroot", str(source), *argv]
+    listing = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
     words = (word for line in listing.splitlines() if line.startswith("\t") for word in line.split())
     return {Path(word) for word in words if word.startswith("/")}

@@ -2,9 +2,9 @@
 
 Run by `testsites.slurm` inside new mount, process and host-name name spaces. When it ends, the kernel ends every
 process of the site: no daemon, batch job or stray can outlive the test that started it. One JSON object a line in:
-`{"start": NAME, "argv": […]}`, `{"signal": NAME, "number": N}`, `{"alive": NAME}`, `{"list": true}` (the commands of
-all processes), `{"cut": NAME}` (kill the children of NAME and theirs, not NAME itself). One out for each, and
-`{"ready": true}` first.
+`{"start": NAME, "argv": […]}` (with the program's path), `{"signal": NAME, "number": N}`, `{"alive": NAME}`,
+`{"list": true}` (the commands of all processes), `{"cut": NAME}` (kill the children of NAME and theirs, not NAME
+itself). One out for each, and `{"ready": true}` first.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Keeper:
     def start(self, name: str, argv: list[str]) -> dict[str, Any]:
         log = str(self.root / "var/log" / f"{name}.log")
         pid = os.posix_spawn(
-            "/usr/sbin/chroot",
-            ["chroot", str(self.root), *argv],
+            argv[0],
+            argv,
             {"PATH": "/usr/bin:/usr/sbin", "LANG": "C.UTF-8"},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),

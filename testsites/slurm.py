@@ -67,7 +67,7 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=2
-KillWait=30
+KillWait={kill_wait}
 SlurmdTimeout=10
 SlurmctldTimeout=10
 MessageTimeout=3
@@ -82,6 +82,11 @@ class SlurmSite:
 
     With `keep` the folder stays, and a later site made of the same parts goes on with what it holds: address, keys, and
     the user's home. Slurm itself starts afresh, as after a reinstallation.
+
+    `keeps_ended` and `kill_wait` are Slurm's MinJobAge and KillWait, in seconds.
+
+    With `spool_delay` the front-end, and it alone, sees the user's `~/.ghv` as through a network file system: what the
+    nodes write there shows up to so many seconds late, and out of order (see `testsites.latespool`).
 
     Raises:
         PermissionError: not root.
@@ -98,14 +103,16 @@ class SlurmSite:
         cpus: int = 2,
         memory: int = 4000,
         keeps_ended: int = 300,
+        kill_wait: int = 30,
+        spool_delay: float = 0.0,
         folder: Path | None = None,
         keep: bool = False,
     ) -> None:
         if os.geteuid() != 0:
             raise PermissionError("start a Slurm test site: it mounts and starts jobs as other users; run it as root")
-        self.name, self.keep = name, keep
+        self.name, self.keep, self._spool_delay = name, keep, spool_delay
         self._lock = -1
-        made_of = _digest(name, nodes, cpus, memory, keeps_ended)
+        made_of = _digest(name, nodes, cpus, memory, keeps_ended, kill_wait, spool_delay)
         known = ""  # address of the site that is in the folder already
         if folder is not None and keep:
             known = self._take_up(folder, made_of)
@@ -119,10 +126,11 @@ class SlurmSite:
         self.home = self.root / "home" / USER
         """The user's home as this machine sees it; at the site it is /home/USER."""
         self._keeper: subprocess.Popen[str] | None = None
+        self._spool = 0  # the process that shows the front-end its workdir late
         try:
             if not known:
                 self._make_root()
-                self._configure(cpus, memory, keeps_ended)
+                self._configure(cpus, memory, {"keeps_ended": keeps_ended, "kill_wait": kill_wait})
                 self._make_login()
             self._make_spools()
             self.login = sshd.login(self.folder / "client", self.address, USER)
@@ -143,6 +151,9 @@ class SlurmSite:
             "slurmctld": ["/usr/sbin/slurmctld", "-D"],
             "sshd": sshd.ARGV,
         }.get(daemon, ["/usr/sbin/slurmd", "-D", "-N", daemon])
+        argv = ["/usr/sbin/chroot", str(self.root), *argv]
+        if daemon == "sshd" and self._spool:
+            argv = ["/usr/bin/nsenter", f"--mount={self.root}/proc/{self._spool}/ns/mnt", *argv]
         self._ask({"start": daemon, "argv": argv})
 
     def signal(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -169,6 +180,11 @@ class SlurmSite:
         if check and result.returncode != 0:
             raise RuntimeError(f"{' '.join(argv)} at {self.name}: {result.stderr.strip() or result.returncode}")
         return result.stdout
+
+    def late(self, name: str) -> list[float]:
+        """Of every file of this name that the front-end saw late so far: how many seconds after its last change."""
+        rows = (line.partition(" ") for line in (self.root / "var/log/latespool.log").read_text().splitlines())
+        return [float(seconds) for seconds, _, path in rows if path.rpartition("/")[2] == name]
 
     def wait_idle(self, timeout: float = 20.0) -> None:
         """Wait until every node is idle: up, and no job on it."""
@@ -245,7 +261,7 @@ class SlurmSite:
         self.root.chmod(0o755)
         (self.root / "bin/sh").symlink_to("dash")
 
-    def _configure(self, cpus: int, memory: int, keeps_ended: int) -> None:
+    def _configure(self, cpus: int, memory: int, times: dict[str, int]) -> None:
         etc = self.root / "etc"
         (etc / "passwd").write_text(
             "root:x:0:0:root:/root:/bin/sh\n"
@@ -263,7 +279,7 @@ class SlurmSite:
         (etc / "munge/munge.key").chmod(0o400)
         for folder in ("run/munge", "var/log/munge", "var/lib/munge", "etc/slurm"):
             (self.root / folder).mkdir(mode=0o755, parents=True)
-        lines = [CONFIG.format(name=self.name, address=self.address, port=CONTROLLER_PORT, keeps_ended=keeps_ended)]
+        lines = [CONFIG.format(name=self.name, address=self.address, port=CONTROLLER_PORT, **times)]
         for i, node in enumerate(self.nodes):
             lines.append(
                 f"NodeName={node} NodeHostname={self.name} NodeAddr={self.address} Port={CONTROLLER_PORT + 1 + i} "
@@ -296,6 +312,8 @@ class SlurmSite:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         self._answer()
+        if self._spool_delay:
+            self._spool = self._start_spool()
         for daemon in ("munged", "slurmctld", "sshd", *self.nodes):
             self.start(daemon)
         self.wait_idle()
@@ -304,6 +322,23 @@ class SlurmSite:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"start {self.name}: its sshd does not answer; {self._log_tails()}")
             time.sleep(0.02)
+
+    def _start_spool(self) -> int:
+        """Mount the late view of the user's workdir; the process in whose mount name space it is."""
+        workdir, log = self.home / ".ghv", self.root / "var/log/latespool.log"
+        workdir.mkdir(mode=0o700, exist_ok=True)
+        os.chown(workdir, UID, UID)
+        log.unlink(missing_ok=True)
+        argv = ["/usr/bin/unshare", "--mount", "--propagation", "private",
+                "/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[1]}",
+                sys.executable, "-m", "testsites.latespool", str(workdir), str(self._spool_delay)]  # fmt: skip
+        pid = int(self._ask({"start": "latespool", "argv": argv})["pid"])
+        deadline = time.monotonic() + 10
+        while "mounted" not in log.read_text():
+            if time.monotonic() > deadline or not self.alive("latespool"):
+                raise RuntimeError(f"start {self.name}: no late view of {workdir}; {self._log_tails()}")
+            time.sleep(0.02)
+        return pid
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._keeper and self._keeper.stdin

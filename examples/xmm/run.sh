@@ -11,7 +11,7 @@ mkdir -p "$results"
 .venv/bin/python examples/xmm/plots.py "$results"
 "$ghv" show "$(.venv/bin/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["job"]["id"])' "$results/job.json")"
 echo
-echo "Results in $PWD/$results:"
-for file in "$results"/products/* "$results"/*.png; do
-    echo "  $file"
+echo "Plots in $PWD/$results"
+for file in "$results"/*.png; do
+    echo "  ${file##*/}"
 done

@@ -10,6 +10,7 @@ import asyncio
 import getpass
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -25,13 +26,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from gridhypervisor import __version__
 from gridhypervisor.agent.bundle import BundleError, BundleInfo
 from gridhypervisor.agent.bundle import build as build_bundle
-from gridhypervisor.execution.controller import Controller, no_steps
+from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.jobs import Jobs
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.operations import Operations, Progress
 from gridhypervisor.execution.ports import Link, StagedInput, Store, Transport
 from gridhypervisor.execution.session import Session
-from gridhypervisor.images.errors import ImageError
+from gridhypervisor.execution.steps import no_steps
+from gridhypervisor.images.errors import ImageError, NoSuchImage
 from gridhypervisor.images.repository import Image, Repository
 from gridhypervisor.model.commit import StoreError
 from gridhypervisor.model.errors import InputError, LinkError
@@ -234,7 +236,7 @@ class App(Jobs):
             site,
             partial(driver_for, site),
             transport,
-            self.controller,
+            self.controller.observer,
             installation=self.store.installation,
             layers=self,
             inputs=self,
@@ -298,23 +300,33 @@ class App(Jobs):
             )
         fields = {name: getattr(request, name) for name in request.__struct_fields__}
         site = Site(owner=self.owner, project=self.project, version=1, **fields)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", site.name):
+            hint = "use letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit"
+            raise ServiceError(Problem(f"add site {site.name}", 422, "invalid", "a site cannot have this name", hint))
+        try:
+            driver_for(site, "", "")  # reads the options
+        except LinkError as error:
+            raise ServiceError(Problem(f"add site {site.name}", 422, "invalid", str(error), error.hint)) from error
         await self.controller.in_store(self.store.put_site, site)
         await self._site_event(site, "", "added")
         self._open(site)
         return await self.site(site.name)
 
-    async def remove_site(self, name: str) -> None:
+    async def remove_site(self, name: str, *, abandon: bool) -> None:
         session = self._session(name)
-        held = self.controller.held(name)
-        if held:
+        held = self.controller.cases.held(name)
+        if held and not abandon:
             why = f"it still holds something of {len(held)} jobs: {', '.join(held[:5])}{', …' if len(held) > 5 else ''}"
-            hint = "wait for them, or cancel or delete them; `ghv show JOB` says what each waits for"
+            hint = (
+                "wait for them, or cancel or delete them; `ghv show JOB` says what each waits for. If the site is gone "
+                f"for good: `ghv site remove {name} --abandon` ends them without it"
+            )
             raise ServiceError(Problem(f"remove site {name}", 409, "conflict", why, hint))
         task = self._runs.pop(name)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        self.controller.remove_session(name)
         await self.controller.in_store(self.store.remove_site, name)
+        self.controller.remove_session(name)
         await self._site_event(session.site, "added", "removed")
 
     async def _site_event(self, site: Site, before: str, after: str) -> None:
@@ -325,6 +337,13 @@ class App(Jobs):
         session = self._session(name)
 
         async def work(progress: Progress) -> list[Check]:
+            told = ""
+            # It ends: connecting has a deadline of its own, and the site may be removed meanwhile.
+            while session.health == "connecting" and self.controller.sessions.get(name) is session:
+                if (doing := self._transports[name].doing or "connecting") != told:
+                    progress(f"{name}: {doing}")
+                    told = doing
+                await asyncio.sleep(0.1)
             progress(f"asking {name}")
             return await session.check()
 
@@ -391,14 +410,15 @@ class problems_of:
     """Turns what the parts raise into a Problem of the operation named."""
 
     def __init__(self, title: str, status: int, code: str) -> None:
-        self._title, self._status, self._code = title, status, code
+        self._title, self.status, self.code = title, status, code
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ImageError):
-            raise ServiceError(Problem(self._title, self._status, self._code, error.message, error.hint)) from error
+            own = error if isinstance(error, NoSuchImage) else self
+            raise ServiceError(Problem(self._title, own.status, own.code, error.message, error.hint)) from error
 
 
 def describe(error: Exception) -> Problem:
@@ -408,8 +428,10 @@ def describe(error: Exception) -> Problem:
     if isinstance(error, SpecError):
         return Problem(str(error), 422, "invalid", "", "mend the lines named")
     hint = getattr(error, "hint", "")
-    if isinstance(error, (ImageError, StoreError, LinkError, InputError, BundleError)):
-        return Problem(str(getattr(error, "message", error)), 422, "refused", "", hint)
+    if isinstance(error, ImageError):
+        return Problem(error.message, error.status, error.code, "", hint)
+    if isinstance(error, (StoreError, LinkError, InputError, BundleError)):
+        return Problem(str(error), 422, "refused", "", hint)
     return Problem(type(error).__name__, 500, "internal", str(error), "see service.log in the data folder")
 
 

@@ -14,15 +14,26 @@ from typing import Any
 from gridhypervisor.model.batch import BatchJob, BatchState, Listing, Submission, Submitted
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.model.wire import PROTOCOL, Op
-from gridhypervisor.sites import Bundle, ForkDriver, SlurmDriver, driver_for, transport_for
+from gridhypervisor.sites import (
+    Bundle,
+    ForkDriver,
+    GridEngineDriver,
+    HTCondorDriver,
+    SlurmDriver,
+    driver_for,
+    transport_for,
+)
 from gridhypervisor.sites.relayclient import RelayLink
-from testsites import SlurmSite
+from testsites import GridEngineSite, HTCondorSite, SlurmSite
 
 OURS = "a1b2c3d4e"
 CAPACITY = 2
 """Jobs of two CPUs that each site of the suite can run at once."""
 
-WAITS = "trap 'echo TERM >>$5/seen; exit 5' TERM; echo $$ >$5/began; while :; do echo . >>$5/alive; sleep 0.1; done"
+WAITS = (
+    'for s in TERM USR2; do trap "echo $s >>$5/seen; exit 5" $s; done; '
+    "echo $$ >$5/began; while :; do echo . >>$5/alive; sleep 0.1; done"
+)
 """A pilot that tells when it began, that it lives and which signal ended it. Arguments: pilot --scratch S --entry E."""
 
 _numbers = itertools.count(1)
@@ -34,6 +45,23 @@ def slurm_account(slurm: SlurmSite, bundle: Bundle, log: Path, **options: str) -
     site = Site(slurm.name, "o", "p", SiteKind.SLURM, host=login.host, port=login.port, user=login.user,
                 key=str(login.key), known_hosts=str(login.known_hosts), options=options)  # fmt: skip
     return Account(site, bundle, slurm.home / ".ghv", log)
+
+
+def gridengine_account(grid: GridEngineSite, bundle: Bundle, log: Path, **options: str) -> Account:
+    """The ordinary user's account at a Grid Engine test site."""
+    login = grid.login
+    site = Site(grid.name, "o", "p", SiteKind.GRIDENGINE, host=login.host, port=login.port, user=login.user,
+                key=str(login.key), known_hosts=str(login.known_hosts), options={"pe": "smp", **options},
+                environment=dict(grid.environment))  # fmt: skip
+    return Account(site, bundle, grid.home / ".ghv", log)
+
+
+def htcondor_account(pool: HTCondorSite, bundle: Bundle, log: Path, **options: str) -> Account:
+    """The ordinary user's account at an HTCondor test site."""
+    login = pool.login
+    site = Site(pool.name, "o", "p", SiteKind.HTCONDOR, host=login.host, port=login.port, user=login.user,
+                key=str(login.key), known_hosts=str(login.known_hosts), options=options)  # fmt: skip
+    return Account(site, bundle, pool.home / ".ghv", log)
 
 
 @dataclass
@@ -59,7 +87,7 @@ class Account:
 class Connected:
     account: Account
     link: RelayLink
-    driver: ForkDriver | SlurmDriver
+    driver: ForkDriver | GridEngineDriver | HTCondorDriver | SlurmDriver
     workdir: str
     hello: dict[str, Any]
     notes: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
@@ -99,10 +127,21 @@ class Connected:
         assert listing is not None, problem
         ids = [(name, listing.jobs[name].id if name in listing.jobs else "") for name in names]
         for result in await self.link.commands(self.driver.cancel(ids)):
-            assert result.code == 0, result.stderr
+            gone = "does not exist" in result.stdout or "Couldn't find" in result.stderr  # has just ended, for one
+            assert result.code == 0 or gone, result
 
     async def begun(self, name: str) -> None:
         await until(f"{name} to begin", (self.entry(name) / "began").exists)
+
+    async def said(self, name: str, words: str, seconds: float = 10) -> None:
+        """Until the job's batch log, as the relay sees it, holds these words: what a node wrote may show late."""
+        local, found = self.account.log.parent / f"{name}.log", ""
+        deadline = time.monotonic() + seconds
+        while found != words:
+            assert time.monotonic() < deadline, f"the log of {name} after {seconds} s: {found!r}"
+            await self.link.download(f"spool/{name}/batch.log", local, timeout=10, optional=True)
+            found = local.read_text() if local.exists() else ""
+            await asyncio.sleep(0.05)
 
     async def until(self, name: str, *states: BatchState, seconds: float = 30) -> BatchJob:
         """The job once it is in one of these states. A listing that fails meanwhile is looked at again."""
@@ -113,6 +152,17 @@ class Connected:
             if job is not None and job.state in states:
                 return job
             assert time.monotonic() < deadline, f"{name}: {job or problem or 'not listed'} after {seconds} s"
+            await asyncio.sleep(0.1)
+
+    async def over(self, name: str, seconds: float = 30) -> None:
+        """Until a job that never began has ended, or is listed no more: not every site keeps a record of such a one."""
+        deadline = time.monotonic() + seconds
+        while True:
+            listing, problem = await self.listing()
+            job = listing.jobs.get(name) if listing else None
+            if listing is not None and (job is None or job.state is BatchState.ENDED):
+                return
+            assert time.monotonic() < deadline, f"{name}: {job or problem} after {seconds} s"
             await asyncio.sleep(0.1)
 
 

@@ -1,25 +1,40 @@
-"""What the contract tests share: the real bundle, made once, and one real Slurm."""
+"""What the contract tests share: the real bundle, made once, and real Slurms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from gridhypervisor.agent.bundle import build
 from gridhypervisor.sites import Bundle
-from testsites import SlurmSite
-
-KEPT = Path(__file__).parents[2] / "build" / "contract"
+from tests.making import make_bundle
+from testsites import GridEngineSite, HTCondorSite, SlurmSite
 
 
 @pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    return Bundle(build(KEPT / "bundle", cache=KEPT / "cache").path)
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle(make_bundle(tmp_path_factory.mktemp("bundles")).path)
 
 
 @pytest.fixture(scope="session")
 def slurm_site() -> Iterator[SlurmSite]:
-    with SlurmSite("slurm-a", nodes=2, cpus=2) as site:
+    with SlurmSite("slurm-a", nodes=2, cpus=2, kill_wait=5) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def late_slurm_site() -> Iterator[SlurmSite]:
+    with SlurmSite("slurm-late", nodes=2, cpus=2, kill_wait=5, spool_delay=2.0) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def gridengine_site() -> Iterator[GridEngineSite]:
+    with GridEngineSite("sge-a", nodes=2, slots=2, notify=2) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def htcondor_site() -> Iterator[HTCondorSite]:
+    with HTCondorSite("htcondor-a", nodes=2, cpus=2, vacate=3) as site:
         yield site

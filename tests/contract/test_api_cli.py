@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import pty
@@ -10,8 +11,10 @@ import re
 import resource
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +105,7 @@ def test_a_job_file_with_faults_names_file_line_and_field(ghv: Ghv, tmp_path: Pa
 
 
 def test_wrong_words_end_with_64_and_missing_things_with_66(ghv: Ghv) -> None:
+    assert "Did you mean 'list'?" in ghv("lst").stderr
     for wrong in (["frobnicate"], ["run"], ["run", "--memory", "lots", "--image", "x", "y"], ["show"]):
         assert ghv(*wrong).exit_code == 64
     missing = ghv("show", "j9")
@@ -109,6 +113,7 @@ def test_wrong_words_end_with_64_and_missing_things_with_66(ghv: Ghv) -> None:
     assert missing.stderr.splitlines() == [
         "error: find job j9", "  there is no such job", "  next: ghv list shows your jobs.",
     ]  # fmt: skip
+    assert ghv("events", "j9").exit_code == ghv("events", "-w", "j9").exit_code == 66
     assert ghv("run", "--image", "none", "true").exit_code == 66
     assert ghv("run", "--in", "no-such-file", "--image", "xmm", "true").exit_code == 66
 
@@ -135,6 +140,7 @@ def test_list_is_filtered_and_paged(ghv: Ghv) -> None:
     assert ids("--before", "j2") == ["j1"]
     assert ids("--site", "elsewhere", "--limit", "1") == ids("--state", "failed") == []
     assert "ghv list --before j2" in ghv("ls", "--limit", "2").stderr
+    assert ghv("ls", "--state", "failed").stderr == "No such jobs.\n"
 
 
 def test_show_accounts_for_the_time(ghv: Ghv) -> None:
@@ -142,7 +148,10 @@ def test_show_accounts_for_the_time(ghv: Ghv) -> None:
     shown = ghv("show", "j1").stdout
     assert re.search(r"boot +4\.00 +40\.0%", shown)
     assert re.search(r"wall +10\.00", shown)
-    assert "products/spectrum.fits" in shown
+    assert "\n  products/spectrum.fits\n" in shown
+    assert shown.count(os.getcwd()) == 1, "the results' place is told once"
+    assert shown.count("/dev/kvm is not there") == 1
+    assert max(map(len, shown.splitlines())) <= 80 + len(os.getcwd())
 
 
 def test_logs_and_waiting_for_jobs_that_have_ended(ghv: Ghv) -> None:
@@ -153,6 +162,14 @@ def test_logs_and_waiting_for_jobs_that_have_ended(ghv: Ghv) -> None:
         assert (result.stdout, result.stderr) == ("one\ntwo", "three")
     assert ghv("logs", "j1", "--stream", "console").stdout == "Linux\n"
     assert ghv("wait", "j1", "j2").exit_code == 4
+
+
+def test_watching_a_job_ends_with_it(ghv: Ghv) -> None:
+    ghv(*run("exit", "3"))
+    watched = ghv("events", "-w", "j1")
+    assert watched.exit_code == 0
+    assert watched.stdout == ghv("events", "j1").stdout
+    assert watched.stdout.splitlines()[-1].endswith("→ done")
 
 
 def test_cancel_recover_and_delete(ghv: Ghv) -> None:
@@ -216,8 +233,9 @@ def test_help_names_every_verb_and_every_verb_has_help(ghv: Ghv) -> None:
 class Terminal:
     """`ghv` on a terminal of its own."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, columns: int = 80) -> None:
         self._leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
         self.process = subprocess.Popen([*GHV, *arguments], stdin=follower, stdout=follower, stderr=follower)
         os.close(follower)
         self.seen = b""
@@ -250,6 +268,24 @@ def test_on_a_terminal_one_line_lives_below_the_output(service: Service) -> None
     assert any(line.startswith(b"part") for line in screen)
     assert b"\xe2\xa0" in terminal.seen, "the line turned"
     assert not any(line.startswith(b"\xe2\xa0") for line in screen), "and nothing of it stayed"
+
+
+def test_on_a_narrow_terminal_the_line_does_not_wrap(service: Service) -> None:
+    """Wherever stdout goes: a line that wrapped could not be drawn over."""
+    terminal = Terminal(*run("hold", "exit", "0"), columns=20)
+    terminal.read_until(b"j1  running")
+    service.do(lambda: service.backend.release("j1"))
+    assert terminal.end() == 0
+    drawn = re.findall(r"\x1b\[2K([^\x1b\r\n]+ j1 [^\x1b\r\n]+)", terminal.seen.decode())
+    assert drawn and max(map(len, drawn)) < 20
+    assert all(re.search(r"  \d+s$", line) for line in drawn), "how long is still to be seen"
+
+
+def test_without_a_terminal_each_change_is_a_line(ghv: Ghv) -> None:
+    said = ghv(*run("print", "x", "exit", "0")).stderr
+    assert "\r" not in said and "\x1b" not in said
+    assert all(line.startswith("ghv: ") for line in said.splitlines())
+    assert said.splitlines()[-1] == f"ghv: j1 done after 0s, 1 result in {os.getcwd()}"
 
 
 def test_the_first_interrupt_cancels_and_streams_on(service: Service) -> None:

@@ -464,12 +464,12 @@ def test_what_was_cut_short_long_ago_is_swept_at_hello(workdir: Path) -> None:
     long_ago = time.time() - 30 * 86400
     os.utime(workdir / "cache/old.part", (long_ago, long_ago))
     os.utime(workdir / "cache/whole", (long_ago, long_ago))
-    for name in (".removed.inst-1.aa", ".removed.other-1.aa"):
+    for name in (".removed.inst-1", ".removed.other-1"):
         (workdir / "spool" / name / "out").mkdir(parents=True)
     relayfiles.sweep_abandoned(workdir, "inst", time.time())
-    assert (workdir / "spool/.removed.inst-1.aa").exists(), "somebody may be at it"
+    assert (workdir / "spool/.removed.inst-1").exists(), "somebody may be at it"
     relayfiles.sweep_abandoned(workdir, "inst", time.time() + relayfiles.REMOVAL_CUT_SHORT + 60)
-    assert [path.name for path in (workdir / "spool").iterdir()] == [".removed.other-1.aa"]
+    assert [path.name for path in (workdir / "spool").iterdir()] == [".removed.other-1"]
     assert sorted(path.name for path in (workdir / "cache").iterdir()) == ["new.part", "whole"]
     (workdir / "cache/old.part").write_bytes(b"x")
     os.utime(workdir / "cache/old.part", (long_ago, long_ago))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -12,21 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.installation import BUILD, REPOSITORY, Installation, wait_for
+from tests import making
+from tests.e2e.installation import REPOSITORY, Installation, wait_for
+from tests.making import BUILD
 
 KEPT = BUILD / "e2e"
 IMAGES = REPOSITORY / "examples" / "images"
 
 
 MAKING = 1800
-"""Seconds that the first test may take which needs an image or the bundle: then these are made, once and for all."""
+"""Seconds that a test may take which makes an image or the bundle, or waits for the one that does."""
 
 
 @pytest.hookimpl(trylast=True)  # of the tests that were chosen
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give that test the time for it."""
+    """Give that time to the first test of each file that needs them: whichever comes first makes them, for all."""
     for made in ("template", "science_template"):
-        for item in [each for each in items if made in getattr(each, "fixturenames", ())][:1]:
+        firsts = {each.path: each for each in reversed(items) if made in getattr(each, "fixturenames", ())}
+        for item in firsts.values():
             item.add_marker(pytest.mark.timeout(MAKING))
 
 
@@ -54,8 +56,7 @@ def _made(image: str, scratch: Path) -> Path:
     """A folder with an image, kept while what makes it is the same; and a cache that can make the bundle in no time."""
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = KEPT / f"{image}-{_makers(image)[:16]}"
-    with (KEPT / "lock").open("w") as lock, fresh(scratch, kept) as maker:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with making.alone(), fresh(scratch, kept) as maker:
         if not kept.exists():
             maker.ghv("image", "build", str(IMAGES / image / "image.yaml"), timeout=1200)
             shutil.rmtree(new := KEPT / f".{image}", ignore_errors=True)

@@ -1,12 +1,11 @@
 """Small real guests for end-to-end tests: an image of kernel, busybox initrd and busybox base, and entries to run.
 
-The image is made once per machine, from Debian's cloud kernel and this machine's static busybox, below a cache folder.
+The image is made once per checkout, from Debian's cloud kernel and this machine's static busybox, kept in `build`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import os
 import shutil
@@ -29,20 +28,19 @@ from gridhypervisor.model.wire import (
     Resources,
     Status,
 )
+from tests import making
+from tests.making import BUILD
 
 MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "squashfs", "overlay", "virtio_rng", "virtio_net")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gridhypervisor-tests"
 
 
 def tiny_image() -> tuple[ImageManifest, Path]:
     """The image and the folder with its layers as a site's cache has them."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    folder = CACHE / "tiny-2"
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = BUILD / "guestkit" / "tiny-2"
+    with making.alone():
         if not (folder / "image.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.mkdir(parents=True)
             _build(folder)
     image = spool.read_json(folder / "image.json", ImageManifest)
     assert image is not None

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gridhypervisor.model import wire
+from tests.making import BUILD
 
 REPOSITORY = Path(__file__).parents[2]
-BUILD = REPOSITORY / "build"
 CACHES = ("images", "bundle")  # of a data folder: packages and programs that never change, shared by all
 FINAL = ("done", "failed", "cancelled")
 T = TypeVar("T")
@@ -198,7 +198,7 @@ class Installation:
     # -- the service ----------------------------------------------------------------------------------------------
 
     def die_at(self, *steps: str) -> None:
-        """From its next start on the service dies by SIGKILL at each of these steps, once."""
+        """From now on the service dies by SIGKILL at each of these steps, once, and at no other."""
         self.steps.write_text("".join(f"{step}\n" for step in steps))
 
     def deaths_to_come(self) -> list[str]:
@@ -232,14 +232,21 @@ class Installation:
     # -- what must hold afterwards --------------------------------------------------------------------------------
 
     def processes(self) -> dict[int, str]:
-        """Processes of this installation's jobs, by their command lines: all but the service and its relay."""
-        return {
+        """Processes of this installation's jobs, by their command lines: all but the service, its relay, and the fork
+        queue that the relay keeps. (What that forks for a job has the same command line, and another parent.)"""
+        ours = {
             pid: words
             for pid, words in _processes()
-            if (f"{self.folder}/" in words or f" -name {self.id}-" in words)
-            and "gridhypervisor.app serve" not in words
-            and " relay --workdir " not in words
+            if (f"{self.folder}/" in words or f" -name {self.id}-" in words) and "gridhypervisor.app serve" not in words
         }
+        relays = {pid for pid, words in ours.items() if " relay --workdir " in words}
+
+        def kept(pid: int, words: str) -> bool:
+            with contextlib.suppress(OSError):
+                return words.endswith(" serve ") and _parent(pid) in relays
+            return False
+
+        return {pid: words for pid, words in ours.items() if pid not in relays and not kept(pid, words)}
 
     def assert_clean(self, seconds: float = 60) -> None:
         """No stray process, no entry in the spool, nothing of a run on the node; every job ended exactly once."""

@@ -22,7 +22,7 @@ PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; 
 
 
 class SlurmLab(Installation):
-    def __init__(self, folder: Path, scratch: Path, template: Path, site: SlurmSite) -> None:
+    def __init__(self, folder: Path, scratch: Path, template: Path, site: SlurmSite, spool_lag: int = 1) -> None:
         super().__init__(folder, scratch, template)
         self.site = site
         self.commands = site.home / "commands"
@@ -33,7 +33,7 @@ class SlurmLab(Installation):
         self.ghv(
             "site", "add", "slurm", "--kind", "slurm", "--host", login.host, "--port", str(login.port),
             "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
-            "--option", "spool_lag=1", "--option", "listing_interval=1",
+            "--option", f"spool_lag={spool_lag}", "--option", "listing_interval=1",
             "--env", f"PATH=/home/{login.user}/commands:/usr/bin:/bin",
         )  # fmt: skip
         self.id: str = self.ghv("service", "status", "-o", "json").json["installation"]
@@ -71,8 +71,8 @@ class SlurmLab(Installation):
         return wait_for(f"the batch job of {job}", look)
 
     def start_again(self, number: str) -> None:
-        """Let a batch job that was requeued begin. Slurm puts it off by two minutes, so that the end of the first run is
-        not taken for the second's and its credential is younger than the revocation: by the second, hence three."""
+        """Let a batch job that was requeued begin. Slurm puts it off by two minutes, so that the end of the first run
+        is not taken for the second's and its credential is younger than the revocation: by the second, hence three."""
 
         def first_ended() -> bool:
             step = f"slurmstepd: [{number}.batch]"

@@ -19,19 +19,18 @@ from gridhypervisor.agent.bundle import BundleError, BundleInfo
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Op
 from tests.contract.relay_peer import Peer
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.making import BUNDLE_CACHE, make_bundle
 
 
 @pytest.fixture(scope="module")
 def cache() -> Path:
     """Packages and world are made once for all runs."""
-    return REPOSITORY / "build" / "bundle"
+    return BUNDLE_CACHE
 
 
 @pytest.fixture(scope="module")
 def made(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> BundleInfo:
-    return bundle.build(tmp_path_factory.mktemp("bundles"), cache=cache)
+    return make_bundle(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture

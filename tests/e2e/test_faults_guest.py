@@ -192,7 +192,7 @@ def test_an_input_that_vanishes_before_it_is_taken(lab: Installation) -> None:
 def test_what_does_not_exist_is_named_with_what_does(lab: Installation) -> None:
     for words, code, told in [
         (("run", "--image", "nothing", "--", "true"), 66, ("nothing", "ghv image list")),
-        (("run", "--image", "tiny", "--site", "mars", "--", "true"), 65, ("mars", "local")),
+        (("run", "--image", "tiny", "--site", "mars", "--", "true"), 66, ("mars", "local")),
         (("show", "j999"), 66, ("j999", "ghv list")),
         (("run", "--image", "tiny"), 64, ("what to run",)),
     ]:

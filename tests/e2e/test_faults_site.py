@@ -40,6 +40,25 @@ def explained(installation: Installation, job: str) -> str:
     return told
 
 
+def test_a_site_that_is_gone_for_good_is_given_up_and_cleaned_if_it_comes_back(installation: Installation) -> None:
+    program = "sleep 12; echo run > made"
+    job = installation.detach(*SMALL, "--retry", "3", "--out", "made", "--", "sh", "-c", program)
+    installation.wait_phase(job, "execute")
+    os.kill(installation.relay(), signal.SIGSTOP)
+    refused = installation.ghv("site", "remove", "local", check=False)
+    assert refused.code != 0 and job in refused.err and "--abandon" in refused.err, refused
+    installation.ghv("site", "remove", "local", "--abandon")
+    found = installation.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"], len(found["attempts"])) == ("failed", "lost", 1), found
+    assert "local was removed" in explained(installation, job)
+
+    installation.ghv("site", "add", "local", "--kind", "fork")
+    result = installation.work / "made"
+    wait_for("the results", result.exists)
+    assert result.read_text() == "run\n"
+    installation.assert_clean()
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """The service is killed by SIGKILL at every step of `STEPS`; each job ends exactly once all the same, with its results.
 
-Each scenario below takes a job along one way through the transition table, and lists the steps at which the service
-dies on it, each once. `ghv` starts the service again by itself: nothing in these tests does.
+Each scenario below takes a job along one way, and lists the commits and actions before and after which the service dies
+on it, each once. `ghv` starts the service again by itself: nothing in these tests does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gridhypervisor.execution.controller import STEPS
+from gridhypervisor.execution.steps import STEPS
 from tests.e2e.installation import Installation, wait_for
 from tests.e2e.webserver import WebServer
 
@@ -41,7 +41,10 @@ def submitted_unknown_to_the_controller(installation: Installation) -> None:
     """The submission went out and the controller died of it; the pilot began in the meantime."""
     job = installation.detach(*TINY, "--out", "result", "--", "sh", "-c", "echo once | tee result")
     wait_for("the death after the submission", lambda: "after:submit" not in installation.deaths_to_come())
-    wait_for("the pilot's ownership", lambda: (entry := installation.entry(job)) and (entry / "owner").exists())
+    pilot = installation.pilot(job)
+    os.kill(pilot, signal.SIGSTOP)  # it must not end before the listing tells the batch job's id
+    wait_for("the batch job's id", lambda: installation.job(job) and not installation.deaths_to_come())
+    os.kill(pilot, signal.SIGCONT)
     found = installation.wait(job)
     assert (found["job"]["state"], found["job"]["exit_code"], len(found["attempts"])) == ("done", 0, 1), found
     assert installation.ghv("logs", job).out == b"once\n"
@@ -113,9 +116,27 @@ def lost_without_a_word(installation: Installation) -> None:
     assert (installation.work / "result").read_text() == "done\n"
 
 
+def ended_without_its_results(installation: Installation) -> None:
+    """Once the user has mended what is in their way, they come home; then the job is deleted, and all of it."""
+    in_the_way = installation.work / "made"
+    in_the_way.write_text("a file where a folder must be\n")
+    job = installation.detach(*TINY, "--out", "made/*", "--", "sh", "-c", "mkdir made; echo saved > made/result")
+    installation.wait_state(job, "epilog")
+    installation.ghv("cancel", job)
+    found = installation.wait(job)
+    assert (found["job"]["state"], str(in_the_way) in found["job"]["message"]) == ("cancelled", True), found
+    in_the_way.unlink()
+    installation.ghv("recover", job)
+    wait_for("the clean site", lambda: installation.job(job)["attempts"][0]["state"] == "cleaned")
+    assert (in_the_way / "result").read_text() == "saved\n"
+    installation.ghv("delete", job)
+    wait_for("the removal", lambda: "no such job" in installation.ghv("show", job, check=False).err)
+    assert not (installation.data / "jobs" / job).exists()
+
+
 class Scenario(NamedTuple):
     play: Callable[[Installation], None]
-    transitions: tuple[str, ...] = ()
+    commits: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
 
@@ -123,7 +144,7 @@ class Scenario(NamedTuple):
     def steps(self) -> tuple[str, ...]:
         """Before and after each commit and each action."""
         return (
-            *(f"{when}-commit:{transition}" for transition in self.transitions for when in ("before", "after")),
+            *(f"{when}-commit:{commit}" for commit in self.commits for when in ("before", "after")),
             *(f"{when}:{action}" for action in self.actions for when in ("before", "after")),
             *self.also,
         )
@@ -132,16 +153,17 @@ class Scenario(NamedTuple):
 SCENARIOS = (
     Scenario(
         from_start_to_end,
-        ("none-planned", "planned-submitting", "submitting-queued", "queued-running", "running-ended",
+        ("birth", "none-planned", "planned-submitting", "submitting-queued", "queued-running", "running-ended",
          "ended-collected", "collected-cleaned", "submitting-revoking", "revoking-revoked", "revoked-cleaned"),
         ("prolog", "submit", "revoke", "collect", "clean"),
     ),
-    Scenario(submitted_unknown_to_the_controller, ("submitting-running",), also=("after:submit",)),
+    Scenario(submitted_unknown_to_the_controller, ("submitting-running", "batch-id"), also=("after:submit",)),
     Scenario(cancelled_in_the_prolog, ("planned-revoked",)),
-    Scenario(cancelled_in_the_queue, ("queued-revoking",), ("batch-cancel",)),
+    Scenario(cancelled_in_the_queue, ("wish-cancel", "queued-revoking"), ("batch-cancel",)),
     Scenario(cancelled_while_it_runs, (), ("request-cancel",)),
     Scenario(cancelled_as_the_pilot_begins, ("revoking-running",)),
     Scenario(lost_without_a_word, (), ("look",)),
+    Scenario(ended_without_its_results, ("end", "recover", "wish-delete", "removal")),
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
 import stat
 import subprocess
 from pathlib import Path
@@ -144,6 +145,35 @@ def test_the_guest_sees_no_network_and_none_of_the_host(lab: Installation) -> No
     assert out[0] == "lo"
     assert out[1] == "0"
     assert out[-1] == "job"
+
+
+def test_a_programs_options_are_its_own(lab: Installation) -> None:
+    """And not those of what makes it the image's user, in an image whose programs run as `job`."""
+    assert lab.ghv("run", *SMALL, "--", "id", "-u", "-n").out == b"job\n"
+    assert lab.ghv("run", *SMALL, "ls", "-l", "-d", "/").out.startswith(b"drwx")
+
+
+def test_what_is_wrong_with_a_name_is_said_at_once_and_with_its_code(lab: Installation) -> None:
+    (lab.work / "no-disk").write_text("not a disk")
+
+    def code(*words: str) -> int:
+        return lab.ghv(*words, check=False).code
+
+    for verb in ("show", "verify", "delete"):
+        assert code("image", verb, "none") == 66
+    assert code("image", "import", "no-disk", "--tag", "d", "--format", "qcow2") == 65
+    assert code("run", *SMALL, "--site", "nowhere", "true") == 66
+    assert code("site", "add", "../there", "--kind", "slurm", "--host", "h") == 65
+    strange = lab.ghv("site", "add", "there", "--kind", "slurm", "--host", "h", "--option", "colour=red", check=False)
+    assert strange.code == 65
+    assert "colour: a slurm site has no such option" in strange.err and "partition" in strange.err
+    assert [site["name"] for site in lab.ghv("site", "list", "-o", "json").json] == ["local"]
+
+
+def test_a_site_is_checked_once_it_is_connected(lab: Installation) -> None:
+    lab.ghv("service", "stop")
+    checked = lab.ghv("site", "check", "local")
+    assert f"{pwd.getpwuid(os.getuid()).pw_name}@" in checked.out.decode()
 
 
 def test_the_service_lives_on_its_own_and_its_jobs_outlive_it(lab: Installation) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import fresh
-from tests.e2e.installation import BUILD, REPOSITORY, Installation
+from tests.e2e.installation import REPOSITORY, Installation
+from tests.making import BUILD
 
 EVENTS = BUILD / "data" / "xmm_test.fits"
 COUNT = 1_708_244

@@ -10,8 +10,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.e2e.installation import BUILD, REPOSITORY, wait_for
+from tests.e2e.installation import REPOSITORY, wait_for
 from tests.e2e.slurmsite import PATIENT, TINY, SlurmLab, attempts
+from tests.making import BUILD
 from testsites import SlurmSite
 
 pytest_plugins = ("tests.e2e.slurmfixtures",)

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from gridhypervisor.execution.controller import STEPS
+from gridhypervisor.execution.steps import STEPS
 from tests.simulation.scenarios import SCENARIOS, Scenario
 from tests.simulation.world import World, in_world
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gridhypervisor.execution.controller import STEPS
+from gridhypervisor.execution.steps import STEPS
 from gridhypervisor.simulation.site import SimulatedSite
 from tests.simulation.world import World, in_world
 
@@ -105,7 +105,7 @@ async def do(world: World, deed: Deed) -> None:
             if job in world.controller.cases:
                 await world.delete(job)
         case "recover":
-            await world.controller.recover(job)
+            await world.recover(job)
         case "restart":
             await world.restart()
         case step if step in STEPS:

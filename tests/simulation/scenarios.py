@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gridhypervisor.simulation.batch import BatchEntry
 from gridhypervisor.simulation.pilot import Pilot
@@ -216,6 +217,17 @@ async def deleted_with_its_results_uncollected(world: World) -> None:
     await world.settled()
 
 
+async def results_cannot_come_home_until_the_user_mends_it(world: World) -> None:
+    job = await world.submit(3.0)
+    in_the_way = Path(world.records(job).job.destination) / "products"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file where a folder must be")
+    await world.until(lambda: world.records(job).job.state.final, 200.0, "the job ends without its results")
+    in_the_way.unlink()
+    await world.recover(job)
+    await world.settled()
+
+
 LAGS = {"listing_lag": 3.0, "spool_lag": 4.0}
 
 SCENARIOS = [
@@ -240,4 +252,5 @@ SCENARIOS = [
     Scenario(a_site_falls_silent),
     Scenario(deleted_while_running),
     Scenario(deleted_with_its_results_uncollected),
+    Scenario(results_cannot_come_home_until_the_user_mends_it),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from gridhypervisor.execution import controller as controlling
 from gridhypervisor.execution.jobs import Jobs
-from gridhypervisor.model.commit import Commit
+from gridhypervisor.model.commit import Birth, Commit, JobRecords
 from gridhypervisor.model.records import JobState
 from gridhypervisor.model.views import ServiceError
 from gridhypervisor.model.wire import EntryView, ExitRecord, ImageManifest, Outcome, Reason
@@ -34,7 +35,7 @@ def test_results_that_cannot_come_home_end_the_job_and_wait_at_the_site() -> Non
         ended = world.records(job).job
         assert (ended.state, ended.reason, ended.exit_code) == (JobState.FAILED, Reason.STAGING, 7)
         assert str(in_the_way) in ended.message and f"ghv recover {job}" in ended.hint
-        assert world.controller.held(world.records(job).allocations[0].site) == [job]
+        assert world.controller.cases.held(world.records(job).allocations[0].site) == [job]
         assert any(site.spool.entries for site in world.sites.values())
 
         in_the_way.unlink()
@@ -74,6 +75,21 @@ def test_a_job_is_deleted_long_after_its_end() -> None:
     in_world(story)
 
 
+def test_a_deletion_that_is_asked_for_again_has_been_done() -> None:
+    async def story(world: World) -> None:
+        jobs = Jobs(world.controller, lambda _: ("", ImageManifest(())), "me", "default")
+        job = await world.submit(1.0)
+        await world.settled()
+        await jobs.delete(job)
+        await world.until(lambda: world.store.job(job) is None, 10.0, "it is forgotten")
+        await jobs.delete(job)
+        with pytest.raises(ServiceError) as error:
+            await jobs.delete("j99")
+        assert error.value.problem.status == 404
+
+    in_world(story)
+
+
 @pytest.mark.parametrize("before", ["abc", "j", "j" + "9" * 40])
 def test_a_page_of_jobs_that_begins_nowhere_is_refused(before: str) -> None:
     async def story(world: World) -> None:
@@ -107,6 +123,25 @@ def test_a_job_that_the_store_refuses_keeps_no_other_from_its_end(monkeypatch: p
     in_world(story)
 
 
+def test_a_job_that_the_store_refuses_at_its_birth_keeps_no_other_from_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: World) -> None:
+        take = world.store.create_jobs
+
+        def create(births: Sequence[Birth]) -> list[JobRecords]:
+            if any(birth.job.spec.site == "poison" for birth in births):
+                raise OverflowError("int too large to convert to SQLite INTEGER")
+            return take(births)
+
+        monkeypatch.setattr(world.store, "create_jobs", create)
+        births = [world.submit(1.0), world.submit(1.0, site="poison"), world.submit(1.0)]
+        first, refused, last = await asyncio.gather(*births, return_exceptions=True)
+        assert isinstance(refused, OverflowError)
+        assert first != last and {first, last} == set(world.jobs) == set(world.controller.cases)
+        await world.settled()
+
+    in_world(story)
+
+
 def test_a_job_that_we_fail_to_plan_keeps_no_other_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = reconcile.plan
 
@@ -133,8 +168,8 @@ def test_a_site_speaks_only_for_its_own_entries() -> None:
         await reaches(world, job, "running")
         entry = world.records(job).allocations[0].pilot_job
         lie = ExitRecord(entry, 1, "x", Outcome.COMPLETED, Reason.EXITED, exit_code=0)
-        world.controller.entry_seen("site1", EntryView(entry, exit=lie), world.clock())
-        world.controller.output("site1", entry, "stdout", 0, b"lies")
+        world.controller.observer.entry_seen("site1", EntryView(entry, exit=lie), world.clock())
+        world.controller.observer.output("site1", entry, "stdout", 0, b"lies")
         assert world.controller.cases[job].observed[entry].view.exit is None  # type: ignore[union-attr]
         await world.settled()
         assert world.controller.logs.read(job, "stdout", 0, 100).startswith(b"v1 on ")
@@ -221,13 +256,13 @@ def test_all_pages_of_a_spool_are_seen() -> None:
         for name in names:
             site.spool.make(name)
         seen: set[str] = set()
-        take = world.controller.entry_seen
+        take = world.controller.observer.entry_seen
 
         def note(site: str, view: EntryView, at: float) -> None:
             seen.add(view.entry)
             take(site, view, at)
 
-        world.controller.entry_seen = note  # type: ignore[method-assign]
+        world.controller.observer.entry_seen = note  # type: ignore[method-assign]
         site.way.cut(0.0)
         await world.until(lambda: names <= seen, 60.0, "every entry is seen")
 
@@ -253,5 +288,30 @@ def test_a_front_end_that_takes_minutes_to_start_its_relay_is_waited_for(monkeyp
         session = world.controller.sessions["site0"]
         await world.until(lambda: not session.facts.up, 10.0, "it is gone")
         await world.until(lambda: session.facts.up, 600.0, "it is there again")
+
+    in_world(story)
+
+
+def test_a_site_that_is_gone_for_good_is_removed_and_cleaned_if_it_comes_back_after_all() -> None:
+    async def story(world: World) -> None:
+        job = await world.submit(20.0)
+        await reaches(world, job, "running")
+        site = world.records(job).allocations[-1].site
+        world.sites[site].way.cut(1e9)
+        waits = await world.submit(5.0, site=site)
+        session = world.controller.sessions[site]
+        world.controller.remove_session(site)
+        await world.until(lambda: world.records(job).job.state.final, 10.0, "the job ends without its site")
+        ended = world.records(job)
+        assert (ended.job.state, ended.job.reason) == (JobState.FAILED, Reason.LOST)
+        assert len(ended.allocations) == 1 and site in ended.job.message
+        assert world.records(waits).job.state is JobState.PENDING  # it was for this site, which may be added again
+        await world.cancel(waits)
+
+        world.sites[site].way.cut(0.0)
+        world.controller.add_session(site, session)
+        await world.settled()
+        assert "home" in world.records(job).job.hint
+        world.judge()
 
     in_world(story)

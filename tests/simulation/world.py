@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.logs import Logs
@@ -21,6 +22,8 @@ from gridhypervisor.model.wire import ImageManifest, Layer, Outcome
 from gridhypervisor.simulation.loop import VirtualLoop
 from gridhypervisor.simulation.site import Census, SimulatedSite
 from gridhypervisor.store import open_store
+
+T = TypeVar("T")
 
 EPOCH = 1_000_000.0
 """The controller's clock when the loop's is 0."""
@@ -56,6 +59,7 @@ class World:
         self.crashes = 0
         self.jobs: list[str] = []
         self.deleted: set[str] = set()
+        self._requests = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
 
     def clock(self) -> float:
@@ -75,7 +79,7 @@ class World:
                 Site(name, "me", "default", SiteKind.FORK),
                 lambda workdir, bundle, site=site: site.driver,  # type: ignore[misc]
                 site.transport,
-                self.controller,
+                self.controller.observer,
                 installation=self.store.installation,
                 layers=self,
                 inputs=self,
@@ -138,16 +142,33 @@ class World:
         job = Job("", "me", "default", "test", spec, f"{folder}/results/{len(self.jobs)}", folder, ImageManifest(()),
                   "0" * 64, self.clock(), version=1)  # fmt: skip
         event = Event(self.clock(), "me", "default", "", "job", "", "", JobState.PENDING)
-        records = await self.controller.create(Birth(job, Vm("", "me", "default", ""), event))
+        birth = Birth(job, Vm("", "me", "default", ""), event, f"request {next(self._requests)}")
+        records = await self._ask(lambda: self.controller.create(birth))
         self.jobs.append(records.job.id)
         return records.job.id
 
     async def cancel(self, job: str) -> None:
-        await self.controller.wish(job, Wish.CANCEL)
+        await self._ask(lambda: self.controller.wish(job, Wish.CANCEL))
 
     async def delete(self, job: str) -> None:
         self.deleted.add(job)
-        await self.controller.wish(job, Wish.DELETE)
+        await self._ask(lambda: self.controller.wish(job, Wish.DELETE))
+
+    async def recover(self, job: str) -> None:
+        await self._ask(lambda: self.controller.recover(job))
+
+    async def _ask(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """As a client does: where a controller dies before it has answered, the next one is asked."""
+        while True:
+            if self.crashed.is_set():
+                await self.restart()
+            asked, dead = asyncio.create_task(request()), asyncio.create_task(self.crashed.wait())
+            await asyncio.wait({asked, dead}, return_when=asyncio.FIRST_COMPLETED)
+            dead.cancel()
+            if not self.crashed.is_set():
+                return asked.result()
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
 
     # -- watching --------------------------------------------------------------------------------------------------
 

@@ -293,7 +293,7 @@ class FakeBackend:
         self._sites[request.name] = view
         return view
 
-    async def remove_site(self, name: str) -> None:
+    async def remove_site(self, name: str, *, abandon: bool) -> None:
         await self.site(name)
         del self._sites[name]
 

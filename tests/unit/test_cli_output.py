@@ -44,6 +44,25 @@ def test_a_table_aligns_what_is_wide_or_coloured(capsys: pytest.CaptureFixture[s
     assert lines == ["A      N  C", "x      1  c", "漢字  10  c"]
 
 
+def test_a_long_last_column_is_cut_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = ("j1", output.paint("a site that does not answer", "red"))
+    output.table(("ID", "WHY"), [row], one_line=True)
+    assert capsys.readouterr().out == "ID  WHY\nj1  a site that does not answer\n"
+    monkeypatch.setattr(output, "terminal_width", lambda stream: 25)
+    output.table(("ID", "WHY"), [row], one_line=True)
+    assert capsys.readouterr().out == "ID  WHY\nj1  a site that does not…\n"
+
+
+def test_text_is_cut_by_its_width_on_the_screen() -> None:
+    assert output.fit("abc", 3) == "abc"
+    assert output.fit("abcd", 3) == "ab…"
+    assert output.fit("漢字漢", 6) == "漢字漢"
+    assert output.fit("漢字漢", 5) == "漢字…"
+    assert output.fit(output.paint("abcd", "red"), 4) == output.paint("abcd", "red")
+
+
 def test_others_words_cannot_steer_the_terminal() -> None:
     assert output.plain("a\x1b[2J\nb\tc\x07é") == "a?[2J b c?é"
 

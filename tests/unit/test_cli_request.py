@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 from gridhypervisor.cli.request import Flags, InputType, PairType, make_request
@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def flags(**given: object) -> Flags:
-    return Flags(**(vars(NOTHING) | given))
+    return msgspec.structs.replace(NOTHING, **given)
 
 
 def test_flags_alone_make_a_job(here: Path) -> None:
@@ -82,6 +82,13 @@ def test_an_input_that_is_not_there_is_found_at_once(here: Path) -> None:
     assert error.value.problem.title == f"read the input {here}/none"
 
 
+def test_a_place_that_cannot_take_results_is_found_at_once(here: Path) -> None:
+    for destination in ("events.fits", "events.fits/below"):
+        with pytest.raises(ServiceError, match=f"{here}/events.fits is no folder"):
+            make_request(flags(image="xmm", command=("true",), outputs=("*",), destination=destination))
+    make_request(flags(image="xmm", command=("true",), outputs=("*",), destination="not/yet"))
+
+
 def test_what_leaves_the_jobs_folder_is_refused(here: Path) -> None:
     with pytest.raises(click.UsageError, match="stays inside the job's folder"):
         make_request(flags(image="xmm", command=("true",), outputs=("../*",)))
@@ -96,7 +103,7 @@ def test_what_leaves_the_jobs_folder_is_refused(here: Path) -> None:
 ])  # fmt: skip
 def test_inputs(here: Path, text: str, read: InputSpec) -> None:
     found = InputType().convert(text, None, None)
-    assert found == dataclasses.replace(read, path=read.path.replace("HERE", str(here)))
+    assert found == msgspec.structs.replace(read, path=read.path.replace("HERE", str(here)))
 
 
 @pytest.mark.parametrize("text", ["http://x/y#sha256=12", "http://x/y#md5=ab", "http://x/y#part"])

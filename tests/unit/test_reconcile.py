@@ -232,3 +232,24 @@ def test_why_the_bundle_did_not_start_is_said(code: int) -> None:
     found = step(S.QUEUED, Observed(batch=batch))
     [moved] = [r for r in found.records if isinstance(r, Allocation)]
     assert moved.why is not Reason.LOST and f"exit code {code}" in moved.note
+
+
+LEFT_THERE = [S.SUBMITTING, S.QUEUED, S.RUNNING, S.REVOKING, S.ENDED]
+
+
+@pytest.mark.parametrize("state", LEFT_THERE)
+@pytest.mark.parametrize("wish", Wish)
+def test_a_site_that_was_removed_ends_its_jobs_and_starts_them_nowhere_else(state: AllocationState, wish: Wish) -> None:
+    elsewhere = {"other": replace(SITE, name="other")}
+    found = plan(case(state, Observed(), wish=wish), elsewhere, Policy(), 1e6, "g")
+    job = next(r for r in found.records if isinstance(r, Job))
+    assert job.state is (JobState.FAILED if wish is Wish.RUN else JobState.CANCELLED)
+    assert "site" in job.message and not became(found) and not wants(found)
+    assert found.delete is (wish is Wish.DELETE)
+
+
+def test_what_a_removed_site_was_never_given_goes_elsewhere() -> None:
+    elsewhere = {"other": replace(SITE, name="other")}
+    found = plan(case(S.PLANNED, Observed()), elsewhere, Policy(), NOW, "g")
+    assert became(found) == [S.REVOKED]
+    assert next(r for r in found.records if isinstance(r, Job)).state is JobState.PENDING

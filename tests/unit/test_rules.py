@@ -24,7 +24,7 @@ Rule = Callable[[str], list[str]]
 # --- What travels to a site runs on the bundle's CPython, where there is nothing but the standard library. ------------
 
 TRAVELS = [*PACKAGE.glob("agent/**/*.py"), *PACKAGE.glob("__init__.py"), *PACKAGE.glob("model/__init__.py")]
-TRAVELS.append(PACKAGE / "model" / "wire.py")
+TRAVELS += PACKAGE.glob("model/wire/*.py")
 
 
 def beyond_the_standard_library(source: str) -> list[str]:

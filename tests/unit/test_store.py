@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import Connection, event
 
@@ -145,7 +146,8 @@ def test_text_that_no_database_holds_is_refused_by_name(store: SqliteStore) -> N
 
 def test_what_could_not_be_read_again_is_not_accepted(store: SqliteStore) -> None:
     new = new_job(store)
-    spec = dataclasses.replace(new.job.spec, resources=dataclasses.replace(new.job.spec.resources, memory="much"))
+    resources = msgspec.structs.replace(new.job.spec.resources, memory="much")
+    spec = msgspec.structs.replace(new.job.spec, resources=resources)
     with pytest.raises(StoreError, match="cannot read"):
         store.create_job(dataclasses.replace(new.job, spec=spec), new.vm, said(new.job))
     assert new_job(store).job.id == "j2"

@@ -98,16 +98,20 @@ def _sums_of_heavy(world: BuiltWorld, names: list[str]) -> dict[str, str]:
 
 
 def _agent(source: Path, world: BuiltWorld) -> Path:
-    """The archive of our own code: sources (for tracebacks) and bytecode, laid over the world's standard library."""
+    """The archive of our own code, laid over the world's standard library: bytecode alone, like that.
+
+    With a source beside it, Python looks for bytecode elsewhere, and compiles the source anew at each start.
+    """
     modules = {
         "gridhypervisor/__init__.py": b"",
         "gridhypervisor/model/__init__.py": b"",
-        "gridhypervisor/model/wire.py": (source.parent / "model/wire.py").read_bytes(),
     }
+    for path in sorted((source.parent / "model/wire").glob("*.py")):
+        modules[f"gridhypervisor/model/wire/{path.name}"] = path.read_bytes()
     for path in sorted(source.glob("*.py")):
         if path.name not in STAYS_AT_HOME:
             modules[f"gridhypervisor/agent/{path.name}"] = path.read_bytes()
-    state = hashlib.sha256(world.folder.name.encode())
+    state = hashlib.sha256(f"bytecode {world.folder.name}".encode())
     for name, data in sorted(modules.items()):
         state.update(f"{name} {len(data)}\n".encode() + data)
     made = world.folder / f"agent-{state.hexdigest()[:32]}.tar"
@@ -119,6 +123,8 @@ def _agent(source: Path, world: BuiltWorld) -> Path:
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             (work / name).write_bytes(data)
         compile_bytecode(world, work)
+        for source in work.rglob("*.py"):
+            source.unlink()
         (work / "archive").write_bytes(tar_of(work))
         (work / "archive").rename(made)
     finally:

@@ -29,7 +29,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -134,6 +134,7 @@ class Queue:
         try:
             os.setsid()
             os.chdir("/")
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _leave_streams(self._jobs / str(number) / "output")
             # Signals are waited for, not handled: nothing is cut in the middle.
             signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
@@ -333,7 +334,16 @@ def _is_free(path: Path) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`forkq --dir DIR submit|list|cancel`: give the exit code."""
+    """`forkq --dir DIR submit|list|cancel|serve`: give the exit code."""
+    given = _parse(argv)
+    queue = Queue(given.dir.absolute())
+    if given.command == "serve":
+        return _serve(queue, ("--dir", str(given.dir)))
+    sys.stdout.write(_carry_out(queue, given, sys.stdin.buffer.read))
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="forkq")
     parser.add_argument("--dir", type=Path, required=True)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -345,36 +355,49 @@ def main(argv: Sequence[str]) -> int:
     submit.add_argument("--kill-wait", type=float, default=10.0, help="seconds between TERM and KILL")
     commands.add_parser("list", help="one JSON object a line")
     commands.add_parser("cancel").add_argument("id", nargs="+", type=int)
+    commands.add_parser("serve", help="carry out one command a line of stdin; see `commands`")
     given = parser.parse_args(argv)
-    queue = Queue(given.dir.absolute())
+    if given.command == "submit" and (given.slots < 1 or given.walltime <= 0):
+        parser.error("--slots and --walltime must be positive")
+    return given
+
+
+def _carry_out(queue: Queue, given: argparse.Namespace, script: Callable[[], bytes]) -> str:
+    """Do what one command says; give what it prints."""
     command: str = given.command
     match command:
         case "submit":
-            if given.slots < 1 or given.walltime <= 0:
-                parser.error("--slots and --walltime must be positive")
-            script = sys.stdin.buffer.read()
             number = queue.submit(
-                script,
-                given.name,
-                cpus=given.cpus,
-                walltime=given.walltime,
-                slots=given.slots,
+                script(), given.name, cpus=given.cpus, walltime=given.walltime, slots=given.slots,
                 kill_wait=given.kill_wait,
-            )
-            sys.stdout.write(f"{number}\n")
+            )  # fmt: skip
+            return f"{number}\n"
         case "list":
-            for job in queue.jobs():
-                shown = {
-                    "id": str(job.id),
-                    "name": job.name,
-                    "state": job.state,
-                    "reason": job.reason,
-                    "code": job.code,
-                }
-                sys.stdout.write(json.dumps(shown) + "\n")
+            shown = (
+                {"id": str(job.id), "name": job.name, "state": job.state, "reason": job.reason, "code": job.code}
+                for job in queue.jobs()
+            )
+            return "".join(f"{json.dumps(each)}\n" for each in shown)
         case "cancel":
             for number in given.id:
                 queue.cancel(number)
+            return ""
         case _:
-            parser.error(f"no such command: {command}")
+            raise ValueError(f"no such command: {command}")
+
+
+def _serve(queue: Queue, first: Sequence[str]) -> int:
+    """Carry out command after command, as `commands.Server` sends them, until stdin ends. Jobs run on after that."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a guard that has ended is nobody's to wait for
+    for line in sys.stdin.buffer:
+        words, stdin = json.loads(line)
+        code, out, err = 0, "", ""
+        try:
+            out = _carry_out(queue, _parse([*first, *words]), stdin.encode)
+        except SystemExit:
+            code, err = 2, f"forkq: not understood: {' '.join(words)}"
+        except Exception as error:
+            code, err = 1, f"forkq {words[0]}: {type(error).__name__}: {error}"
+        sys.stdout.write(json.dumps([code, out, err]) + "\n")
+        sys.stdout.flush()
     return 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -87,6 +86,8 @@ def remembered(qemu: Sequence[str], environment: Mapping[str, str], folder: Path
 
 def prove(qemu: Sequence[str], environment: Mapping[str, str], key: str = "") -> Proof:
     """Ask QEMU for its version, then run the guest under KVM. Never raises: what fails is said in `why`."""
+    import subprocess  # not before it is needed: a pilot's start waits for every import, and most find the proof made
+
     try:
         said = subprocess.run(
             [*qemu, "--version"], env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, timeout=30
@@ -107,7 +108,8 @@ def prove(qemu: Sequence[str], environment: Mapping[str, str], key: str = "") ->
 
 def run_micro_guest(qemu: Sequence[str], environment: Mapping[str, str], accelerator: Sequence[str]) -> str:
     """Run the guest of the proof; say what went wrong, in a few words, or nothing."""
-    import tempfile  # not before it is needed: a pilot's start waits for every import, and most find the proof made
+    import subprocess
+    import tempfile
 
     with tempfile.NamedTemporaryFile(prefix="ghv-proof-") as firmware:
         firmware.write(_FIRMWARE)

@@ -10,7 +10,6 @@ import contextlib
 import os
 import select
 import signal
-import threading
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -96,6 +95,8 @@ class Loop:
         def done() -> bool:
             check()
             return bool(result or failure)
+
+        import threading  # only here: a pilot that has nothing to bring has no threads
 
         thread = threading.Thread(target=run)
         thread.start()

@@ -12,9 +12,7 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,11 +94,11 @@ class Node:
         try:
             lock = os.open(folder / "lock", os.O_RDWR)
         except FileNotFoundError:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             return True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             return True
         except BlockingIOError:
             return False
@@ -230,6 +228,13 @@ class Node:
         private.rename(self._stamp(layer))
 
 
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        import shutil  # only here: seldom is there anything, and a guest's start waits for every import
+
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _make(folder: Path) -> None:
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -277,6 +282,8 @@ def _count(layer: Layer) -> int:
 
 def _verify(layer: Layer, chunks: bytes, source: int, copy: int | None, stop: Callable[[], bool]) -> None:
     """Hash every chunk of `source`, several at a time, and write it to `copy` where one is given."""
+    import threading  # only here, as hashlib
+
     size = os.fstat(source).st_size
     if size != layer.size:
         raise Ending(

@@ -11,28 +11,23 @@ signal, a wish of the controller or the walltime means at each moment.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gridhypervisor.agent import channel, inotify, processes, scratchdisk, spool
+from gridhypervisor.agent import channel, processes, scratchdisk, spool
 from gridhypervisor.agent.ending import Ending, instead, leave_in_any_case, leave_sentinel, now, settle
-from gridhypervisor.agent.hypervisor import Hypervisor, Machine
 from gridhypervisor.agent.limits import Limits
 from gridhypervisor.agent.loop import Loop
-from gridhypervisor.agent.machine import compose
 from gridhypervisor.agent.node import MARGIN, Node
-from gridhypervisor.agent.qemu import Qemu
 from gridhypervisor.agent.report import Report, cpu_seconds, process_start, where
 from gridhypervisor.agent.verdict import stopped, verdict
-from gridhypervisor.agent.vm import Vm
 from gridhypervisor.agent.watchdog import Watchdog
 from gridhypervisor.agent.world import World, WorldError
 from gridhypervisor.model import wire
@@ -48,6 +43,11 @@ from gridhypervisor.model.wire import (
     Reason,
 )
 
+if TYPE_CHECKING:
+    from gridhypervisor.agent.hypervisor import Machine
+    from gridhypervisor.agent.inotify import Inotify
+    from gridhypervisor.agent.vm import Vm
+
 _POLL = 2.0  # seconds between looks into control/, which on a network file system nothing else announces
 _POWER_OFF = 10.0  # seconds for the guest to power off; it takes a fraction of one
 _STAGE_LIMIT = 120.0  # seconds for the guest to make the job's folder the user's
@@ -56,16 +56,16 @@ _SILENT_AFTER = 60.0  # seconds
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the VM of an entry; 0 when the program ran to its end or somebody else owns the entry, else 1."""
-    parser = argparse.ArgumentParser(prog="pilot")
-    parser.add_argument("--entry", type=Path, required=True, help="the entry's folder in the spool")
-    parser.add_argument("--scratch", type=Path, required=True, help="a folder on the node's own disk")
-    arguments = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    if len(words) != 4 or given.keys() != {"--entry", "--scratch"}:
+        sys.stderr.write("usage: pilot --entry FOLDER (in the spool) --scratch FOLDER (on the node's own disk)\n")
+        return 64
     started = process_start()
     watchdog = Watchdog()
     os.umask(0o077)
-    processes.be_subreaper()
     try:
-        return Pilot(arguments.entry.absolute(), arguments.scratch.absolute(), watchdog, started).run()
+        return Pilot(Path(given["--entry"]).absolute(), Path(given["--scratch"]).absolute(), watchdog, started).run()
     finally:
         watchdog.dismiss()
 
@@ -88,7 +88,7 @@ class Pilot:
         self.files: dict[str, OutputFile] = {}
         self.trouble: Ending | None = None  # with the outputs
         self.unmatched: list[str] = []  # patterns that matched nothing
-        self.wishes: inotify.Inotify | None = None
+        self.wishes: Inotify | None = None
 
     def run(self) -> int:
         """Run it all; the process's exit code."""
@@ -157,16 +157,22 @@ class Pilot:
         self.node = Node(self.scratch)
         self.run_folder, self.lock = self.node.enter(self.manifest.entry)
         self.watchdog.arm(**duty, run=str(self.run_folder))
-        control = self.entry / wire.CONTROL
         with contextlib.suppress(OSError):
-            control.mkdir(mode=0o700, exist_ok=True)
-            self.wishes = inotify.Inotify()
-            self.wishes.add(control, inotify.CREATE | inotify.MOVED_TO)
-            self.loop.read(self.wishes, self._announced)
+            (self.entry / wire.CONTROL).mkdir(mode=0o700, exist_ok=True)
         # Not all pilots at once: they may share a file server.
         self.loop.every(_POLL * (0.8 + 0.4 * os.urandom(1)[0] / 255), self._look)
         self.loop.every(self.manifest.beat, self._beat)
         self.report.write()
+        self._look()
+
+    def _hear_wishes(self) -> None:
+        """Hear from now on at once what this machine writes into control/, and look at what is there."""
+        from gridhypervisor.agent import inotify  # not before the guest runs, or while layers are fetched
+
+        with contextlib.suppress(OSError):
+            self.wishes = inotify.Inotify()
+            self.wishes.add(self.entry / wire.CONTROL, inotify.CREATE | inotify.MOVED_TO)
+            self.loop.read(self.wishes, self._announced)
         self._look()
 
     def _hear_signals(self) -> None:
@@ -187,41 +193,53 @@ class Pilot:
         job = channel.job_file(manifest.program, user=image.user, path=image.path)
         paths = {layer.digest: self.node.has(layer) for layer in image.layers}
         missing = [layer for layer in image.layers if paths[layer.digest] is None]
-        world = World.from_environment()
-        hypervisor: Hypervisor = Qemu(world)
 
-        def work() -> None:
+        def work() -> tuple[Machine, wire.HypervisorUsed, Callable[[], Vm]]:
+            world = World.from_environment()
             self.node.make_room(MARGIN)
             for layer in missing:
                 self.log(f"verify and copy layer {layer.digest[:12]} ({layer.role}, {layer.size} bytes)")
                 paths[layer.digest] = self.node.fetch(layer, self.workdir / wire.CACHE, self._stopped)
-            scratchdisk.make_scratch(
+            made = scratchdisk.make_scratch(
                 world, run, size=manifest.resources.scratch, job_file=job, inputs=manifest.program.inputs,
                 source=self.entry / wire.INPUTS, stop=self._stopped,
             )  # fmt: skip
-            used.append(hypervisor.choose(manifest.acceleration, self.node.root))
+            try:  # the file system is made meanwhile, so here is the time for everything that can wait until now
+                from gridhypervisor.agent.machine import compose
+                from gridhypervisor.agent.qemu import Qemu
+                from gridhypervisor.agent.vm import Vm
 
-        used: list[wire.HypervisorUsed] = []
+                processes.be_subreaper()
+                hypervisor = Qemu(world)
+                used = hypervisor.choose(manifest.acceleration, self.node.root)
+                there = {digest: path for digest, path in paths.items() if path is not None}
+                machine = compose(manifest, there, run, world)
+                return machine, used, lambda: Vm(self.loop, self.watchdog, hypervisor, self.entry, run / "qemu.log")
+            finally:
+                made()
+
         try:
             if missing or manifest.program.inputs:
-                self.loop.apart(work, self._check_stop)
+                self._hear_wishes()
+                machine, used, make_vm = self.loop.apart(work, self._check_stop)
             else:
-                work()
-            self.report.hypervisor = used[0]
-            if used[0].acceleration is not Acceleration.KVM and manifest.acceleration != Acceleration.TCG:
-                self.log(f"NO KVM: this guest is EMULATED, 5 to 30 times slower ({used[0].why})")
-                sys.stderr.write(f"ghv: no KVM on {os.uname().nodename}, emulating: {used[0].why}\n")
-            machine = compose(manifest, {k: v for k, v in paths.items() if v is not None}, run, world)
+                machine, used, make_vm = work()
         except WorldError as error:
             raise Ending(Reason.BUNDLE, f"prepare the node: {error}", "upload the bundle again, or retry") from error
+        self.report.hypervisor = used
+        if used.acceleration is not Acceleration.KVM and manifest.acceleration != Acceleration.TCG:
+            self.log(f"NO KVM: this guest is EMULATED, 5 to 30 times slower ({used.why})")
+            sys.stderr.write(f"ghv: no KVM on {os.uname().nodename}, emulating: {used.why}\n")
         self._check_stop()
-        return machine, used[0].acceleration, Vm(self.loop, self.watchdog, hypervisor, self.entry, run / "qemu.log")
+        return machine, used.acceleration, make_vm()
 
     def _boot(self, vm: Vm, machine: Machine, acceleration: Acceleration) -> None:
         self.report.enter(Phase.BOOT, self.report.note)
         self.vm = vm
         vm.start(machine, acceleration)
         self.log("hypervisor started")
+        if self.wishes is None:
+            self._hear_wishes()
         if not self._await(lambda: vm.ready, now() + self.manifest.boot_timeout):
             raise Ending(
                 Reason.BOOT,
@@ -427,6 +445,8 @@ class Pilot:
                 with contextlib.suppress(Ending):  # of what it said last
                     self.loop.wait(lambda: not vm.running, limit)
         if self.run_folder is not None:
+            import shutil  # not before the guest runs: its start waits for imports
+
             shutil.rmtree(self.run_folder, ignore_errors=True)
         usage = CpuUsage(
             pilot=cpu_seconds() + (self.vm.watchdog_cpu if self.vm else 0.0),

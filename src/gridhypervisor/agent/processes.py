@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from gridhypervisor.agent.ending import now
@@ -21,6 +21,33 @@ def die_with_parent() -> None:
 def be_subreaper() -> None:
     """Inherit, from now on, every process below this one whose parent has ended."""
     _prctl(_CHILD_SUBREAPER, 1)
+
+
+class Child:
+    """A program that runs meanwhile. Not subprocess, which takes longer to import than a short program takes to run."""
+
+    def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
+        """Start it. Raises: OSError: it cannot be."""
+        self._said, theirs = os.pipe()
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, theirs, 2),
+        ]
+        try:
+            self._pid = os.posix_spawn(argv[0], argv, environment, file_actions=actions)
+        except OSError:
+            os.close(self._said)
+            raise
+        finally:
+            os.close(theirs)
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code (negative: the signal that ended it), and the end of what it said on stderr."""
+        with open(self._said, "rb") as said:
+            words = said.read().decode(errors="replace").strip()[-300:]
+        _, status = os.waitpid(self._pid, 0)
+        return os.waitstatus_to_exitcode(status), words
 
 
 def end_descendants(grace: float) -> None:
@@ -57,6 +84,16 @@ def signal_descendants(number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+def cpu_seconds_of(pid: int) -> float:
+    """User and system, of a process and of its children that it waited for; 0 of one that is gone."""
+    try:
+        # `pid (comm) state ppid …`, where comm may hold anything
+        fields = Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
 def _descendants() -> set[int]:
     """All processes below this one, by /proc: the subreaper keeps orphans in the tree."""
     children: dict[int, list[int]] = {}
@@ -75,5 +112,7 @@ def _descendants() -> set[int]:
 
 
 def _prctl(option: int, value: int) -> None:
+    import ctypes  # only here: a guest's start waits for what its pilot imports before
+
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")

@@ -6,12 +6,11 @@ them where the job expects them, and nothing is copied over a channel.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from gridhypervisor.agent.ending import Ending
+from gridhypervisor.agent.processes import Child
 from gridhypervisor.agent.world import World
 from gridhypervisor.model.wire import Input, Reason
 
@@ -33,8 +32,9 @@ _OPTIONS = [
 def make_scratch(
     world: World, run: Path, *, size: int, job_file: str, inputs: tuple[Input, ...], source: Path,
     stop: Callable[[], bool],
-) -> Path:  # fmt: skip
-    """Make `scratch` in the folder `run`: the overlay's folders, the job file, and /job with the inputs.
+) -> Callable[[], Path]:  # fmt: skip
+    """Begin to make `scratch` in the folder `run`: the overlay's folders, the job file, and /job with the inputs. The
+    program that makes the file system goes on meanwhile; what is returned waits for it, and gives the disk's path.
 
     Raises:
         Ending: an input is missing or damaged (input), or the node is full (node-disk).
@@ -52,9 +52,25 @@ def make_scratch(
             file.truncate(max(size, SMALLEST) & -4096)
     except OSError as error:
         raise full(f"make the scratch disk in {run}", error) from error
-    _run([*world.argv("mke2fs"), *_OPTIONS, "-d", str(tree), str(path)], "make the scratch disk", len(inputs) > 0)
-    shutil.rmtree(tree)
-    return path
+    mke2fs = _start([*world.argv("mke2fs"), *_OPTIONS, "-d", str(tree), str(path)], {"PATH": "/usr/bin:/bin"})
+
+    def finish() -> Path:
+        code, said = mke2fs.wait()
+        said = said or f"mke2fs ended with status {code}"
+        if code != 0 and inputs and "allocat" in said:
+            raise Ending(
+                Reason.SCRATCH_FULL, f"make the scratch disk: the inputs do not fit: {said}", "ask for more scratch"
+            )
+        if code != 0:
+            hint = "free space on the node's scratch, or configure another"
+            raise Ending(Reason.NODE_DISK, f"make the scratch disk: {said}", hint)
+        if inputs:  # else what little is there goes with the run's folder
+            import shutil  # not before a guest that waits for nothing has started
+
+            shutil.rmtree(tree)
+        return path
+
+    return finish
 
 
 def make_out(run: Path, size: int) -> Path:
@@ -73,9 +89,8 @@ def make_overlay(world: World, run: Path, base: Path, form: str) -> Path:
     """
     path = run / "disk"
     words = [*world.argv("qemu-img"), "create", "-q", "-f", "qcow2", "-F", form, "-b", str(base), str(path)]
-    made = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, env=world.environment())
-    if made.returncode != 0:
-        said = made.stderr.decode(errors="replace").strip()[-300:]
+    code, said = _start(words, world.environment()).wait()
+    if code != 0:
         raise Ending(Reason.IMAGE, f"make the overlay of disk {base.name[:12]}: {said}", "import the image again")
     return path
 
@@ -111,14 +126,13 @@ def _bring(item: Input, source: Path, job: Path, stop: Callable[[], bool]) -> No
         (job / folder).chmod(0o755)
 
 
-def _run(words: list[str], what: str, has_inputs: bool) -> None:
-    made = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, env={"PATH": "/usr/bin:/bin"})
-    if made.returncode == 0:
-        return
-    said = made.stderr.decode(errors="replace").strip()[-300:] or f"mke2fs ended with status {made.returncode}"
-    if has_inputs and "allocat" in said:
-        raise Ending(Reason.SCRATCH_FULL, f"{what}: the inputs do not fit: {said}", "ask for more scratch")
-    raise Ending(Reason.NODE_DISK, f"{what}: {said}", "free space on the node's scratch, or configure another")
+def _start(words: list[str], environment: dict[str, str]) -> Child:
+    try:
+        return Child(words, environment)
+    except OSError as error:
+        raise Ending(
+            Reason.BUNDLE, f"start {words[0]}: {error.strerror}", "upload the bundle again, or retry"
+        ) from error
 
 
 def full(what: str, error: OSError) -> Ending:

@@ -14,12 +14,19 @@ die() {
     exit "$code"
 }
 
-# Where we are, without dirname and readlink.
+cannot_run() {
+    die 126 "programs may not be started in $here (mounted noexec, or another architecture); choose another workdir"
+}
+
+# Where we are, without dirname and readlink, and without a process where the path is absolute already.
 case $0 in
     */*) here=${0%/*} ;;
     *) here=. ;;
 esac
-here=$(cd -- "${here:-/}" && pwd -P) || die 78 "cannot enter the bundle's folder ${here}"
+case $here in
+    /*) ;;
+    *) here=$(cd -- "${here:-/}" && pwd -P) || die 78 "cannot enter the bundle's folder ${here}" ;;
+esac
 digest=${here##*/}
 busybox=$here/busybox
 
@@ -44,16 +51,27 @@ while [ "$left" -gt 0 ]; do
 done
 
 [ -f "$busybox" ] || die 78 "the bundle $here holds no busybox; upload it again"
-uid=$("$busybox" id -u 2>/dev/null) ||
-    die 126 "programs may not be started in $here (mounted noexec, or another architecture); choose another workdir"
-
-# A folder that only we can enter. In /tmp anybody may have made one of that name before us, or a link: refuse those.
 [ -d "$base" ] || die 73 "scratch $base is not a folder; configure a scratch that exists on this node"
+
+# Who we are, as the kernel says it: each process that is started here is waited for by every job.
+uid=''
+if [ -r /proc/self/status ]; then
+    while read -r key _ value _; do
+        [ "$key" != Uid: ] || uid=$value
+    done </proc/self/status
+fi
 scratch=$base/ghv-$uid
-[ -d "$scratch" ] || "$busybox" mkdir -m 0700 -- "$scratch" 2>/dev/null || [ -d "$scratch" ] ||
-    die 73 "cannot make $scratch; scratch must be writable: configure another"
-case $("$busybox" stat -c '%u %a %F' -- "$scratch") in
-    "$uid 700 directory") ;;
+if [ -z "$uid" ] || [ ! -d "$scratch" ]; then
+    uid=$("$busybox" id -u 2>/dev/null) || cannot_run
+    scratch=$base/ghv-$uid
+    [ -d "$scratch" ] || "$busybox" mkdir -m 0700 -- "$scratch" 2>/dev/null || [ -d "$scratch" ] ||
+        die 73 "cannot make $scratch; scratch must be writable: configure another"
+fi
+# A folder that only we can enter. In /tmp anybody may have made one of that name before us, or a link: refuse those.
+found=$("$busybox" stat -c '%u %a %F' -- "$scratch" 2>/dev/null)
+case "$? $found" in
+    "0 $uid 700 directory") ;;
+    12[67]*) cannot_run ;;
     *) die 77 "$scratch is not a folder of mode 0700 that user $uid owns; remove it, or configure another scratch" ;;
 esac
 
@@ -112,6 +130,7 @@ unpack() {
 whole || unpack
 GHV_WORLD=$world GHV_BUNDLE=$here GHV_SCRATCH=$base
 export GHV_WORLD GHV_BUNDLE GHV_SCRATCH
+# By its path and not by -m, whose search costs as long as this script.
 exec "$world/ld.so" --library-path "$world/so" "$world/bin/python3.11" -I -S -B -X utf8 \
-    -m gridhypervisor.agent.main "$role" "$@"
+    "$world/lib/python3.11/gridhypervisor/agent/main.pyc" "$role" "$@"
 die 126 "cannot start $world/ld.so; configure another scratch"

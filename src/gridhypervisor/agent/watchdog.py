@@ -19,18 +19,19 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gridhypervisor.agent import processes, spool
 from gridhypervisor.agent.ending import leave_sentinel, now, settle
-from gridhypervisor.agent.hypervisor import Command
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import CpuUsage, ExitRecord, Outcome, Reason, Status
+
+if TYPE_CHECKING:
+    from gridhypervisor.agent.hypervisor import Command
 
 FIRST_DESCRIPTOR = 10
 """Where the descriptors given to `spawn` begin in the hypervisor's process."""
@@ -280,6 +281,8 @@ class _Process:
         with contextlib.suppress(OSError):
             leave_sentinel(entry, record)
         if self.duty["run"]:
+            import shutil  # not when a guest is to start
+
             shutil.rmtree(self.duty["run"], ignore_errors=True)
 
 

@@ -7,7 +7,6 @@ libraries, so every program is started through the world's own `ld.so`. This mod
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +51,8 @@ class World:
             WorldError: it is not there.
         """
         if self.root is None:
+            import shutil  # at no site: a start waits for every import
+
             found = shutil.which(program, path=os.pathsep.join(_SYSTEM_FOLDERS))
             if found is None:
                 raise WorldError(f"find {program} on this machine: not installed, and GHV_WORLD=system asks for it")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import assert_never
 
-from gridhypervisor.model.records import JobState
+from gridhypervisor.model.states import JobState
 from gridhypervisor.model.views import JobView, Problem
 from gridhypervisor.model.wire import Reason
 

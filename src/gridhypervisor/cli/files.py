@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def validate(path: str, output: str) -> None:
     if output != "table":
         emit(spec, output)
     else:
-        echo(f"{paint('ok', GREEN)}  {path}: {spec.image}: {' '.join(spec.command)}")
+        echo(f"{paint('ok', GREEN)}  {path}: {spec.image}: {shlex.join(spec.command)}")
 
 
 def job_schema() -> str:
@@ -49,7 +50,7 @@ def schema(what: str) -> None:
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script for a shell.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -29,7 +30,8 @@ from gridhypervisor.cli.output import (
 from gridhypervisor.cli.output import age as length
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.client.sync import Client
-from gridhypervisor.model.records import JobState, Ledger
+from gridhypervisor.model.ledger import Ledger
+from gridhypervisor.model.states import JobState
 from gridhypervisor.model.views import EventView, FollowKind, JobDetail, JobView
 
 _one_job = click.argument("job", shell_complete=complete.jobs)
@@ -61,12 +63,14 @@ def list_jobs(states: tuple[str, ...], site: str, before: str, limit: int, outpu
         emit(jobs, output)
         return
     if not jobs:
-        echo("No jobs. Start one with: ghv run --image NAME -- COMMAND", err=True)
+        filtered = states or site or before
+        echo("No such jobs." if filtered else "No jobs. Start one with: ghv run --image NAME -- COMMAND", err=True)
         return
     now = time.time()
     table(
         ("ID", "NAME", "STATE", "SITE", "AGE", "WHAT"),
         [(j.id, j.name, state(j), j.site or "-", ago(now - j.created), _what(j)) for j in jobs],
+        one_line=True,
     )
     if len(jobs) == limit:
         echo(dim(f"Older ones: ghv list --before {jobs[-1].id}"), err=True)
@@ -98,9 +102,9 @@ def show(job: str, output: str) -> None:
     if detail.ledger is not None:
         _show_ledger(detail.ledger)
     if detail.outputs:
-        echo(f"\n{bold('Results')}")
+        echo(f"\n{bold('Results')} in {detail.job.destination}")
         for path in detail.outputs:
-            echo(f"  {path}")
+            echo(f"  {os.path.relpath(path, detail.job.destination)}")
     if detail.job.hint:
         echo(f"\n{dim('next:')} {detail.job.hint}")
 
@@ -122,7 +126,7 @@ def _show_job(detail: JobDetail) -> None:
             ("wants", f"{wants.cpus} cpu, {wants.memory} memory, {wants.scratch} scratch, {wants.walltime} walltime"),
             ("site", job.site),
             ("handed in", f"{ago(now - job.created)} ago{ended}"),
-            ("results to", job.destination),
+            ("results to", "" if detail.outputs else job.destination),
         ]
     )
 
@@ -130,11 +134,17 @@ def _show_job(detail: JobDetail) -> None:
 def _show_attempts(detail: JobDetail) -> None:
     echo(f"\n{bold('Attempts')}")
     rows = []
+    whys = []
     for a in detail.attempts:
         note = plain(a.message) or (f"{plain(a.note)} ({ago(a.note_age)} ago)" if a.note else "")
         doing_now = f"{a.state}: {a.phase}" if a.phase else str(a.state)
-        rows.append((a.id, a.site, a.batch_id or "-", a.node or "-", doing_now, a.hypervisor or "-", note))
+        hypervisor, _, why = a.hypervisor.partition(":")
+        rows.append((a.id, a.site, a.batch_id or "-", a.node or "-", doing_now, hypervisor or "-", note))
+        if why.strip() and a.hypervisor not in whys:
+            whys.append(a.hypervisor)
     table(("ID", "SITE", "BATCH JOB", "NODE", "STATE", "HYPERVISOR", "NOTE"), rows, indent="  ")
+    for why in whys:
+        echo(f"  {dim(plain(why))}")
 
 
 def _show_ledger(ledger: Ledger) -> None:
@@ -150,8 +160,6 @@ def _show_ledger(ledger: Ledger) -> None:
     table(("PHASE", "SECONDS", "SHARE", ""), rows, right=(1, 2), indent="  ")
     if ledger.cpu:
         echo(f"  {dim('CPU seconds:')} " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in ledger.cpu.items()))
-    if ledger.hypervisor:
-        echo(f"  {dim('hypervisor:')} {ledger.hypervisor}")
 
 
 @click.command()
@@ -191,16 +199,20 @@ def _write(stream: str, data: bytes) -> None:
 
 @click.command()
 @click.argument("job", default="", shell_complete=complete.jobs)
-@click.option("-w", "--watch", is_flag=True, help="Go on as they happen.")
+@click.option("-w", "--watch", is_flag=True, help="Go on as they happen, until the JOB has ended.")
 @click.option("--after", default=0, type=click.IntRange(0), metavar="N", help="Only events above this sequence number.")
 @format_option
 def events(job: str, watch: bool, after: int, output: str) -> None:
     """Print each change of a job, or of all jobs: when, and why."""
     client = connect()
+    if job and not client.events(after=0, job=job):
+        client.job(job)  # raises that there is none
     if watch:
         for event in client.watch_events(after=after, job=job):
             echo(_event_line(event)) if output == "table" else emit_item(event, output)
             sys.stdout.flush()
+            if job and event.kind == "job" and event.after in _ENDINGS:
+                return
         return
     found: list[EventView] = []
     while page := client.events(after=found[-1].sequence if found else after, job=job):
@@ -210,6 +222,9 @@ def events(job: str, watch: bool, after: int, output: str) -> None:
         return
     for event in found:
         echo(_event_line(event))
+
+
+_ENDINGS = {state for state in JobState if state.final}
 
 
 def _event_line(event: EventView) -> str:
@@ -259,15 +274,15 @@ def cancel(jobs: tuple[str, ...], output: str) -> None:
 def recover(jobs: tuple[str, ...], output: str) -> None:
     """Try again now what is stuck."""
     client = connect()
-    _say_each([client.recover(job) for job in jobs], output)
+    _say_each([client.recover(job) for job in jobs], output, ended="trying again to bring the results home")
 
 
-def _say_each(jobs: list[JobView], output: str) -> None:
+def _say_each(jobs: list[JobView], output: str, *, ended: str = "") -> None:
     if output != "table":
         emit(jobs, output)
         return
     for job in jobs:
-        echo(f"{job.id}  {job.state if job.state.final else doing(job)}")
+        echo(f"{job.id}  {doing(job)}" if not job.state.final else f"{job.id}  {ended or job.state}")
 
 
 @click.command()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import msgspec
 
-from gridhypervisor.cli.output import GREEN, RED, YELLOW, dim, echo, emit, paint, plain
+from gridhypervisor.cli.output import GREEN, RED, YELLOW, dim, echo, emit, fit, paint, plain, terminal_width
 from gridhypervisor.client.sync import Client
 from gridhypervisor.model.views import Check, Operation
 
@@ -18,16 +19,17 @@ def finish(client: Client, operation: Operation, *, quiet: bool = False) -> Any:
     Raises:
         ServiceError: the operation failed.
     """
-    live = sys.stderr.isatty()
+    width = terminal_width(sys.stderr) if os.environ.get("TERM") != "dumb" else None
     drawn = False
     try:
         for item in client.follow_operation(operation):
             if item.kind == "done":
                 return item.result
             if item.message and not quiet:
-                clear = "\r\x1b[2K" if live else ""
-                echo(f"{clear}{dim('ghv:')} {item.message}", err=True, newline=not live)
-                drawn = live
+                if drawn := width is not None:  # one line, drawn over
+                    echo(f"\r\x1b[2K{dim('ghv:')} {fit(item.message, width - 6)}", err=True, newline=False)
+                else:
+                    echo(f"{dim('ghv:')} {item.message}", err=True)
     finally:
         if drawn:
             echo("\r\x1b[2K", err=True, newline=False)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from gridhypervisor.model.records import JobState
+from gridhypervisor.model.states import JobState
 from gridhypervisor.model.views import JobView, Problem
 from gridhypervisor.model.wire import Phase
 
@@ -95,10 +95,23 @@ def paint(text: str, colour: str | None) -> str:
     return click.style(text, fg=colour) if colour else dim(text)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), indent: str = "") -> None:
-    """Columns under dim heads, two spaces apart. `right`: the columns that are aligned to the right."""
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    indent: str = "",
+    one_line: bool = False,
+) -> None:
+    """Columns under dim heads, two spaces apart. `right`: the columns that are aligned to the right.
+
+    `one_line`: on a terminal the last column is cut where the line would wrap; for words that another verb shows whole.
+    """
     lines = [[dim(cell) for cell in head], *rows]
     widths = [max(_width(line[i]) for line in lines) for i in range(len(head))]
+    if one_line and (columns := terminal_width(sys.stdout)):
+        room = max(20, columns - len(indent) - sum(widths[:-1]) - 2 * len(widths[:-1]))
+        lines = [[*cells, fit(last, room)] for *cells, last in lines]
     for line in lines:
         cells = []
         for i, cell in enumerate(line):
@@ -121,6 +134,27 @@ def pairs(rows: Iterable[tuple[str, str]]) -> None:
 def plain(text: str) -> str:
     """Words of others (a site's, a guest's) on one line, without what could steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def terminal_width(stream: Any) -> int | None:
+    """The columns of the terminal that a stream goes to; None where it goes elsewhere."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return None
+
+
+def fit(text: str, width: int) -> str:
+    """The text, cut to so many columns with … at its end; what is cut loses its colours."""
+    if _width(text) <= width:
+        return text
+    kept, used = "", 1
+    for character in click.unstyle(text):
+        used += _width(character)
+        if used > width:
+            break
+        kept += character
+    return f"{kept}…"
 
 
 def _width(text: str) -> int:

@@ -6,7 +6,7 @@ last line is unfinished. Elsewhere each change is a line of its own. Quiet shows
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import threading
 import time
@@ -26,7 +26,7 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False, stdout_is_stderr: bool = False) -> None:
         self._quiet = quiet
-        self._live = not quiet and sys.stderr.isatty()
+        self._live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._lock = threading.RLock()  # a signal's handler may speak while the main thread does
         self._drawn = False
         self._unfinished = {"stdout": False, "stderr": False}
@@ -101,10 +101,13 @@ class Progress:
         if not self._live or job is None or job.state.final or self._ended.is_set() or any(self._unfinished.values()):
             return
         mark = _SPINNER[self._turn % len(_SPINNER)] if output.unicode(sys.stderr) else "-\\|/"[self._turn % 4]
-        parts = [job.id, self._words, output.age(time.monotonic() - self._since), output.plain(job.note)]
-        line = f"{mark} {'  '.join(filter(None, parts))}"
-        width = shutil.get_terminal_size().columns - 1
-        sys.stderr.write(f"{_CLEAR}{line[:width]}")
+        width = (output.terminal_width(sys.stderr) or 80) - 1
+        age = f"  {output.age(time.monotonic() - self._since)}"
+        line = output.fit(f"{mark} {job.id}  {self._words}", width - len(age)) + age
+        room = width - len(line) - 2
+        if job.note and room > 8:  # less than that says nothing
+            line = f"{line}  {output.fit(output.plain(job.note), room)}"
+        sys.stderr.write(f"{_CLEAR}{line}")
         sys.stderr.flush()
         self._drawn = True
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import click
+import msgspec
 
 from gridhypervisor.model.spec import InputSpec, JobSpec, parse_duration, parse_size, problems
 from gridhypervisor.model.views import JobRequest, Problem, ServiceError
@@ -19,8 +18,7 @@ from gridhypervisor.model.views import JobRequest, Problem, ServiceError
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
-@dataclass(frozen=True)
-class Flags:
+class Flags(msgspec.Struct, frozen=True):
     """What `ghv run` was given; None and () where it was not."""
 
     file: str | None
@@ -66,7 +64,10 @@ def make_request(flags: Flags) -> JobRequest:
         raise click.UsageError(f"{field}: {problem}")
     for item in spec.inputs:
         _check_input(item, folder)
-    return JobRequest(spec, folder, os.path.abspath(flags.destination))
+    destination = os.path.abspath(flags.destination)
+    if spec.outputs:
+        _check_destination(destination)
+    return JobRequest(spec, folder, destination)
 
 
 def _override(base: JobSpec, flags: Flags) -> JobSpec:
@@ -77,15 +78,15 @@ def _override(base: JobSpec, flags: Flags) -> JobSpec:
         "inputs": flags.inputs,
         "outputs": flags.outputs,
         "environment": {**base.environment, **dict(flags.environment)},
-        "resources": dataclasses.replace(base.resources, **_present({
+        "resources": msgspec.structs.replace(base.resources, **_present({
             "cpus": flags.cpus, "memory": flags.memory, "scratch": flags.scratch, "walltime": flags.walltime,
         })),
         "site": flags.site,
-        "retry": dataclasses.replace(base.retry, **_present({"times": flags.retry})),
+        "retry": msgspec.structs.replace(base.retry, **_present({"times": flags.retry})),
         "network": flags.network,
         "acceleration": flags.acceleration,
     }  # fmt: skip
-    return dataclasses.replace(base, **_present(given))
+    return msgspec.structs.replace(base, **_present(given))
 
 
 def _present(values: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +103,20 @@ def _check_input(item: str | InputSpec, folder: str) -> None:
         why = "it cannot be read" if os.path.lexists(full) else "there is no such file or folder"
         hint = "Paths in a job's file are read from the file's folder, those in flags from the present one."
         raise ServiceError(Problem(f"read the input {full}", 404, "not-found", why, hint))
+
+
+def _check_destination(folder: str) -> None:
+    """See now that results can go there, instead of when the job has run."""
+    there = folder
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        why = f"{there} is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        why = f"{there} cannot be written to"
+    else:
+        return
+    raise ServiceError(Problem(f"bring results to {folder}", 422, "invalid", why, "Choose another folder with --to."))
 
 
 class InputType(click.ParamType[InputSpec]):

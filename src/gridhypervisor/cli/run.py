@@ -22,7 +22,7 @@ from gridhypervisor.cli.progress import Progress
 from gridhypervisor.cli.request import DURATION, SIZE, Flags, InputType, PairType, make_request
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.client.sync import Client
-from gridhypervisor.model.records import JobState
+from gridhypervisor.model.states import JobState
 from gridhypervisor.model.views import FollowKind, JobDetail, JobView, ServiceError
 from gridhypervisor.model.wire import Phase
 
@@ -107,6 +107,7 @@ def run(detach: bool, quiet: bool, output: str, **given: Any) -> int:
 def follow(client: Client, job: str, progress: Progress, *, interrupts: _Interrupts | None = None) -> JobView:
     """Show a job's changes and output until it has ended; returns how it ended."""
     warned = False
+    furthest = JobState.PENDING
     deaf: set[str] = set()
     for item in client.follow(job):
         if item.kind is FollowKind.OUTPUT and item.stream not in deaf:
@@ -116,12 +117,26 @@ def follow(client: Client, job: str, progress: Progress, *, interrupts: _Interru
                 deaf.add(item.stream)  # nobody reads it; how the program ends still matters
                 _silence(item.stream)
         elif item.job is not None:
+            if _STEPS.index(item.job.state) < _STEPS.index(furthest):
+                _tell_retry(client, job, progress)
+            furthest = item.job.state
             progress.show(item.job)
             if not warned and (_in_guest(item.job) or item.kind is FollowKind.END):
                 warned = _warn_of_emulation(client, job, progress)
             if item.kind is FollowKind.END:
                 return item.job
     raise AssertionError("a follow stream ends with END")
+
+
+_STEPS = list(JobState)  # in the order in which a job goes through them
+
+
+def _tell_retry(client: Client, job: str, progress: Progress) -> None:
+    """The job goes back to an earlier state: say what became of the attempt before."""
+    failed = [attempt for attempt in client.job(job).attempts if attempt.reason is not None]
+    if failed:
+        last = failed[-1]
+        progress.say(f"attempt {last.epoch} at {last.site} failed, trying again: {plain(last.message)}")
 
 
 def _in_guest(job: JobView) -> bool:

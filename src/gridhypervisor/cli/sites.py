@@ -27,7 +27,7 @@ from gridhypervisor.cli.output import (
 )
 from gridhypervisor.cli.request import PairType
 from gridhypervisor.client.launcher import connect
-from gridhypervisor.model.records import SiteKind
+from gridhypervisor.model.states import SiteKind
 from gridhypervisor.model.views import SiteRequest, SiteView
 
 _one_site = click.argument("name", metavar="SITE", shell_complete=complete.sites)
@@ -57,7 +57,7 @@ def site() -> None:
     multiple=True,
     type=PairType(),
     metavar="KEY=VALUE",
-    help="For its batch system: partition, account, qos, constraint, native. May be repeated.",
+    help="For its batch system: partition, queue, account, pe, native, … (docs/sites.md). May be repeated.",
 )
 @click.option(
     "--env",
@@ -106,7 +106,9 @@ def list_sites(output: str) -> None:
         )
         for s in found
     ]
-    table(("SITE", "KIND", "ADDRESS", "HEALTH", "QUEUED", "RUNNING", "MAX", "WHY"), rows, right=(4, 5, 6))
+    table(
+        ("SITE", "KIND", "ADDRESS", "HEALTH", "QUEUED", "RUNNING", "MAX", "WHY"), rows, right=(4, 5, 6), one_line=True
+    )
 
 
 def _health(view: SiteView) -> str:
@@ -143,14 +145,17 @@ def show(name: str, output: str) -> None:
 @_one_site
 @format_option
 def check(name: str, output: str) -> int:
-    """Prove what a site can do, with a probe job on one of its nodes."""
+    """Ask a site now what it can do; exits with 75 if something does not hold."""
     client = connect()
     return show_checks(finish(client, client.check_site(name)), output, otherwise=exits.Exit.INFRASTRUCTURE)
 
 
 @site.command()
 @_one_site
-def remove(name: str) -> None:
+@click.option(
+    "--abandon", is_flag=True, help="It is gone for good: end its jobs without it, and leave there what is there."
+)
+def remove(name: str, abandon: bool) -> None:
     """Forget a site. Refused while jobs are there."""
-    connect().remove_site(name)
+    connect().remove_site(name, abandon=abandon)
     echo(f"{name}  removed")

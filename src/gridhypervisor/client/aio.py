@@ -121,8 +121,8 @@ class AsyncClient:
     async def add_site(self, request: SiteRequest) -> SiteView:
         return await self._ask(calls.add_site(request))
 
-    async def remove_site(self, name: str) -> None:
-        await self._ask(calls.remove_site(name))
+    async def remove_site(self, name: str, *, abandon: bool = False) -> None:
+        await self._ask(calls.remove_site(name, abandon=abandon))
 
     async def check_site(self, name: str) -> Operation:
         return await self._ask(calls.check_site(name))

@@ -6,8 +6,7 @@ No I/O. A `Call` is one request and answer; a `Feed` is a stream of lines that k
 from __future__ import annotations
 
 import abc
-import dataclasses
-import uuid
+import os
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
@@ -42,8 +41,7 @@ LAST = {"Connection": "close"}
 START = "Start it with: ghv service start"
 
 
-@dataclasses.dataclass(frozen=True)
-class Call(Generic[T]):
+class Call(msgspec.Struct, Generic[T], frozen=True):
     """One request. `repeatable`: sent twice, has the effect of once, so a lost answer is asked for again."""
 
     method: str
@@ -106,7 +104,7 @@ def _path(*parts: str, **query: Any) -> str:
 
 def submit(request: JobRequest, key: str = "") -> Call[JobView]:
     """`key`: the idempotency key; a second request with it returns the first one's job. Default: a new one."""
-    headers = (("Idempotency-Key", key or uuid.uuid4().hex),)
+    headers = (("Idempotency-Key", key or os.urandom(16).hex()),)
     return Call("POST", _path("jobs"), JobView, msgspec.json.encode(request), headers)
 
 
@@ -178,8 +176,8 @@ def add_site(request: SiteRequest) -> Call[SiteView]:
     return Call("POST", _path("sites"), SiteView, msgspec.json.encode(request), repeatable=False)
 
 
-def remove_site(name: str) -> Call[None]:
-    return Call("DELETE", _path("sites", name), type(None))
+def remove_site(name: str, *, abandon: bool = False) -> Call[None]:
+    return Call("DELETE", _path("sites", name, abandon="true" if abandon else ""), type(None))
 
 
 def check_site(name: str) -> Call[Operation]:
@@ -231,8 +229,7 @@ class Feed(abc.ABC, Generic[T]):
         return item
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
+class Fault(msgspec.Struct, frozen=True):
     """The last line of a stream that the service had to break off."""
 
     problem: Problem

@@ -19,8 +19,9 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from gridhypervisor.client.sync import Client
 from gridhypervisor.model.views import Problem, ServiceError
@@ -34,8 +35,7 @@ LONGEST_SOCKET = 107
 """Bytes that the kernel takes for the path of a Unix socket."""
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(msgspec.Struct, frozen=True):
     """Where the service of one data folder is found."""
 
     data: Path

@@ -1,16 +1,15 @@
-"""The synchronous client, on the standard library's HTTP: its import takes a quarter of httpx's time."""
+"""The synchronous client."""
 
 from __future__ import annotations
 
-import http.client
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from gridhypervisor.client import calls
 from gridhypervisor.client.calls import Call, Feed
+from gridhypervisor.client.http import Absent, Exchange
 from gridhypervisor.model.views import (
     EventView,
     Explanation,
@@ -33,34 +32,6 @@ T = TypeVar("T")
 
 PAUSE = 0.1
 """Seconds between two looks for a service that is away."""
-
-
-class _Absent(ConnectionError):
-    """Nothing listens: the request was not sent."""
-
-
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.connect(self._path)
-        except OSError as error:
-            sock.close()
-            raise _Absent(str(error)) from error
-        self.sock = sock
-
-    def answer(self) -> http.client.HTTPResponse:
-        """The response, once its head is whole: the library takes one that was cut off for a short one."""
-        response = self.getresponse()
-        if response.length is None and not response.chunked:
-            raise http.client.IncompleteRead(b"")
-        return response
 
 
 class Client:
@@ -139,8 +110,8 @@ class Client:
     def add_site(self, request: SiteRequest) -> SiteView:
         return self._ask(calls.add_site(request))
 
-    def remove_site(self, name: str) -> None:
-        self._ask(calls.remove_site(name))
+    def remove_site(self, name: str, *, abandon: bool = False) -> None:
+        self._ask(calls.remove_site(name, abandon=abandon))
 
     def check_site(self, name: str) -> Operation:
         return self._ask(calls.check_site(name))
@@ -159,52 +130,44 @@ class Client:
     def _ask(self, call: Call[T]) -> T:
         deadline = time.monotonic() + self._patience
         while True:
-            connection = _Connection(self._socket)
             try:
-                connection.request(call.method, call.path, call.body or None, call.all_headers | calls.LAST)
-                self._met = True
-                response = connection.answer()
-                return call.read(response.status, response.read())
-            except (OSError, http.client.HTTPException) as error:
-                if not call.repeatable and not isinstance(error, _Absent):
+                with Exchange(self._socket, call.method, call.path, call.all_headers, call.body) as answer:
+                    self._met = True
+                    return call.read(answer.status, answer.read())
+            except OSError as error:
+                self._met |= not isinstance(error, Absent)
+                if not call.repeatable and not isinstance(error, Absent):
                     hint = "It may have been carried out or not: look before asking again."
                     raise calls.gone(self._socket, f"it went away before it answered ({error})", hint) from error
                 self._await_service(error, deadline)
-            finally:
-                connection.close()
 
     def _stream(self, feed: Feed[T]) -> Iterator[T]:
         deadline = time.monotonic() + self._patience
         while True:
-            connection = _Connection(self._socket)
             broken: Exception = ConnectionError("the stream ended early")
             try:
-                connection.request("GET", feed.path, headers=calls.LAST)
-                self._met = True
-                response = connection.answer()
-                if response.status >= 400:
-                    raise calls.refusal(f"GET {feed.path}", response.status, response.read())
-                for line in response:
-                    if not line.endswith(b"\n"):
-                        break
-                    item = feed.take(line)
-                    deadline = time.monotonic() + self._patience
-                    if item is not None:
-                        yield item
-                    if feed.ended:
-                        return
-            except (OSError, http.client.HTTPException) as error:
+                with Exchange(self._socket, "GET", feed.path, {}) as answer:
+                    self._met = True
+                    if answer.status >= 400:
+                        raise calls.refusal(f"GET {feed.path}", answer.status, answer.read())
+                    for line in answer.lines():
+                        item = feed.take(line)
+                        deadline = time.monotonic() + self._patience
+                        if item is not None:
+                            yield item
+                        if feed.ended:
+                            return
+            except OSError as error:
+                self._met |= not isinstance(error, Absent)
                 broken = error
-            finally:
-                connection.close()
-            if not feed.resumable and not isinstance(broken, _Absent):
+            if not feed.resumable and not isinstance(broken, Absent):
                 hint = "Start the operation again."
                 raise calls.gone(self._socket, "it went away in the middle of the operation", hint) from broken
             self._await_service(broken, deadline)
 
     def _await_service(self, error: Exception, deadline: float) -> None:
         """Return when it is worth trying again."""
-        absent = isinstance(error, _Absent)
+        absent = isinstance(error, Absent)
         if absent and not self._met and not self._revive:
             raise calls.gone(self._socket, str(error), calls.START) from error
         if time.monotonic() > deadline:

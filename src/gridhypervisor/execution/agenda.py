@@ -1,12 +1,13 @@
-"""When to look at which job again: timers, and the queue of those that wait for a place.
+"""When to look at which job again: what changed, timers, and the queue of those that wait for a place.
 
 It keeps order and forgets what no longer holds. It knows nothing of why a job waits or what a site can do.
 """
 
 from __future__ import annotations
 
+import asyncio
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 SLACK = 64
@@ -45,6 +46,48 @@ class Timers:
             if self._due.get(job) == at:
                 del self._due[job]
                 yield job
+
+
+class Agenda:
+    """Jobs to be planned: at once, or at a time of theirs. `clock` is that of the times."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._dirty: dict[str, None] = {}
+        self._wake = asyncio.Event()
+        self._timers = Timers()
+
+    def add(self, job: str) -> None:
+        """Plan it with the next that are planned."""
+        self._dirty[job] = None
+        self._wake.set()
+
+    def remind(self, job: str, at: float | None) -> None:
+        """Plan it at that time, if nothing changes before; None: only when something changes."""
+        if at is not None:
+            self._timers.set(job, at)
+        else:
+            self._timers.drop(job)
+
+    def drop(self, job: str) -> None:
+        self._dirty.pop(job, None)
+        self._timers.drop(job)
+
+    async def due(self) -> list[str]:
+        """Wait until there are jobs to plan: all that came together meanwhile, each once."""
+        while True:
+            self._wake.clear()
+            self._dirty |= dict.fromkeys(self._timers.expired(self._clock()))
+            if self._dirty:
+                due, self._dirty = list(self._dirty), {}
+                return due
+            timer: asyncio.TimerHandle | None = None
+            if self._timers.next is not None:
+                delay = max(0.0, self._timers.next - self._clock())
+                timer = asyncio.get_running_loop().call_later(delay, self._wake.set)
+            await self._wake.wait()
+            if timer is not None:
+                timer.cancel()
 
 
 class Waiting:

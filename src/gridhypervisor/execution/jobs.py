@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.logs import OUTPUT, STREAMS
 from gridhypervisor.execution.present import case_of, event_view, job_detail, job_view
+from gridhypervisor.execution.strays import was_deleted
 from gridhypervisor.model.commit import Birth, StoreError
 from gridhypervisor.model.records import AllocationState, Event, Job, JobState, Vm, Wish
 from gridhypervisor.model.views import (
@@ -44,7 +45,7 @@ class Jobs:
         else:
             self.progress.pop(entry, None)
         job = entry.split("-")[1]
-        self.controller.announce(job)
+        self.controller.followers.announce(job)
 
     async def submit(self, request: JobRequest, idempotency_key: str) -> JobView:
         """Take a job in. What its fields alone can say of it was checked where the request was read."""
@@ -54,8 +55,8 @@ class Jobs:
             raise ServiceError(
                 Problem(
                     "submit job",
-                    422,
-                    "invalid",
+                    404,
+                    "not-found",
                     f"site: there is no site {spec.site!r}",
                     f"known sites: {known}; add one with `ghv site add`",
                 )
@@ -112,8 +113,10 @@ class Jobs:
         return await self._view(job)
 
     async def delete(self, job: str) -> None:
-        await self._case(job)
-        await self.controller.wish(job, Wish.DELETE)
+        """One that is deleted already may be deleted again: a client repeats what it got no answer to."""
+        if not await self.controller.in_store(was_deleted, self.store, job):
+            await self._case(job)
+            await self.controller.wish(job, Wish.DELETE)
 
     async def recover(self, job: str) -> JobView:
         case = await self._case(job)
@@ -156,7 +159,9 @@ class Jobs:
         """The job as it changes, its output as it comes, and an end once both are complete."""
         await self._case(job)
         changed = asyncio.Event()
-        self.controller.follow(job, changed, output=output)
+        self.controller.followers.follow(job, changed)
+        if output:
+            self.controller.output.watch(job)
         offsets = {"stdout": 0, "stderr": 0}
         shown: JobView | None = None
         try:
@@ -182,7 +187,9 @@ class Jobs:
                     return
                 await changed.wait()
         finally:
-            self.controller.unfollow(job, changed, output=output)
+            self.controller.followers.unfollow(job, changed)
+            if output:
+                self.controller.output.unwatch(job)
 
     async def events(self, *, after: int, job: str, limit: int) -> list[EventView]:
         found = await self.controller.in_store(self.store.events, after=after, job=job, limit=limit)
@@ -190,7 +197,7 @@ class Jobs:
 
     async def watch_events(self, *, after: int, job: str) -> AsyncIterator[EventView]:
         changed = asyncio.Event()
-        self.controller.watch_events(changed)
+        self.controller.followers.watch_events(changed)
         try:
             while True:
                 changed.clear()
@@ -200,7 +207,7 @@ class Jobs:
                         after = event.sequence
                 await changed.wait()
         finally:
-            self.controller.unwatch_events(changed)
+            self.controller.followers.unwatch_events(changed)
 
     async def _case(self, job: str) -> Case:
         case = self.controller.cases.get(job)

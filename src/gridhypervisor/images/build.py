@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gridhypervisor.images import boot, tools
 from gridhypervisor.images.apt import Apt, Package
-from gridhypervisor.images.errors import ImageError
+from gridhypervisor.images.errors import NotPossibleHere
 from gridhypervisor.images.recipe import ImageRecipe, LayerRecipe
 from gridhypervisor.images.repository import Repository
 from gridhypervisor.images.tree import EPOCH, Tree
@@ -55,7 +55,7 @@ def build(recipe: ImageRecipe, folder: Path, repository: Repository, cache: Path
             )
         )
         repository.tag(recipe.name, digest)
-    progress(f"{recipe.name}: {sum(layer.size for layer in layers) / 1e6:.1f} MB, image {digest[:12]}")
+    progress(f"{recipe.name}: {sum(layer.size for layer in layers) / 2**20:.0f} MiB, image {digest[:12]}")
     return digest
 
 
@@ -219,15 +219,15 @@ def _mmdebstrap_mode() -> str:
     )
     try:
         tools.find("newuidmap")
-    except ImageError:
-        raise ImageError("build a Debian base without root: newuidmap is not installed", hint) from None
+    except NotPossibleHere:
+        raise NotPossibleHere("build a Debian base without root: newuidmap is not installed", hint) from None
     for file in (Path("/etc/subuid"), Path("/etc/subgid")):
         lines = file.read_text().splitlines() if file.exists() else []
         if not any(line.split(":")[0] in (user, str(os.geteuid())) for line in lines):
-            raise ImageError(f"build a Debian base without root: {file} gives {user} no range of ids", hint)
+            raise NotPossibleHere(f"build a Debian base without root: {file} gives {user} no range of ids", hint)
     limit = Path("/proc/sys/user/max_user_namespaces")
     if limit.exists() and limit.read_text().strip() == "0":
-        raise ImageError(
+        raise NotPossibleHere(
             "build a Debian base without root: user namespaces are off (user.max_user_namespaces is 0)",
             "an administrator can turn them on with sysctl; or build on another machine and import",
         )

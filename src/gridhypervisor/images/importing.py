@@ -52,7 +52,7 @@ def import_disk(
         layers = (*boot_layers(files, repository), repository.add_layer(packed, role="disk", format="qcow2"))
         digest = repository.put(ImageManifest(layers=layers, description=f"imported from {disk.name}"))
         repository.tag(name, digest)
-    progress(f"{name}: {sum(layer.size for layer in layers) / 1e6:.1f} MB, image {digest[:12]}")
+    progress(f"{name}: {sum(layer.size for layer in layers) / 2**20:.0f} MiB, image {digest[:12]}")
     return digest
 
 

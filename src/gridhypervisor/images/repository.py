@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gridhypervisor.images.errors import ImageError
+from gridhypervisor.images.errors import ImageError, NoSuchImage
 from gridhypervisor.model.wire import ImageManifest, Layer, WireError, canonical, from_plain
 
 CHUNK_SIZE = 1 << 20
@@ -168,7 +168,7 @@ class Repository:
             found = [path.stem for path in self._images.glob(f"{digest}*.json")]
             if len(found) != 1:
                 why = "several images begin so" if found else "there is no such image"
-                raise ImageError(f"image {reference}: {why} in {self.root}", "see `ghv image list`")
+                raise NoSuchImage(f"image {reference}: {why} in {self.root}", "see `ghv image list`")
             return found[0]
         name, tag = _parse_tag(reference)
         try:
@@ -176,7 +176,7 @@ class Repository:
         except (FileNotFoundError, NotADirectoryError):
             known = sorted(image_tag for image_tag in self._all_tags() if image_tag.startswith(f"{name}:"))
             hint = f"there is {', '.join(known)}" if known else "see `ghv image list`, or `ghv image build`"
-            raise ImageError(f"image {name}:{tag}: there is no such image in {self.root}", hint) from None
+            raise NoSuchImage(f"image {name}:{tag}: there is no such image in {self.root}", hint) from None
 
     def show(self, reference: str) -> Image:
         """One image.
@@ -303,7 +303,7 @@ class Repository:
             text = path.read_bytes()
         except FileNotFoundError:
             why = f"there is no such image in {self.root}"
-            raise ImageError(f"image {digest[:12]}: {why}", "see `ghv image list`") from None
+            raise NoSuchImage(f"image {digest[:12]}: {why}", "see `ghv image list`") from None
         if hashlib.sha256(text).hexdigest() != digest:
             raise ImageError(f"image {digest[:12]}: its manifest {path} is damaged", "remove that file; build it again")
         try:

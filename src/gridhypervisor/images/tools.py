@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from gridhypervisor.images.errors import ImageError
+from gridhypervisor.images.errors import ImageError, NotPossibleHere
 
 _PACKAGES = {
     "apt-get": "apt",
@@ -32,7 +32,7 @@ def find(program: str) -> str:
     """
     path = shutil.which(program) or shutil.which(program, path=_PATH)
     if path is None:
-        raise ImageError(f"{program} is not installed", f"apt-get install {_PACKAGES.get(program, program)}")
+        raise NotPossibleHere(f"{program} is not installed", f"apt-get install {_PACKAGES.get(program, program)}")
     return path
 
 
@@ -45,7 +45,7 @@ def require(*programs: str) -> None:
     missing = [program for program in programs if not (shutil.which(program) or shutil.which(program, path=_PATH))]
     if missing:
         packages = " ".join(sorted({_PACKAGES.get(program, program) for program in missing}))
-        raise ImageError(f"not installed: {', '.join(missing)}", f"apt-get install {packages}")
+        raise NotPossibleHere(f"not installed: {', '.join(missing)}", f"apt-get install {packages}")
 
 
 @contextlib.contextmanager

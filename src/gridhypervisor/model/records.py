@@ -21,61 +21,17 @@ one `Allocation`, held by one `PilotJob` at one site. See docs/never-two-guests.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 
+from gridhypervisor.model.ledger import Ledger as Ledger
+from gridhypervisor.model.ledger import LedgerRow as LedgerRow
 from gridhypervisor.model.spec import JobSpec
+from gridhypervisor.model.states import ActionKind as ActionKind
+from gridhypervisor.model.states import AllocationState as AllocationState
+from gridhypervisor.model.states import JobState as JobState
+from gridhypervisor.model.states import SiteKind as SiteKind
+from gridhypervisor.model.states import Wish as Wish
 from gridhypervisor.model.wire import ExitRecord, ImageManifest, Reason
-
-
-class JobState(enum.StrEnum):
-    """What a user sees. The first five are ways of being alive; the last three are ends."""
-
-    PENDING = "pending"  # in our own queue: no site chosen yet
-    PROLOG = "prolog"  # bundle, image and inputs go to the site
-    QUEUED = "queued"  # in the site's queue
-    RUNNING = "running"  # the pilot has it: see the phase
-    EPILOG = "epilog"  # results come home
-    DONE = "done"  # the program ran to its end; see the exit code
-    FAILED = "failed"  # see the reason, the message and the hint
-    CANCELLED = "cancelled"
-
-    @property
-    def final(self) -> bool:
-        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
-
-
-class Wish(enum.StrEnum):
-    """What the user wants of a job. Only grows: run, then cancel, then delete."""
-
-    RUN = "run"
-    CANCEL = "cancel"
-    DELETE = "delete"
-
-
-class AllocationState(enum.StrEnum):
-    PLANNED = "planned"  # the intent is written; the prolog may be under way; nothing was submitted
-    SUBMITTING = "submitting"  # the intent to submit is written; whether the site has it is not known
-    QUEUED = "queued"  # the batch system has it
-    RUNNING = "running"  # a pilot took the ownership
-    ENDED = "ended"  # how it ended is known; results may still be at the site
-    COLLECTED = "collected"  # the results are home
-    REVOKING = "revoking"  # the controller is about to take the ownership
-    REVOKED = "revoked"  # the controller took the ownership (or nothing was ever submitted): it can never run
-    CLEANED = "cleaned"  # nothing of it is left at the site
-
-
-class ActionKind(enum.StrEnum):
-    """The effects that a plan may ask for. Each is idempotent and named after the entry that it acts on."""
-
-    PROLOG = "prolog"  # bundle, image, inputs and manifest to the site
-    SUBMIT = "submit"  # the pilot job to the batch system; once per allocation, ever
-    REVOKE = "revoke"  # take the ownership, or learn who has it
-    REQUEST_CANCEL = "request-cancel"  # ask the pilot to stop
-    BATCH_CANCEL = "batch-cancel"  # ask the batch system to end the job
-    LOOK = "look"  # at the entry, through the site's file system, after a given time
-    COLLECT = "collect"  # results to the user's folder, logs to the service's
-    CLEAN = "clean"  # remove the entry from the site
 
 
 @dataclass(frozen=True)
@@ -172,31 +128,6 @@ class Event:
     reason: str = ""
     message: str = ""
     sequence: int = 0  # given by the store; only grows
-
-
-@dataclass(frozen=True)
-class LedgerRow:
-    """One phase of one attempt, in seconds."""
-
-    attempt: int
-    phase: str  # a Phase, or "middleware": what nobody claims
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """Where a job's wall time went. The rows add up to `wall`."""
-
-    job: str
-    wall: float  # seconds from acceptance to the end
-    rows: tuple[LedgerRow, ...] = ()
-    cpu: dict[str, float] = field(default_factory=dict)  # seconds: pilot, hypervisor, relay, controller, program
-    hypervisor: str = ""  # e.g. "qemu 7.2.22, tcg"
-
-
-class SiteKind(enum.StrEnum):
-    FORK = "fork"
-    SLURM = "slurm"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """What a user writes to describe a job, and what its words mean. Validation only; reading files is the caller's.
 
-`JobSpec` is the YAML file and the API's request alike; its JSON Schema is published as docs/job.schema.json.
+`JobSpec` is the YAML file and the API's request alike; its JSON Schema is published as docs/job.schema.json. Structs
+and not dataclasses, as in `views`: every `ghv` makes these classes anew.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import msgspec
@@ -50,8 +50,7 @@ def parse_duration(text: str) -> int:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-@dataclass(frozen=True)
-class InputSpec:
+class InputSpec(msgspec.Struct, frozen=True):
     """One input: a file or folder of the user's, or a URL (http, https, s3). Exactly one of `path` and `url`."""
 
     path: str = ""
@@ -60,31 +59,28 @@ class InputSpec:
     name: str = ""  # what it is called in the job's folder; default: the last part of path or url
 
 
-@dataclass(frozen=True)
-class ResourcesSpec:
+class ResourcesSpec(msgspec.Struct, frozen=True):
     cpus: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     memory: Size = "512Mi"
     scratch: Size = "2Gi"
     walltime: Duration = "30m"
 
 
-@dataclass(frozen=True)
-class RetrySpec:
+class RetrySpec(msgspec.Struct, frozen=True):
     """How often a fault of the infrastructure (never of the program) is answered with another attempt."""
 
     times: Annotated[int, msgspec.Meta(ge=0, le=100)] = 1
     elsewhere: bool = True  # prefer another site
 
 
-@dataclass(frozen=True)
-class JobSpec:
+class JobSpec(msgspec.Struct, frozen=True):
     image: str  # name, name:tag or name@digest
     command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     kind: Literal["Job"] = "Job"
     name: Name | None = None
     inputs: tuple[str | InputSpec, ...] = ()
     outputs: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = msgspec.field(default_factory=dict)
     resources: ResourcesSpec = ResourcesSpec()
     network: Literal["none", "restricted", "outbound"] = "none"
     acceleration: Literal["auto", "kvm", "tcg"] = "auto"

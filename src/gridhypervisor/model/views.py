@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from gridhypervisor.model.records import AllocationState, JobState, Ledger, SiteKind, Wish
+from gridhypervisor.model.ledger import Ledger
 from gridhypervisor.model.spec import JobSpec
+from gridhypervisor.model.states import AllocationState, JobState, SiteKind, Wish
 from gridhypervisor.model.wire import Phase, Reason
 
 

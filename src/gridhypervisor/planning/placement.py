@@ -46,7 +46,8 @@ def place(job: Job, sites: Mapping[str, SiteFacts]) -> Choice:
         elif job.spec.site and job.spec.site not in sites:
             summary = f"it asks for site {job.spec.site}, which does not exist (sites: {', '.join(sorted(sites))})"
         else:
-            summary = "no site can take it now: " + "; ".join(f"{c.site}: {c.verdict}" for c in candidates)
+            asked = [c for c in candidates if job.spec.site in ("", c.site)]
+            summary = "no site can take it now: " + "; ".join(f"{c.site}: {c.verdict}" for c in asked)
         return Choice(None, summary, tuple(candidates))
     chosen = best[1]
     return Choice(

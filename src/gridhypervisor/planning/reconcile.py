@@ -59,10 +59,13 @@ class _Step(Draft):
                 continue
             if allocation.epoch == self.case.vm.epoch:
                 current = allocation
-            self.allocation(allocation)
+            if allocation.site in self.sites:
+                self.allocation(allocation)
+            else:
+                self.abandoned(allocation)
         if self.job.state.final:
-            if self.job.wish is Wish.DELETE and all(a.state is S.CLEANED for a in self.case.allocations):
-                self.delete = True
+            left = (a for a in self.case.allocations if a.state is not S.CLEANED)
+            self.delete = self.job.wish is Wish.DELETE and not any(a.site in self.sites for a in left)
             return
         if current is None or (current.state in OVER and self.job.state is JobState.PENDING):
             self.start()
@@ -121,6 +124,30 @@ class _Step(Draft):
                 pass
             case _:
                 assert_never(a.state)
+
+    def abandoned(self, a: Allocation) -> None:
+        """The user removed its site, gone for good. Its record stays as it is: were the site added again, it goes on.
+
+        Nobody can say any more whether it runs, so no other attempt is made: the job ends here, by the user's word.
+        """
+        if a.state is S.PLANNED:
+            self.give_up(a, Reason.LOST, f"{a.site} was removed before it was given this job")
+        elif a.epoch != self.case.vm.epoch or self.job.state is JobState.PENDING:
+            pass
+        elif a.state is S.COLLECTED:
+            self.conclude(a)
+        elif self.job.wish is not Wish.RUN:
+            self.end(JobState.CANCELLED, Reason.CANCELLED, f"cancelled; {a.site}, where it was, has been removed", a=a)
+        elif a.state is S.ENDED:
+            self.end(JobState.FAILED, Reason.STAGING, f"{a.site} was removed, and its results were still there", a=a)
+        else:
+            self.end(
+                JobState.FAILED,
+                Reason.LOST,
+                f"{a.site} was removed while it was {a.state} there: it may still run, for its walltime at most",
+                "submit it again if it may run twice; if the site comes back, `ghv site add` it to have it cleaned",
+                a=a,
+            )
 
     def learn_batch_id(self, a: Allocation, sight: Observed) -> None:
         """Write down the batch job's id as soon as anybody says it, in whatever state: a cancel may need it."""

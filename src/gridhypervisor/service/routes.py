@@ -165,8 +165,8 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
         return await backend.site(name)
 
     @delete("/sites/{name:str}", summary="Forget a site", tags=["sites"])
-    async def remove_site(name: FromPath[str]) -> None:
-        await backend.remove_site(name)
+    async def remove_site(name: FromPath[str], abandon: FromQuery[bool] = False) -> None:
+        await backend.remove_site(name, abandon=abandon)
 
     @post("/sites/{name:str}/check", status_code=202, summary="Prove what a site can do", tags=["sites"])
     async def check_site(name: FromPath[str]) -> Operation:

@@ -13,16 +13,27 @@ from typing import TYPE_CHECKING, assert_never
 
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.sites.fork import ForkDriver
+from gridhypervisor.sites.gridengine import GridEngineDriver
+from gridhypervisor.sites.htcondor import HTCondorDriver
 from gridhypervisor.sites.slurm import SlurmDriver
 from gridhypervisor.sites.transport import Bundle, LocalTransport
 
 if TYPE_CHECKING:
     from gridhypervisor.sites.ssh import SshTransport
 
-__all__ = ["Bundle", "ForkDriver", "LocalTransport", "SlurmDriver", "driver_for", "transport_for"]
+__all__ = [
+    "Bundle",
+    "ForkDriver",
+    "GridEngineDriver",
+    "HTCondorDriver",
+    "LocalTransport",
+    "SlurmDriver",
+    "driver_for",
+    "transport_for",
+]
 
 
-def driver_for(site: Site, workdir: str, bundle: str) -> ForkDriver | SlurmDriver:
+def driver_for(site: Site, workdir: str, bundle: str) -> ForkDriver | GridEngineDriver | HTCondorDriver | SlurmDriver:
     """The driver of the site's batch system. `workdir`: the account's, absolute; `bundle`: the digest of what is there.
 
     Raises:
@@ -33,6 +44,10 @@ def driver_for(site: Site, workdir: str, bundle: str) -> ForkDriver | SlurmDrive
             return ForkDriver(site, workdir, bundle)
         case SiteKind.SLURM:
             return SlurmDriver(site)
+        case SiteKind.GRIDENGINE:
+            return GridEngineDriver(site, workdir, bundle)
+        case SiteKind.HTCONDOR:
+            return HTCondorDriver(site)
         case other:
             assert_never(other)
 

@@ -83,7 +83,7 @@ class ForkDriver:
         return [self._command("cancel", *known)] if known else []
 
     def _command(self, *words: str, stdin: str = "") -> Command:
-        return Command((*self._queue, *words), stdin=stdin, environment=self._site.environment)
+        return Command((*self._queue, *words), stdin=stdin, environment=self._site.environment, server=len(self._queue))
 
 
 def _submitted(result: CommandResult) -> Submitted:

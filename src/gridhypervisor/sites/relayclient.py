@@ -26,6 +26,8 @@ WINDOW = 4
 """Pieces of one file under way at once: a longer queue would make everybody else's requests wait behind it."""
 COMMANDS_AT_ONCE = 8
 """How many commands of one request a relay runs side by side."""
+FAREWELL = 2.0
+"""Seconds from a message that cannot be written to the end of what could be read."""
 REPLY = 15.0
 """Seconds that a relay may need beside what it was asked to run."""
 
@@ -237,7 +239,10 @@ class RelayLink:
                 await self._writer.drain()
         except Exception as error:  # each kind of stream has its own ways to end
             reply.cancel()
-            raise LinkLost(f"{_what(op, args)} at {self._name}: {str(error) or type(error).__name__}") from error
+            why = str(error) or type(error).__name__
+            with contextlib.suppress(TimeoutError):  # the reading end comes to know why: what died left its last words
+                why = await asyncio.wait_for(asyncio.shield(self._ended), FAREWELL)
+            raise LinkLost(f"{_what(op, args)} at {self._name}: {why}") from error
         except BaseException:
             reply.cancel()
             raise

@@ -133,6 +133,8 @@ async def _end(child: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         await child.wait()
+    with contextlib.suppress(OSError):  # what could not be written any more was told where it was sent
+        await child.stdin.wait_closed()
 
 
 def open_log(path: Path) -> tuple[Callable[[], str], Any]:

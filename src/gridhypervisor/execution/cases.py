@@ -1,0 +1,118 @@
+"""The cases of the jobs that are alive, and what is counted over all of them.
+
+It says which job an entry belongs to and which site may speak for it, who holds a place where, and of which entries the
+batch system's word matters: this it tells the sessions, whatever changes. It decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from gridhypervisor.execution.ports import Session
+from gridhypervisor.model.records import Allocation, AllocationState
+from gridhypervisor.planning.draft import HOLDS_PLACE
+from gridhypervisor.planning.world import Case, Observed
+
+NOTHING = Observed()
+
+
+class Cases(Mapping[str, Case]):
+    """By job."""
+
+    def __init__(self, sessions: Mapping[str, Session]) -> None:
+        self._sessions = sessions
+        self._cases: dict[str, Case] = {}
+        self._homes: dict[str, tuple[str, str]] = {}  # entry -> its job, and the only site that may speak for it
+        self._attended: dict[str, dict[str, bool]] = {}  # site -> entries that matter in its listings -> how urgently
+        self._places: Counter[str] = Counter()  # site -> allocations that hold a place
+
+    def __getitem__(self, job: str) -> Case:
+        return self._cases[job]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cases)
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def put(self, case: Case) -> set[str]:
+        """Know this of the job from now on. The sites where it has given a place free."""
+        old = self._cases.get(case.job.id)
+        self._cases[case.job.id] = case
+        for a in case.allocations:
+            self._homes[a.pilot_job] = case.job.id, a.site
+            self._attend(a, _urgency(a))
+        return self._count(old, case)
+
+    def drop(self, job: str) -> set[str]:
+        """Know nothing of it any more. The sites where it has given a place free."""
+        old = self._cases.pop(job, None)
+        for a in old.allocations if old is not None else ():
+            del self._homes[a.pilot_job]
+            self._attend(a, None)
+        return self._count(old, None)
+
+    def observed(self, job: str, entry: str) -> Observed:
+        case = self._cases.get(job)
+        return case.observed.get(entry, NOTHING) if case is not None else NOTHING
+
+    def observe(self, job: str, entry: str, observed: Observed) -> None:
+        """Take in what is known of an entry now. Nothing happens where the job is not known any more."""
+        case = self._cases.get(job)
+        if case is not None:
+            self._cases[job] = replace(case, observed={**case.observed, entry: observed})
+
+    def home(self, entry: str) -> tuple[str, str]:
+        """An entry's job, and the only site that may speak for it; empty, where nobody knows it."""
+        return self._homes.get(entry, ("", ""))
+
+    def attended(self, site: str) -> list[tuple[str, str]]:
+        """Entries of which the site's batch system should say something, with their jobs."""
+        return [(entry, self._homes[entry][0]) for entry in self._attended.get(site, ())]
+
+    def introduce(self, site: str) -> None:
+        """Tell a session that is new what matters of its site."""
+        for entry, urgent in self._attended.get(site, {}).items():
+            self._sessions[site].attend(entry, urgent)
+
+    def places(self, site: str) -> int:
+        """How many allocations hold a place there."""
+        return self._places[site]
+
+    def held(self, site: str) -> list[str]:
+        """Jobs of which the site runs or holds something: results, even after the end."""
+        return [
+            job
+            for job, case in self._cases.items()
+            if any(a.site == site and a.state is not AllocationState.CLEANED for a in case.allocations)
+        ]
+
+    def _attend(self, a: Allocation, urgent: bool | None) -> None:
+        attended = self._attended.setdefault(a.site, {})
+        if urgent is not None:
+            attended[a.pilot_job] = urgent
+        elif attended.pop(a.pilot_job, None) is None:
+            return
+        session = self._sessions.get(a.site)
+        if session is not None:
+            session.attend(a.pilot_job, urgent)
+
+    def _count(self, old: Case | None, new: Case | None) -> set[str]:
+        before, after = _holders(old), _holders(new)
+        self._places.subtract(before)
+        self._places.update(after)
+        return set(before).difference(after)
+
+
+def _holders(case: Case | None) -> list[str]:
+    """The sites where it holds a place, each as often as it does."""
+    return [a.site for a in case.allocations if a.state in HOLDS_PLACE] if case is not None else []
+
+
+def _urgency(a: Allocation) -> bool | None:
+    """How much the batch system's word on it matters: it waits, it runs, or (None) not at all."""
+    if a.state in (AllocationState.PLANNED, AllocationState.CLEANED):
+        return None
+    return a.state in (AllocationState.SUBMITTING, AllocationState.QUEUED)

@@ -1,0 +1,112 @@
+"""One life of a relay at one account: what it said at its start, and the requests that more than one asker makes of it.
+
+It ends with its link, and all that was known through it ends with it. It knows of entries and batch jobs, and nothing
+of what they are for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gridhypervisor.execution.ports import Driver, Link, Listener, Transport
+from gridhypervisor.model.batch import Listing
+from gridhypervisor.model.errors import LinkError
+from gridhypervisor.model.records import Site
+from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, EntryView, Op, from_plain
+from gridhypervisor.planning.world import SiteFacts
+
+CALL = 30.0
+"""Seconds that a short request may take."""
+
+START = 600.0
+"""Seconds that a relay may take to answer at first: a slow front-end unpacks the bundle before."""
+
+BUNDLE_DAMAGED = 78
+"""With this exit code the bundle's `start` says that it is not whole."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    site: Site
+    installation: str
+    link: Link
+    driver: Driver
+    since: float  # when it was begun; the bundle at the site was whole then
+    bundle: str  # digest
+    workdir: str
+    batch_system: str  # its version
+    facts: SiteFacts
+    damaged: asyncio.Event = field(default_factory=asyncio.Event)  # the bundle is not whole any more
+
+    async def batch(self, commands: list[Command]) -> list[CommandResult]:
+        """Run batch system commands."""
+        if not commands:
+            return []
+        results = await self.link.commands(commands)
+        if any(result.code == BUNDLE_DAMAGED for result in results):
+            self.damaged.set()
+        return results
+
+    async def listing(self, as_of: float) -> tuple[Listing | None, str]:
+        """All our jobs as the batch system has them; or None, and why it does not say."""
+        return self.driver.listing(await self.batch(self.driver.query(self.installation)), as_of)
+
+    async def scan(self, listener: Listener, at: float) -> None:
+        """Look at all entries of the spool. `at`: when, on the listener's clock."""
+        after, more = "", True
+        while more:
+            reply = await self.ask(Op.SCAN, {"after": after} if after else {}, timeout=4 * CALL)
+            for plain in reply["entries"]:
+                view = from_plain(EntryView, plain)
+                listener.entry_seen(self.site.name, view, at)
+                after = view.entry
+            more = bool(reply.get("more") and reply["entries"])
+
+    async def ask(self, op: Op, args: dict[str, object], *, timeout: float = CALL) -> dict[str, Any]:
+        """One request of which the reply has no payload."""
+        reply, _ = await self.link.call(op, args, timeout=timeout)
+        return reply
+
+    async def hello(self) -> dict[str, Any]:
+        return await self.ask(Op.HELLO, {"installation": self.installation, "protocol": PROTOCOL})
+
+
+async def greet(
+    site: Site,
+    link: Link,
+    transport: Transport,
+    make_driver: Callable[[str, str], Driver],
+    *,
+    installation: str,
+    since: float,
+) -> Connection:
+    """Make the acquaintance of a relay that was started just now, and of the batch system behind it.
+
+    Raises:
+        LinkLost: it ended.
+        LinkError: it cannot be used as it is.
+    """
+    hello, _ = await link.call(Op.HELLO, {"installation": installation, "protocol": PROTOCOL}, timeout=START)
+    if hello.get("protocol") != PROTOCOL:
+        spoken = f"its relay speaks protocol {hello.get('protocol')}, this controller {PROTOCOL}"
+        raise LinkError(f"connect to {site.name}: {spoken}")
+    workdir = str(hello["workdir"])
+    driver = make_driver(workdir, transport.bundle)
+    probe = driver.probe()
+    limits = driver.limits(await link.commands(probe) if probe else [])
+    if limits.problem:
+        raise LinkError(f"use {site.name}: {limits.problem}")
+    facts = SiteFacts(
+        name=site.name,
+        up=True,
+        max_jobs=driver.max_jobs(site),
+        max_walltime=limits.max_walltime,
+        max_cpus=limits.max_cpus,
+        max_memory=limits.max_memory,
+        listing_lag=driver.listing_lag,
+        spool_lag=driver.spool_lag,
+    )
+    return Connection(site, installation, link, driver, since, transport.bundle, workdir, limits.version, facts)

@@ -1,0 +1,162 @@
+"""Carries out, over one connection, the actions that plans ask for, and says of each how it went.
+
+Every failure becomes an outcome: refused, where trying again is in vain as things are, or else unknown. What follows
+from it, the planner decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from gridhypervisor.execution.collect import Collector
+from gridhypervisor.execution.connection import CALL, Connection
+from gridhypervisor.execution.logs import Logs
+from gridhypervisor.execution.ports import Listener
+from gridhypervisor.execution.prolog import Damaged, Prolog
+from gridhypervisor.execution.results import Unfit
+from gridhypervisor.model.batch import Submission
+from gridhypervisor.model.errors import InputError, LinkError, LinkLost
+from gridhypervisor.model.records import ActionKind, Allocation, Job
+from gridhypervisor.model.spec import parse_duration, parse_size
+from gridhypervisor.model.wire import SPOOL, Op, OwnerRecord, Reason, from_plain
+from gridhypervisor.planning.draft import Action
+from gridhypervisor.planning.world import Case, Outcome, Result
+
+
+def purpose(action: Action) -> str:
+    """What an action does, in words for its outcome."""
+    return f"{action.kind} {action.allocation.pilot_job} at {action.allocation.site}"
+
+
+class Errands:
+    """`ask_listing` has the batch system asked soon; `used` is told the relay's CPU seconds so far."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        prolog: Prolog,
+        logs: Logs,
+        listener: Listener,
+        *,
+        clock: Callable[[], float],
+        progress: Callable[[str, str], None],
+        ask_listing: Callable[[], None],
+        used: Callable[[float], None],
+    ) -> None:
+        self._connection, self._prolog, self._logs, self._listener = connection, prolog, logs, listener
+        self._clock, self._progress, self._ask_listing, self._used = clock, progress, ask_listing, used
+
+    async def run(self, action: Action, case: Case) -> Outcome:
+        what = purpose(action)
+        try:
+            return await self._carry_out(action, case)
+        except Damaged as error:
+            return self._outcome(Result.REFUSED, f"{what}: {error}", error.hint, error.reason)
+        except (InputError, Unfit) as error:
+            return self._outcome(Result.REFUSED, f"{what}: {error}", error.hint, Reason.STAGING)
+        except LinkLost as error:
+            return self._outcome(Result.UNKNOWN, f"{what}: {error}")
+        except LinkError as error:
+            return self._outcome(Result.UNKNOWN, f"{what}: {error}", error.hint)
+        except OSError as error:
+            hint = "free some space or mend the folder; it is tried again by itself, or at once with `ghv recover`"
+            return self._outcome(Result.UNKNOWN, f"{what}: {error.filename}: {error.strerror or error}", hint)
+        finally:
+            self._progress(action.allocation.pilot_job, "")
+
+    def _outcome(self, result: Result, message: str = "", hint: str = "", reason: Reason | None = None) -> Outcome:
+        return Outcome(result, self._clock(), reason=reason, message=message, hint=hint)
+
+    async def _carry_out(self, action: Action, case: Case) -> Outcome:
+        a = action.allocation
+        match action.kind:
+            case ActionKind.PROLOG:
+                await self._measure()
+                await self._prolog.prepare(a, case)
+            case ActionKind.SUBMIT:
+                return await self._submit(a, case.job)
+            case ActionKind.REVOKE:
+                args = {"entry": a.pilot_job, "epoch": a.epoch, "by": "controller", "why": action.why}
+                reply = await self._connection.ask(Op.REVOKE, args)
+                return replace(self._outcome(Result.OK), owner=from_plain(OwnerRecord, reply["owner"]))
+            case ActionKind.REQUEST_CANCEL:
+                await self._connection.ask(Op.REQUEST, {"entry": a.pilot_job, "what": "cancel", "why": action.why})
+            case ActionKind.BATCH_CANCEL:
+                batch_id = case.pilot_jobs[a.pilot_job].batch_id
+                await self._connection.batch(self._connection.driver.cancel([(a.pilot_job, batch_id)]))
+                self._ask_listing()
+                # Whether it is gone, the next listing says; until then it may be asked for again.
+                return self._outcome(Result.UNKNOWN, f"{purpose(action)}: waiting for the site to end it")
+            case ActionKind.LOOK:
+                asked = self._clock()
+                await self._connection.scan(self._listener, asked)
+                return Outcome(Result.OK, asked)
+            case ActionKind.COLLECT:
+                await self._collect(action, case.job)
+                await self._measure()
+            case ActionKind.CLEAN:
+                return await self._clean(action, case.job)
+        return self._outcome(Result.OK)
+
+    async def _submit(self, a: Allocation, job: Job) -> Outcome:
+        connection, resources = self._connection, job.spec.resources
+        submission = Submission(
+            name=a.pilot_job,
+            entry=f"{connection.workdir}/{SPOOL}/{a.pilot_job}",
+            start=f"{connection.workdir}/bundle/{connection.bundle}/start",
+            scratch=connection.site.scratch,
+            cpus=resources.cpus,
+            memory=parse_size(resources.memory),
+            walltime=parse_duration(resources.walltime),
+        )
+        results = await connection.batch(connection.driver.submit([submission], connection.site))
+        [answer] = connection.driver.submitted(results)
+        self._ask_listing()
+        result = {True: Result.OK, False: Result.REFUSED, None: Result.UNKNOWN}[answer.accepted]
+        reason = Reason.SUBMIT if result is Result.REFUSED else None
+        message = f"submit {a.pilot_job} to {connection.site.name}: {answer.message}" if answer.message else ""
+        return replace(self._outcome(result, message, reason=reason), batch_id=answer.batch_id)
+
+    def _collector(self, a: Allocation) -> Collector:
+        tell = partial(self._progress, a.pilot_job)
+        lag = self._connection.facts.spool_lag
+        return Collector(self._connection.link, a, self._logs, clock=self._clock, spool_lag=lag, progress=tell)
+
+    async def _collect(self, action: Action, job: Job) -> None:
+        collector = self._collector(action.allocation)
+        await collector.logs()
+        if action.results:
+            await collector.results(Path(job.destination), job.spec.outputs)
+
+    async def _clean(self, action: Action, job: Job) -> Outcome:
+        """Remove the entry. Results of a run that was thought lost, and came after all, are kept beside its logs."""
+        a = action.allocation
+        lost = a.exit is None or a.exit.reason is Reason.LOST
+        known = "" if lost or a.exit is None else a.exit.claim
+        args: dict[str, object] = {"entry": a.pilot_job, "force": True, "known": known}
+        message = ""
+        if a.exit is None and a.times.submitting is not None:
+            with contextlib.suppress(LinkError):
+                await self._collector(a).logs()  # the batch script's own words say why it did not start
+        try:
+            await self._connection.ask(Op.REMOVE, args, timeout=4 * CALL)
+        except LinkError as error:
+            if error.kind != "unseen":
+                raise
+            late = self._logs.folder(a.job, a.epoch) / "late"
+            late.mkdir(mode=0o700, exist_ok=True)
+            message = f"its results came late: they are in {late}"
+            try:
+                await self._collect(replace(action, results=True), replace(job, destination=str(late)))
+            except Unfit as unfit:
+                message += f", but for one that cannot be brought: {unfit}"
+            await self._connection.ask(Op.REMOVE, args | {"discard": True}, timeout=4 * CALL)
+        return self._outcome(Result.OK, message)
+
+    async def _measure(self) -> None:
+        usage = await self._connection.ask(Op.USAGE, {})
+        self._used(float(usage["cpu_seconds"]))

@@ -1,0 +1,59 @@
+"""Whom to offer the free places of a site: jobs that wait for one are planned again when there is one they might take.
+
+It keeps the queue moving and wakes few. Which site a job takes, the planner decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from gridhypervisor.execution.agenda import Waiting
+from gridhypervisor.execution.cases import Cases
+from gridhypervisor.execution.ports import Session
+
+SPARE = 64
+"""Waiting jobs that are offered a site's free places beyond their number, in case some cannot use them."""
+
+
+class Places:
+    """`wake` has a job planned soon."""
+
+    def __init__(self, sessions: Mapping[str, Session], cases: Cases, wake: Callable[[str], None]) -> None:
+        self._sessions, self._cases, self._wake = sessions, cases, wake
+        self._waiting = Waiting()
+        self._in_vain: list[str] = []  # jobs that looked for a place since the last look at the rest, and found none
+
+    def wait(self, job: str, site: str, *, in_vain: bool) -> None:
+        """It waits for a place, at this site or ("") at any."""
+        self._waiting.add(job, site)
+        if in_vain:
+            self._in_vain.append(job)
+
+    def leave(self, job: str) -> None:
+        """It waits for none."""
+        self._waiting.remove(job)
+
+    def changed(self, site: str) -> None:
+        """The site may serve jobs now that it could not serve before."""
+        self._waiting.changed(site)
+        self.offer(site)
+
+    def offer(self, site: str) -> None:
+        """Wake as many waiting jobs as the site has places, and a few more in case some cannot use it."""
+        free = self._free(site)
+        if free > 0:
+            for job in self._waiting.candidates(site, free + SPARE):
+                self._wake(job)
+
+    def offer_the_rest(self) -> None:
+        """Where jobs found no place and a site has some left, they cannot use it: others get their turn."""
+        looked, self._in_vain = self._in_vain, []
+        for site in self._sessions if looked else ():
+            if self._free(site) > 0 and self._waiting.unfit(site, looked):
+                self.offer(site)
+
+    def _free(self, site: str) -> int:
+        session = self._sessions.get(site)
+        if session is None or not session.facts.up:
+            return 0
+        return session.facts.max_jobs - self._cases.places(site)

@@ -1,0 +1,147 @@
+"""What an entry needs before its submission: image layers in the account's cache, the manifest, the inputs.
+
+What is there already is not sent again: what was seen there is remembered as long as the connection lasts. What runs
+found damaged is put anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from gridhypervisor.execution.collect import BULK
+from gridhypervisor.execution.connection import CALL, Connection
+from gridhypervisor.execution.ports import Inputs, Layers
+from gridhypervisor.model.errors import InputError, LinkError, LinkLost
+from gridhypervisor.model.records import Allocation, Job
+from gridhypervisor.model.spec import parse_duration, parse_size
+from gridhypervisor.model.wire import (
+    CACHE,
+    INPUTS,
+    PROTOCOL,
+    SPOOL,
+    Input,
+    Manifest,
+    Op,
+    Program,
+    Reason,
+    Resources,
+    to_plain,
+)
+from gridhypervisor.planning.world import Case
+
+
+class Damaged(Exception):
+    """What was to be placed at the site is not what it should be."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.hint = "see `ghv image verify`; if it is damaged, build or import the image again"
+
+
+class Prolog:
+    """Over one connection, for all entries. `progress` is told of each what is being done for it."""
+
+    def __init__(
+        self, connection: Connection, layers: Layers, inputs: Inputs, progress: Callable[[str, str], None]
+    ) -> None:
+        self._connection, self._link, self._site = connection, connection.link, connection.site.name
+        self._layers, self._inputs, self._progress = layers, inputs, progress
+        self._mended: set[str] = set()  # entries for whose sake layers were placed anew
+        self._present: set[str] = set()  # paths in the account's cache that were seen there
+        self._placing: dict[str, asyncio.Future[None]] = {}  # what is on its way to the cache
+
+    async def prepare(self, a: Allocation, case: Case) -> None:
+        """Bring everything there.
+
+        Raises:
+            Damaged: a layer, here already.
+            InputError: one of the inputs.
+            LinkLost, LinkError: the site; LinkLost also where the bundle has to be placed anew, which is done when the
+                relay is started again.
+        """
+        await self._mend(a, case)
+        job, entry = case.job, a.pilot_job
+        for layer in job.image.layers:
+            data, chunks = self._layers.paths(layer)
+            await self._place(chunks, f"{CACHE}/{layer.digest}.chunks", {"sha256": layer.digest}, entry)
+            known = {"chunks": f"{CACHE}/{layer.digest}.chunks", "chunk_size": layer.chunk_size}
+            await self._place(data, f"{CACHE}/{layer.digest}", known, entry)
+        self._progress(entry, "reading the inputs")
+        inputs = await self._inputs.plan(job, lambda words: self._progress(entry, words))
+        manifest = self._manifest(a, job, tuple(i.described for i in inputs))
+        await self._connection.ask(Op.PREPARE, {"entry": entry, "manifest": to_plain(manifest)})
+        for i in inputs:
+            path = f"{SPOOL}/{entry}/{INPUTS}/{i.described.path}"
+            self._progress(entry, f"input {i.described.path}")
+            proof = {"sha256": i.described.sha256}
+            try:
+                await self._link.upload(i.local, path, proof, mode=i.described.mode, timeout=BULK)
+            except LinkError as error:
+                if error.kind in ("digest", "missing"):
+                    raise InputError(f"{error}", "leave inputs alone until the job has taken them") from error
+                raise
+        self._progress(entry, "")
+
+    async def _mend(self, a: Allocation, case: Case) -> None:
+        """Put anew what earlier attempts found damaged at this site."""
+        for earlier in case.allocations:
+            reason = earlier.exit.reason if earlier.exit is not None else earlier.why
+            if earlier.site != a.site or earlier.epoch >= a.epoch:
+                continue
+            if reason is Reason.BUNDLE and (earlier.times.submitting or 0.0) > self._connection.since:
+                self._connection.damaged.set()
+                raise LinkLost("the bundle is placed anew")
+            if reason is Reason.IMAGE and earlier.epoch == a.epoch - 1 and a.pilot_job not in self._mended:
+                paths = [f"{CACHE}/{layer.digest}{end}" for layer in case.job.image.layers for end in ("", ".chunks")]
+                await self._connection.ask(Op.EVICT, {"paths": paths}, timeout=4 * CALL)
+                self._present.difference_update(paths)
+                self._mended.add(a.pilot_job)
+
+    async def _place(self, local: Path, path: str, proof: Mapping[str, object], entry: str) -> None:
+        """Put a content-addressed file into the account's cache, once, however many jobs ask for it."""
+        while (under_way := self._placing.get(path)) is not None:
+            await asyncio.wait({under_way})
+        if path in self._present:
+            return
+        self._placing[path] = asyncio.get_running_loop().create_future()
+        try:
+            reply = await self._connection.ask(Op.HAVE, {"paths": [path]})
+            if reply["sizes"].get(path) is None:
+                self._progress(entry, f"image layer {path.rpartition('/')[2][:12]} to {self._site}")
+                try:
+                    await self._link.upload(local, path, proof, mode=0o600, timeout=BULK)
+                except LinkError as error:
+                    if error.kind == "digest":
+                        raise Damaged(Reason.IMAGE, f"{error}; the copy here is {local}") from error
+                    raise
+            self._present.add(path)
+        finally:
+            self._placing.pop(path).set_result(None)
+
+    def _manifest(self, a: Allocation, job: Job, inputs: tuple[Input, ...]) -> Manifest:
+        spec, resources = job.spec, job.spec.resources
+        return Manifest(
+            protocol=PROTOCOL,
+            installation=self._connection.installation,
+            entry=a.pilot_job,
+            vm=a.vm,
+            epoch=a.epoch,
+            allocation=a.id,
+            job=a.job,
+            image=job.image,
+            image_digest=job.image_digest,
+            program=Program(spec.command, spec.environment, inputs, spec.outputs),
+            resources=Resources(
+                resources.cpus,
+                parse_size(resources.memory),
+                parse_size(resources.scratch),
+                parse_duration(resources.walltime),
+            ),
+            network=spec.network,
+            boot_timeout=parse_duration(spec.boot_timeout),
+            on_silence=spec.on_silence,
+            acceleration=spec.acceleration,
+        )

@@ -1,0 +1,55 @@
+"""The steps at which a controller can die: before and after each of its commits, and before and after each action.
+
+It names them, so that tests can stop the controller exactly there, at each of them, and demand that whoever comes after
+brings every job to its one end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from gridhypervisor.model.commit import Record
+from gridhypervisor.model.records import ActionKind, Allocation, AllocationState, Job, Wish
+from gridhypervisor.planning.draft import TRANSITIONS
+from gridhypervisor.planning.world import Case
+
+UNBORN = "none"
+"""The state that an allocation has before it is planned."""
+
+
+class Still(StrEnum):
+    """The commits that move no allocation."""
+
+    BIRTH = "birth"  # of a job
+    WISH_CANCEL = f"wish-{Wish.CANCEL}"
+    WISH_DELETE = f"wish-{Wish.DELETE}"
+    RECOVER = "recover"
+    END = "end"  # of a job of which no site has anything, or the site still has what it had
+    BATCH_ID = "batch-id"  # learned late
+    REMOVAL = "removal"  # of a job's records
+
+
+COMMITS: tuple[str, ...] = (
+    f"{UNBORN}-{AllocationState.PLANNED}",
+    *sorted(f"{before}-{after}" for before, after in TRANSITIONS),
+    *Still,
+)
+
+STEPS: tuple[str, ...] = tuple(
+    sorted(
+        [f"{when}-commit:{commit}" for when in ("before", "after") for commit in COMMITS]
+        + [f"{when}:{kind}" for when in ("before", "after") for kind in ActionKind]
+    )
+)
+
+
+def no_steps(step: str) -> None:
+    """Nobody wants to know."""
+
+
+def commits(case: Case, records: Iterable[Record]) -> list[str]:
+    """What these records of a plan are to the case that they were planned for, in the words of `COMMITS`."""
+    states = {a.id: a.state for a in case.allocations}
+    moves = [f"{states.get(r.id, UNBORN)}-{r.state}" for r in records if isinstance(r, Allocation)]
+    return moves or [Still.END if any(isinstance(r, Job) for r in records) else Still.BATCH_ID]

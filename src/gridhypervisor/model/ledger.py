@@ -1,0 +1,25 @@
+"""Where a job's time went, as it is kept and shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One phase of one attempt, in seconds."""
+
+    attempt: int
+    phase: str  # a Phase, or "middleware": what nobody claims
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Where a job's wall time went. The rows add up to `wall`."""
+
+    job: str
+    wall: float  # seconds from acceptance to the end
+    rows: tuple[LedgerRow, ...] = ()
+    cpu: dict[str, float] = field(default_factory=dict)  # seconds: pilot, hypervisor, relay, controller, program
+    hypervisor: str = ""  # e.g. "qemu 7.2.22, tcg"

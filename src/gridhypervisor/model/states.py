@@ -1,0 +1,64 @@
+"""The closed sets of words of our own: what a job, an allocation, an effect and a site can be. Those that cross to a
+site are in `wire.states`. Apart from the records, because every start of `ghv` waits for what it imports.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class JobState(enum.StrEnum):
+    """What a user sees. The first five are ways of being alive; the last three are ends."""
+
+    PENDING = "pending"  # in our own queue: no site chosen yet
+    PROLOG = "prolog"  # bundle, image and inputs go to the site
+    QUEUED = "queued"  # in the site's queue
+    RUNNING = "running"  # the pilot has it: see the phase
+    EPILOG = "epilog"  # results come home
+    DONE = "done"  # the program ran to its end; see the exit code
+    FAILED = "failed"  # see the reason, the message and the hint
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+class Wish(enum.StrEnum):
+    """What the user wants of a job. Only grows: run, then cancel, then delete."""
+
+    RUN = "run"
+    CANCEL = "cancel"
+    DELETE = "delete"
+
+
+class AllocationState(enum.StrEnum):
+    PLANNED = "planned"  # the intent is written; the prolog may be under way; nothing was submitted
+    SUBMITTING = "submitting"  # the intent to submit is written; whether the site has it is not known
+    QUEUED = "queued"  # the batch system has it
+    RUNNING = "running"  # a pilot took the ownership
+    ENDED = "ended"  # how it ended is known; results may still be at the site
+    COLLECTED = "collected"  # the results are home
+    REVOKING = "revoking"  # the controller is about to take the ownership
+    REVOKED = "revoked"  # the controller took the ownership (or nothing was ever submitted): it can never run
+    CLEANED = "cleaned"  # nothing of it is left at the site
+
+
+class ActionKind(enum.StrEnum):
+    """The effects that a plan may ask for. Each is idempotent and named after the entry that it acts on."""
+
+    PROLOG = "prolog"  # bundle, image, inputs and manifest to the site
+    SUBMIT = "submit"  # the pilot job to the batch system; once per allocation, ever
+    REVOKE = "revoke"  # take the ownership, or learn who has it
+    REQUEST_CANCEL = "request-cancel"  # ask the pilot to stop
+    BATCH_CANCEL = "batch-cancel"  # ask the batch system to end the job
+    LOOK = "look"  # at the entry, through the site's file system, after a given time
+    COLLECT = "collect"  # results to the user's folder, logs to the service's
+    CLEAN = "clean"  # remove the entry from the site
+
+
+class SiteKind(enum.StrEnum):
+    FORK = "fork"
+    SLURM = "slurm"
+    HTCONDOR = "htcondor"
+    GRIDENGINE = "gridengine"

@@ -1,0 +1,61 @@
+"""What crosses between the controller, the relay, the pilot and the guest's owner file: names, records, framing.
+
+Both sides import it, so it uses the standard library alone (it travels in the bundle) and does no I/O. It says what the
+bytes mean; who sends them when is decided in `planning` and carried out in `agent`. Each story has a module of its own:
+
+    layout      where things lie in an account's workdir, and in an entry of its spool
+    states      the closed sets of words: phases, how a pilot ended and why
+    manifest    what the controller tells a pilot, once
+    entry       what an entry says of its allocation: owner, status, sentinel
+    requests    what a relay is asked for, and says unasked
+    plain       records as JSON's own types and back, checked
+    frames      messages on a pipe
+    outputs     which paths in a tar stream are outputs
+
+All that they define is found here too, and imported when it is first asked for: a guest's start waits for what its
+pilot imports, and whoever types `ghv` for what that does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gridhypervisor.model.wire.entry import *  # noqa: F403
+    from gridhypervisor.model.wire.frames import *  # noqa: F403
+    from gridhypervisor.model.wire.layout import *  # noqa: F403
+    from gridhypervisor.model.wire.manifest import *  # noqa: F403
+    from gridhypervisor.model.wire.outputs import *  # noqa: F403
+    from gridhypervisor.model.wire.plain import *  # noqa: F403
+    from gridhypervisor.model.wire.requests import *  # noqa: F403
+    from gridhypervisor.model.wire.states import *  # noqa: F403
+
+PROTOCOL = 1
+"""Version of everything in this package. A relay or pilot of another version is refused, never guessed at."""
+
+_STORIES = {
+    "states": "Phase WRAPPER Outcome Reason RETRYABLE Acceleration",
+    "layout": (
+        "MANIFEST OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
+        "BURIED SPOOL CACHE BUNDLES"
+    ),
+    "manifest": "Layer ImageManifest Input Program Resources Manifest",
+    "entry": "OwnerRecord PhaseTime HypervisorUsed Status OutputFile CpuUsage ExitRecord EntryView",
+    "requests": "Op Note Command CommandResult",
+    "plain": "WireError to_plain from_plain is_text canonical",
+    "frames": "MAX_LINE MAX_PAYLOAD encode Decoder",
+    "outputs": "declared leads_inside",
+}
+_STORY_OF = {name: story for story, names in _STORIES.items() for name in names.split()}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import a name's story when the name is first asked for."""
+        story = _STORY_OF.get(name)
+        if story is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{story}"), name)
+        globals()[name] = value
+        return value

@@ -1,0 +1,108 @@
+"""What an entry says of its allocation: who owns it, where the pilot is, how it ended; and all of it in one look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gridhypervisor.model.wire.states import Acceleration, Outcome, Phase, Reason
+
+
+@dataclass(frozen=True)
+class OwnerRecord:
+    """The content of `owner`: who took the allocation, forever."""
+
+    by: str  # "pilot" or "controller"
+    claim: str  # unique to the taker: a pilot's run, or a controller's revocation
+    epoch: int
+    node: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class PhaseTime:
+    """A phase that has begun, in seconds on the pilot's CLOCK_BOOTTIME since the pilot started."""
+
+    phase: Phase
+    start: float
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class HypervisorUsed:
+    name: str  # qemu
+    version: str
+    acceleration: Acceleration
+    why: str  # e.g. "kvm: the micro-guest printed nothing in 5 s"
+
+
+@dataclass(frozen=True)
+class Status:
+    """`status.json`: the pilot's last word. `sequence` only grows; an older one seen later is a stale look."""
+
+    entry: str
+    epoch: int
+    claim: str
+    sequence: int
+    phase: Phase
+    phases: tuple[PhaseTime, ...]
+    elapsed: float  # seconds since the pilot started, its own CLOCK_BOOTTIME, when this was written
+    node: str = ""
+    pid: int = 0
+    hypervisor: HypervisorUsed | None = None
+    note: str = ""  # one line for the user, e.g. "waiting for the guest's word, 12 s of 180 s"
+    ready_at: float | None = None  # CLOCK_REALTIME of guest-ready; for benchmarks on one machine only
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    path: str
+    size: int
+    mode: int
+    sha256: str
+    link: str = ""  # of a symbolic link: its target, relative to the link's folder and inside the outputs
+
+
+@dataclass(frozen=True)
+class CpuUsage:
+    """CPU seconds (user + system)."""
+
+    pilot: float = 0.0  # pilot, watchdog and their helpers
+    hypervisor: float = 0.0
+    program: float | None = None  # inside the guest, where the guest said it
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """`exit.json`: how it ended. Written once; after it the pilot does nothing more for this VM."""
+
+    entry: str
+    epoch: int
+    claim: str
+    outcome: Outcome
+    reason: Reason
+    message: str = ""  # which operation on which object failed, and why
+    hint: str = ""  # what to do next
+    exit_code: int | None = None  # the program's; 128 + signal where a signal ended it
+    phases: tuple[PhaseTime, ...] = ()
+    elapsed: float = 0.0
+    usage: CpuUsage = CpuUsage()
+    hypervisor: HypervisorUsed | None = None
+    outputs: tuple[OutputFile, ...] = ()
+    node: str = ""
+    # Sizes in bytes of stdout, stderr and console.log, as the node saw them last: a file that is shorter is not yet
+    # all visible. One that was never made is left out.
+    streams: dict[str, int] = field(default_factory=dict)
+    by: str = "pilot"  # or "watchdog", for a pilot that could not: then `outputs` is empty whatever out/ holds
+
+
+@dataclass(frozen=True)
+class EntryView:
+    """What a relay sees of one entry in one look. An absent part is None: not yet visible, or not there.
+
+    `exit.outputs` is always empty here (there may be very many): LIST_OUT gives them.
+    """
+
+    entry: str
+    owner: OwnerRecord | None = None
+    status: Status | None = None
+    exit: ExitRecord | None = None

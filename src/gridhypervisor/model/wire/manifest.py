@@ -1,0 +1,84 @@
+"""What the controller tells a pilot, once: which guest, which program, how much of everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One content-addressed part of an image.
+
+    `digest` is the SHA-256 (hex) of the chunk list: the concatenation, in order, of the raw 32-byte SHA-256 digests
+    of each `chunk_size`-byte piece of the data (the last may be shorter). So any part can be verified alone and many
+    in parallel. The data lie in `cache/DIGEST`, the chunk list in `cache/DIGEST.chunks`.
+    """
+
+    digest: str
+    size: int  # bytes
+    role: str  # kernel | initrd | base | app | disk
+    format: str  # raw | squashfs | erofs | qcow2
+    mount: str = ""  # where an app layer appears in the guest, e.g. /opt
+    chunk_size: int = 1 << 20
+
+
+@dataclass(frozen=True)
+class ImageManifest:
+    """An image: what to boot and what to mount. Its digest is the SHA-256 of its canonical JSON (`canonical`)."""
+
+    layers: tuple[Layer, ...]
+    arch: str = "x86_64"
+    cmdline: str = ""  # appended to the kernel's command line
+    user: str = "root"  # whom the program runs as, in the guest
+    path: str = ""  # prepended to PATH for the program, colon-separated
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Input:
+    path: str  # relative to the job's folder in the guest, and below in/ in the entry
+    size: int
+    sha256: str = ""
+    mode: int = 0o644
+
+
+@dataclass(frozen=True)
+class Program:
+    """What runs in the guest."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[str, ...] = ()  # glob patterns relative to the job's folder
+
+
+@dataclass(frozen=True)
+class Resources:
+    cpus: int = 1
+    memory: int = 512 << 20  # bytes, of the guest
+    scratch: int = 2 << 30  # bytes, of the guest's scratch disk
+    walltime: int = 1800  # seconds, of the batch job
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a pilot must know. Written before the submission; the pilot trusts nothing else."""
+
+    protocol: int
+    installation: str
+    entry: str  # the PilotJob's name: the spool folder, the batch job's name
+    vm: str
+    epoch: int
+    allocation: str
+    job: str
+    image: ImageManifest
+    image_digest: str
+    program: Program
+    resources: Resources
+    network: str = "none"  # none | restricted | outbound
+    boot_timeout: int = 180  # seconds until the guest must have reported ready
+    stop_grace: int = 20  # seconds that the program has between TERM and KILL, and the guest to power off
+    beat: int = 10  # seconds between heartbeats
+    on_silence: str = "keep"
+    acceleration: str = "auto"  # auto | kvm | tcg
+    debug: dict[str, str] = field(default_factory=dict)  # faults to provoke, in tests only

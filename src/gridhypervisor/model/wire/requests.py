@@ -1,0 +1,62 @@
+"""What a relay is asked for, what it says unasked, and the commands that it runs."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Op(enum.StrEnum):
+    """Requests that a relay answers. Each is idempotent: sent twice, it has the effect of once.
+
+    Paths are relative to the workdir and stay in it. Error kinds: `request` (not understood), `protocol`, `path` (leads
+    out), `missing`, `offset` (a piece leaves a hole: ask HAVE), `digest`, `conflict` (another manifest), `busy` (a
+    pilot has it), `gone` (the entry was removed, its name is buried), `unseen` (it has a sentinel that nobody has
+    collected), `space`, `permission`, `io`, `internal`.
+    """
+
+    HELLO = "hello"  # {installation, protocol} -> {protocol, host, user, uid, workdir, boot_id, pid}
+    EXEC = "exec"  # {commands: [Command]} -> {results: [CommandResult]}; one reply when all have ended
+    HAVE = "have"  # {paths: [relative]} -> {sizes: {path: size or null, for path and for path + '.part'}}
+    PUT = "put"  # {path, offset, last, size, sha256?|chunks?, mode?} + payload -> {size}; `chunks`: the list's path
+    LINK_IN = "link_in"  # {source: absolute path on this machine, path, sha256?|chunks?, mode?} -> {size}
+    GET = "get"  # {path, offset, length} -> {size, eof} + payload
+    PREPARE = "prepare"  # {entry, manifest} -> {}; makes the entry's folder and writes its manifest durably
+    REVOKE = "revoke"  # {entry, epoch, by?, why?} -> {owner: OwnerRecord as it now stands}; makes the entry if need be
+    REQUEST = "request"  # {entry, what: 'cancel', why} -> {}; leaves a wish in control/
+    # Every entry of this installation (named 'INSTALLATION-...'), sorted by name, in pages; a page behind `after` is of
+    # the look that the first one took.
+    SCAN = "scan"  # {after?: entry} -> {entries: [EntryView], more}
+    WATCH = "watch"  # {entry, stdout, stderr: offsets, or null to end} -> {}; notes 'output' follow
+    LIST_OUT = "list_out"  # {entry, after?: path} -> {files: [{path, size, mode, sha256?}], more}; sorted, in pages
+    # Takes the entry first where nobody has it; buries its name. Refused: busy, a pilot has it and has left no sentinel
+    # (unless force: the batch system's record says that it is gone); unseen, it has a sentinel of another claim than
+    # `known`, whose results nobody has collected (unless discard).
+    REMOVE = "remove"  # {entry, known?: claim, force?, discard?} -> {}
+    EVICT = "evict"  # {paths: [relative, below cache/ or bundle/]} -> {freed}
+    USAGE = "usage"  # {} -> {cpu_seconds, max_rss_bytes, free_bytes}
+
+
+class Note(enum.StrEnum):
+    """What a relay says unasked."""
+
+    ENTRY = "entry"  # {entry: EntryView}: an entry's owner, status or sentinel changed
+    OUTPUT = "output"  # {entry, stream: 'stdout'|'stderr', offset, eof?} + payload; `eof`: ended, and this is the rest
+
+
+@dataclass(frozen=True)
+class Command:
+    argv: tuple[str, ...]
+    stdin: str = ""
+    timeout: float = 30.0  # seconds
+    environment: dict[str, str] = field(default_factory=dict)  # added to the relay's own
+    # Words of `argv` that start a server, which the relay keeps and hands the rest of the words; 0: there is none. It
+    # is a matter of cost alone: the whole of `argv` as a process does the same.
+    server: int = 0
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    code: int | None  # None: it was killed at its timeout
+    stdout: str = ""
+    stderr: str = ""

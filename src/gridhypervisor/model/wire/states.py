@@ -1,0 +1,83 @@
+"""The closed sets of words: phases of a job's life, how a pilot ended and why, how a guest's CPU runs."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Phase(enum.StrEnum):
+    """GridWay's phases, in the order in which a job lives through them; the middle ones are the pilot's to time.
+
+    `WAIT` is the controller's own queue, `QUEUE` the site's. `PREPARE` is what the pilot does on the node before the
+    guest exists (unpack the bundle, verify and copy the image); with BOOT to SHUT_DOWN it makes up the *wrapper*.
+    """
+
+    WAIT = "wait"
+    PROLOG = "prolog"
+    QUEUE = "queue"
+    PREPARE = "prepare"
+    BOOT = "boot"
+    STAGE_IN = "stage_in"
+    EXECUTE = "execute"
+    STAGE_OUT = "stage_out"
+    SHUT_DOWN = "shut_down"
+    EPILOG = "epilog"
+
+
+WRAPPER = (Phase.PREPARE, Phase.BOOT, Phase.STAGE_IN, Phase.EXECUTE, Phase.STAGE_OUT, Phase.SHUT_DOWN)
+"""The phases that the pilot times itself, on its own clock."""
+
+
+class Outcome(enum.StrEnum):
+    """How an allocation's pilot ended."""
+
+    COMPLETED = "completed"  # the program ran to an end of its own; see exit_code
+    STOPPED = "stopped"  # ended from outside: walltime, cancelled; outputs so far are in out/
+    FAILED = "failed"  # the VM, the node or the site failed it; see reason
+    YIELDED = "yielded"  # somebody else owns the allocation; nothing was run
+
+
+class Reason(enum.StrEnum):
+    """Why. Closed and total: every ending has exactly one."""
+
+    EXITED = "exited"  # the program ended, with any exit code
+    WALLTIME = "walltime"
+    CANCELLED = "cancelled"
+    EVICTED = "evicted"  # the site ended the job by a signal, though nobody had asked and time was left
+    NOT_OWNER = "not-owner"  # the allocation was revoked, or another run of this pilot has it
+    MANIFEST = "manifest"  # the manifest cannot be read or is of another protocol version
+    BUNDLE = "bundle"  # what travels is damaged, or cannot run on this node
+    IMAGE = "image"  # the image's bytes are not those of its digest, or are absent
+    BOOT = "boot"  # the guest did not report ready in time, or said that it cannot boot
+    GUEST_PANIC = "guest-panic"
+    GUEST_SILENT = "guest-silent"  # the guest stopped answering
+    HYPERVISOR = "hypervisor"  # the hypervisor could not start, or died
+    PILOT = "pilot"  # the pilot died or was stopped; said by the watchdog
+    INPUT = "input"  # an input is missing or damaged at the site
+    OUTPUT = "output"  # a declared output was not made, or could not be packed
+    SCRATCH_FULL = "scratch-full"  # the guest's scratch disk is full: ask for more
+    NODE_DISK = "node-disk"  # the node's scratch is full
+    LOST = "lost"  # the batch system says it ended and no sentinel came; said by the controller
+    SUBMIT = "submit"  # the batch system refused the job; said by the controller
+    STAGING = "staging"  # inputs or results could not be moved; said by the controller
+
+
+RETRYABLE = frozenset(
+    {
+        Reason.EVICTED,
+        Reason.BUNDLE,
+        Reason.IMAGE,
+        Reason.GUEST_SILENT,
+        Reason.HYPERVISOR,
+        Reason.PILOT,
+        Reason.NODE_DISK,
+        Reason.LOST,
+        Reason.SUBMIT,
+    }
+)
+"""Reasons that another node or another try may mend. What the program did, or the user asked, is never among them."""
+
+
+class Acceleration(enum.StrEnum):
+    KVM = "kvm"
+    TCG = "tcg"

@@ -1,0 +1,137 @@
+"""The main job on a real Grid Engine, over SSH as an ordinary user: what a user gets, and what ends a job there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import fresh
+from tests.e2e.installation import Installation, _processes, wait_for
+from testsites import GridEngineSite
+
+TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", "grid")
+PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
+
+
+class GridEngineLab(Installation):
+    site: GridEngineSite
+
+    def join(self, site: GridEngineSite) -> None:
+        """Add the site, and wait until it can be used."""
+        self.site, login = site, site.login
+        self.ghv(
+            "site", "add", "grid", "--kind", "gridengine", "--host", login.host, "--port", str(login.port),
+            "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
+            "--option", "spool_lag=1", "--option", "listing_interval=1", "--option", "pe=smp",
+            *(word for key, value in site.environment.items() for word in ("--env", f"{key}={value}")),
+        )  # fmt: skip
+        wait_for("the site", lambda: self.ghv("site", "show", "grid", "-o", "json").json["health"] == "up", 120)
+
+    @property
+    def workdir(self) -> Path:
+        return self.site.home / ".ghv"
+
+    def processes(self) -> dict[int, str]:
+        marks = (f"spool/{self.id}-", f"-name {self.id}-")
+        return {pid: words for pid, words in _processes() if any(mark in words for mark in marks)}
+
+    def batch_id(self, job: str) -> str:
+        return wait_for(f"the batch job of {job}", lambda: str(self.job(job)["attempts"][-1]["batch_id"]))
+
+    def close(self) -> None:
+        super().close()
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def assert_clean(self, seconds: float = 60) -> None:
+        """No stray process, entry, batch job or file on a node; every job ended exactly once."""
+        super().assert_clean(seconds)
+        wait_for("the end of all batch jobs", lambda: not self.site.admin("qstat", "-u", "*"), seconds)
+        nodes = self.site.root / "tmp"
+        wait_for("no folder of a batch job on the nodes", lambda: not list(nodes.glob("*.batch.q")), seconds)
+
+
+@pytest.fixture(scope="module")
+def shared_grid(template: Path, node_scratch: Path) -> Iterator[GridEngineLab]:
+    with GridEngineSite("sge-e", nodes=2, slots=2) as site, fresh(node_scratch, template, GridEngineLab) as made:
+        assert isinstance(made, GridEngineLab)
+        made.join(site)
+        yield made
+
+
+@pytest.fixture
+def grid(shared_grid: GridEngineLab) -> Iterator[GridEngineLab]:
+    """The installation that all tests here share; clean after each of them."""
+    yield shared_grid
+    shared_grid.assert_clean()
+
+
+def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(grid: GridEngineLab) -> None:
+    (grid.work / "word").write_text("from home\n")
+    program = "cat word; echo aside >&2; mkdir -p made/deep; cp word made/deep/copy; exit 7"
+    words = ("--cpus", "2", "--in", "word", "--out", "made/*")
+    done = grid.ghv("run", *TINY, *words, "--", "sh", "-c", program, check=False)
+    assert (done.code, done.out) == (7, b"from home\n"), done
+    assert "aside\n" in done.err
+    assert (grid.work / "made/deep/copy").read_text() == "from home\n"
+    job = grid.ghv("list", "-o", "json").json[0]["id"]
+    [attempt] = grid.wait(job)["attempts"]
+    assert attempt["site"] == "grid" and attempt["node"] in grid.site.nodes
+
+
+def test_a_job_cancelled_on_hold_in_the_queue_never_runs(grid: GridEngineLab) -> None:
+    for node in grid.site.nodes:
+        grid.site.admin("qmod", "-d", f"*@{node}")
+    job = grid.detach(*TINY, "--", "echo", "never")
+    grid.wait_state(job, "queued")
+    number = grid.batch_id(job)
+    grid.site.admin("qhold", number)
+    for node in grid.site.nodes:
+        grid.site.admin("qmod", "-e", f"*@{node}")
+    wait_for("the reason", lambda: f"qrls {number}" in grid.ghv("explain", job).out.decode())
+    grid.ghv("cancel", job)
+    found = grid.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found
+    assert grid.ghv("logs", job).out == b""
+
+
+def test_a_job_cancelled_while_it_runs_brings_home_what_it_saved(grid: GridEngineLab) -> None:
+    job = grid.detach(*TINY, "--out", "result", "--to", "cancelled", "--", "sh", "-c", PATIENT)
+    wait_for("its first word", lambda: grid.ghv("logs", job).out, 90)
+    grid.ghv("cancel", job)
+    found = grid.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
+    assert (grid.work / "cancelled/result").read_text() == "saved\n"
+
+
+def test_a_job_deleted_by_an_administrator_shuts_down_cleanly_and_is_told_as_evicted(grid: GridEngineLab) -> None:
+    """USR2 goes to every process of the job; the hypervisor must not die of it."""
+    words = ("--retry", "0", "--out", "result", "--to", "deleted")
+    job = grid.detach(*TINY, *words, "--", "sh", "-c", PATIENT)
+    wait_for("its first word", lambda: grid.ghv("logs", job).out, 90)
+    grid.site.admin("qdel", grid.batch_id(job))
+    found = grid.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "evicted"), found
+    assert (grid.work / "deleted/result").read_text() == "saved\n"
+
+
+def test_a_killed_pilot_takes_its_guest_along_and_the_accounts_let_the_job_run_again(grid: GridEngineLab) -> None:
+    job = grid.detach(*TINY, "--out", "made", "--to", "again", "--", "sh", "-c", "echo run >> made; sleep 2")
+    grid.wait_phase(job, "execute")
+    entry = grid.entry(job)
+    assert entry is not None
+    for pid, words in grid.processes().items():
+        if " pilot " in words and entry.name in words:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    found = grid.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("done", 0), found
+    assert [attempt["reason"] for attempt in found["attempts"]] == ["lost", "exited"], found
+    assert "says that it ended" in str(grid.events(job)), "not the walltime, but the accounts"
+    assert (grid.work / "again/made").read_text() == "run\n"

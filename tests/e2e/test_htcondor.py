@@ -1,0 +1,137 @@
+"""The main job on a real HTCondor, over SSH as an ordinary user: what a user gets, and what ends a job there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.installation import Installation, _processes, wait_for
+from testsites import HTCondorSite
+from testsites.htcondor import UID
+
+TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", "pool")
+PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
+
+
+class HTCondorLab(Installation):
+    def __init__(self, folder: Path, scratch: Path, template: Path, site: HTCondorSite) -> None:
+        super().__init__(folder, scratch, template)
+        self.site, login = site, site.login
+        self.ghv(
+            "site", "add", "pool", "--kind", "htcondor", "--host", login.host, "--port", str(login.port),
+            "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
+            "--option", "spool_lag=1", "--option", "listing_interval=1", "--option", "native=job_lease_duration = 20",
+        )  # fmt: skip
+        wait_for("the site", lambda: self.ghv("site", "show", "pool", "-o", "json").json["health"] == "up", 120)
+
+    @property
+    def workdir(self) -> Path:
+        return self.site.home / ".ghv"
+
+    def processes(self) -> dict[int, str]:
+        marks = (f"spool/{self.id}-", f"-name {self.id}-")
+        shadows = {pid: words for pid, words in _processes() if any(mark in words for mark in marks)}
+        return {pid: words for pid, words in shadows.items() if "condor_" not in words}
+
+    def batch_jobs(self) -> dict[str, str]:
+        """This installation's batch jobs by name: HTCondor's number for the state, and which node has it."""
+        listed = self.site.admin("condor_q", "-allusers", "-af", "GhvName", "JobStatus", "RemoteHost")
+        rows = (line.split() for line in listed.splitlines())
+        return {name: f"{status} {node}" for name, status, node in rows if name.startswith(f"{self.id}-")}
+
+    @contextlib.contextmanager
+    def busy_site(self) -> Iterator[None]:
+        """While this lasts all that is left of the nodes is other work, and what is submitted waits."""
+        words = "executable = /bin/sleep\ntransfer_executable = false\nshould_transfer_files = NO\ninitialdir = /\n"
+        words += "arguments = 600\nrequest_memory = 1\nrequest_cpus = 1\nqueue 4\n"
+        cluster = self.site.admin("condor_submit", "-terse", "-", uid=UID, stdin=words).split(".")[0]
+        busy = ("condor_q", "-allusers", cluster, "-constraint", "JobStatus == 2", "-af", "ProcId")
+        wait_for("full nodes", lambda: len(self.site.admin(*busy).split()) == 4)
+        try:
+            yield
+        finally:
+            self.site.admin("condor_rm", cluster)
+
+    def batch_id(self, job: str) -> str:
+        return wait_for(f"the batch job of {job}", lambda: str(self.job(job)["attempts"][-1]["batch_id"]))
+
+    def close(self) -> None:
+        super().close()
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def assert_clean(self, seconds: float = 60) -> None:
+        """No stray process, entry, batch job or file on a node; every job ended exactly once."""
+        super().assert_clean(seconds)
+        over = {"3 undefined", "4 undefined"}
+        wait_for("the end of all batch jobs", lambda: set(self.batch_jobs().values()) <= over, seconds)
+        nodes = self.site.root / "var/lib/condor"
+        wait_for("no run folder on the nodes", lambda: not list(nodes.glob(f"*/*/ghv-{UID}/run/*")), seconds)
+
+
+@pytest.fixture(scope="module")
+def shared_pool(template: Path, node_scratch: Path) -> Iterator[HTCondorLab]:
+    with (
+        HTCondorSite("htcondor-e", nodes=2, cpus=2) as site,
+        tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp") as folder,
+    ):
+        made = HTCondorLab(Path(folder), node_scratch, template, site)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def pool(shared_pool: HTCondorLab) -> Iterator[HTCondorLab]:
+    yield shared_pool
+    shared_pool.assert_clean()
+
+
+def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(pool: HTCondorLab) -> None:
+    (pool.work / "word").write_text("from home\n")
+    program = "cat word; echo aside >&2; mkdir -p made/deep; cp word made/deep/copy; exit 7"
+    done = pool.ghv("run", *TINY, "--in", "word", "--out", "made/*", "--", "sh", "-c", program, check=False)
+    assert (done.code, done.out) == (7, b"from home\n"), done
+    assert "aside\n" in done.err
+    assert (pool.work / "made/deep/copy").read_text() == "from home\n"
+    job = pool.ghv("list", "-o", "json").json[0]["id"]
+    [attempt] = pool.wait(job)["attempts"]
+    assert (attempt["site"], attempt["state"]) == ("pool", "cleaned")
+
+
+def test_a_job_cancelled_in_a_full_queue_never_runs(pool: HTCondorLab) -> None:
+    with pool.busy_site():
+        job = pool.detach(*TINY, "--", "echo", "never")
+        pool.wait_state(job, "queued")
+        wait_for("the site's reason", lambda: b"no match found" in pool.ghv("explain", job).out)
+        pool.ghv("cancel", job)
+        found = pool.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found
+    assert pool.ghv("logs", job).out == b""
+
+
+def test_a_job_cancelled_while_it_runs_brings_home_what_it_saved(pool: HTCondorLab) -> None:
+    job = pool.detach(*TINY, "--out", "result", "--to", "cancelled", "--", "sh", "-c", PATIENT)
+    wait_for("its first word", lambda: pool.ghv("logs", job).out, 90)
+    pool.ghv("cancel", job)
+    found = pool.wait(job)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
+    assert (pool.work / "cancelled/result").read_text() == "saved\n"
+
+
+def test_a_job_removed_by_an_administrator_shuts_down_cleanly_and_is_told_as_evicted(pool: HTCondorLab) -> None:
+    words = ("--retry", "0", "--out", "result", "--to", "removed")
+    job = pool.detach(*TINY, *words, "--", "sh", "-c", PATIENT)
+    wait_for("its first word", lambda: pool.ghv("logs", job).out, 90)
+    pool.site.admin("condor_rm", pool.batch_id(job))
+    found = pool.wait(job)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "evicted"), found
+    assert (pool.work / "removed/result").read_text() == "saved\n"
