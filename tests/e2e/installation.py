@@ -92,9 +92,10 @@ class Installation:
         return result
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        """Begin a command line and go on; the caller waits for it."""
+        """Begin a command line and go on; the caller waits for it. Ctrl-C reaches it even where it does not reach the
+        tests, which a shell may have started in the background."""
         return subprocess.Popen(
-            [sys.executable, "-m", "gridhypervisor.cli", *words],
+            ["env", "--default-signal=INT", sys.executable, "-m", "gridhypervisor.cli", *words],
             cwd=self.work,
             env=self.environment,
             stdin=subprocess.DEVNULL,
