@@ -59,7 +59,7 @@ def held_in_the_queue(lab: Installation) -> Iterator[str]:
 def held_at_the_pilot(lab: Installation, phase: Phase) -> Iterator[str]:
     """The pilot is stopped as soon as it says that it is in this phase, and goes on once the wish is there."""
     (lab.work / "some").mkdir(exist_ok=True)
-    for number in range(200):
+    for number in range(1000):  # which take the guest a moment
         (lab.work / f"some/{number}").write_text("input")
     program = MAKES.format(600 if phase is Phase.EXECUTE else 0)
     words = ("--in", "some", "--out", "result", "--out", "bulk", "--to", f"in-{phase}", "--", "sh", "-c", program)

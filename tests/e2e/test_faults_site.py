@@ -282,6 +282,7 @@ def test_a_damaged_bundle_at_the_site_is_placed_anew(damaged: Installation) -> N
 
 
 def test_two_services_on_one_store(lab: Installation) -> None:
+    lab.ghv("service", "start")
     pid = lab.service_pid()
     socket = lab.folder / "run" / "second.sock"
     words = [sys.executable, "-m", "gridhypervisor.app", "serve", "--data", str(lab.data), "--socket", str(socket)]

@@ -315,3 +315,21 @@ def test_a_site_that_is_gone_for_good_is_removed_and_cleaned_if_it_comes_back_af
         world.judge()
 
     in_world(story)
+
+
+def test_jobs_that_look_for_a_place_while_one_becomes_free_are_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: World) -> None:
+        observer, jobs = world.controller.observer, [await world.submit(1.0) for _ in range(9)]
+        seen = observer.entry_seen
+
+        def seen_by_all(site: str, view: EntryView, at: float) -> None:
+            seen(site, view, at)
+            if not world.records(jobs[2]).job.state.final:
+                for job in jobs:  # all look for a place in the very pass in which one becomes free
+                    world.controller.touch(job)
+
+        monkeypatch.setattr(observer, "entry_seen", seen_by_all)
+        await world.settled(500.0)
+        world.judge()
+
+    in_world(story, sites=1, nodes=1, places=2)

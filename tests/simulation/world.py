@@ -43,7 +43,8 @@ class World:
     """Sites that outlive the controller, and the controller of the moment."""
 
     def __init__(self, folder: Path, *, sites: int = 2, seed: int = 0, listing_lag: float = 0.0, spool_lag: float = 0.0,
-                 nodes: int = 2) -> None:  # fmt: skip
+                 nodes: int = 2, places: int = 0) -> None:  # fmt: skip
+        self.places = places  # of ours at each site at once; 0: more than any test needs
         self.folder, self.loop = folder, asyncio.get_running_loop()
         self.loop.set_exception_handler(_complain)
         self.random = Random(seed)
@@ -76,7 +77,7 @@ class World:
         self._tasks = [asyncio.create_task(self.controller.run())]
         for name, site in self.sites.items():
             session = Session(
-                Site(name, "me", "default", SiteKind.FORK),
+                Site(name, "me", "default", SiteKind.FORK, max_jobs=self.places),
                 lambda workdir, bundle, site=site: site.driver,  # type: ignore[misc]
                 site.transport,
                 self.controller.observer,

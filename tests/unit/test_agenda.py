@@ -15,7 +15,7 @@ def test_those_who_cannot_use_a_place_do_not_keep_others_from_it() -> None:
     offered: list[str] = []
     while (jobs := waiting.candidates("up", 65)) and "small" not in offered:
         offered += jobs
-        assert waiting.unfit("up", [job for job in jobs if job != "small"])
+        assert all(waiting.unfit("up", job) for job in jobs if job != "small")
     assert "small" in offered and not any(job.startswith("down") for job in offered)
     waiting.changed("up")
     assert waiting.candidates("up", 1) == ["big0"]
@@ -28,7 +28,7 @@ def test_the_oldest_are_offered_a_place_first_and_those_gone_are_not() -> None:
     waiting.remove("j1")
     waiting.remove("j1")
     assert waiting.candidates("a", 9) == ["j2", "j3"]
-    assert not waiting.unfit("a", ["j1", "j4"])
+    assert not waiting.unfit("a", "j1") and not waiting.unfit("a", "j4")
 
 
 def test_a_job_has_one_time_and_those_given_up_are_forgotten() -> None:

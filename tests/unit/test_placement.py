@@ -61,6 +61,12 @@ def test_who_cannot_take_it_is_told_why(facts: SiteFacts, spec: dict[str, object
     assert (verdict in choice.summary) is (spec.get("site") in (None, "a"))  # what was not asked for is no reason
 
 
+def test_only_a_free_place_can_be_spurned() -> None:
+    big = job(resources=ResourcesSpec(cpus=2))
+    assert place(big, sites(replace(A, max_cpus=1), replace(B, max_cpus=1, up=False))).spurned == ("a",)
+    assert place(big, sites(replace(A, max_cpus=1, alive=A.max_jobs), replace(B, alive=B.max_jobs))).spurned == ()
+
+
 def test_without_any_site_it_says_how_to_add_one() -> None:
     assert "ghv site add" in place(job(), {}).summary
 

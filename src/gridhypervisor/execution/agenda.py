@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 SLACK = 64
@@ -113,11 +113,12 @@ class Waiting:
         for unfit in self._unfit.values():
             unfit.discard(job)
 
-    def unfit(self, site: str, jobs: Iterable[str]) -> bool:
-        """Take down that these did not take a free place of the site. Whether there was any that could have."""
-        found = [job for job in jobs if self._site_of.get(job) in (site, "")]
-        self._unfit.setdefault(site, set()).update(found)
-        return bool(found)
+    def unfit(self, site: str, job: str) -> bool:
+        """Take down that it did not take a free place of the site. Whether it asked for one there, or anywhere."""
+        asked = self._site_of.get(job) in (site, "")
+        if asked:
+            self._unfit.setdefault(site, set()).add(job)
+        return asked
 
     def changed(self, site: str) -> None:
         """The site may serve jobs now that it could not serve before."""

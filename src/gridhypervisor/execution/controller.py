@@ -260,7 +260,7 @@ class Controller:
             self.touch(job)
         self.waiting[job] = step.waiting
         if case.job.state is JobState.PENDING and not step.records:
-            self._places.wait(job, case.job.spec.site, in_vain=step.unplaced)
+            self._places.wait(job, case.job.spec.site, step.spurned)
         else:
             self._places.leave(job)
         self._agenda.remind(job, step.wake_at)

@@ -5,7 +5,7 @@ It keeps the queue moving and wakes few. Which site a job takes, the planner dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gridhypervisor.execution.agenda import Waiting
 from gridhypervisor.execution.cases import Cases
@@ -21,13 +21,12 @@ class Places:
     def __init__(self, sessions: Mapping[str, Session], cases: Cases, wake: Callable[[str], None]) -> None:
         self._sessions, self._cases, self._wake = sessions, cases, wake
         self._waiting = Waiting()
-        self._in_vain: list[str] = []  # jobs that looked for a place since the last look at the rest, and found none
+        self._spurned: dict[str, None] = {}  # sites with a place that was offered since the last look at the rest
 
-    def wait(self, job: str, site: str, *, in_vain: bool) -> None:
-        """It waits for a place, at this site or ("") at any."""
+    def wait(self, job: str, site: str, spurned: Iterable[str] = ()) -> None:
+        """It waits for a place, at this site or ("") at any; not at the `spurned`, which had one when it looked."""
         self._waiting.add(job, site)
-        if in_vain:
-            self._in_vain.append(job)
+        self._spurned |= dict.fromkeys(name for name in spurned if self._waiting.unfit(name, job))
 
     def leave(self, job: str) -> None:
         """It waits for none."""
@@ -46,11 +45,10 @@ class Places:
                 self._wake(job)
 
     def offer_the_rest(self) -> None:
-        """Where jobs found no place and a site has some left, they cannot use it: others get their turn."""
-        looked, self._in_vain = self._in_vain, []
-        for site in self._sessions if looked else ():
-            if self._free(site) > 0 and self._waiting.unfit(site, looked):
-                self.offer(site)
+        """Where jobs could not use a site's free place, others get their turn."""
+        spurned, self._spurned = self._spurned, {}
+        for site in spurned:
+            self.offer(site)
 
     def _free(self, site: str) -> int:
         session = self._sessions.get(site)

@@ -72,7 +72,7 @@ class JobPlan:
     delete: bool = False  # everything is confirmed gone and the user wants the records gone too
     wake_at: float | None = None
     waiting: str = ""  # for the user: what it waits for
-    unplaced: bool = False  # it looked for a site, and none could take it
+    spurned: tuple[str, ...] = ()  # sites with a free place that it looked at, and could not use
 
 
 class Draft:
@@ -88,7 +88,7 @@ class Draft:
         self.actions: list[Action] = []
         self.wakes: list[float] = []
         self.waiting = ""
-        self.unplaced = False
+        self.spurned: tuple[str, ...] = ()
         self.ledger: Ledger | None = None
         self.delete = False
 
@@ -101,7 +101,7 @@ class Draft:
             self.delete,
             min(self.wakes, default=None),
             self.waiting,
-            self.unplaced,
+            self.spurned,
         )
 
     def put(self, record: Job | Vm | PilotJob | Allocation) -> None:

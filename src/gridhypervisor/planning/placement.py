@@ -20,16 +20,20 @@ class Choice:
     site: str | None
     summary: str  # why this one; or what the job waits for
     candidates: tuple[Candidate, ...]
+    spurned: tuple[str, ...] = ()  # sites with a free place that cannot take this job as they are
 
 
 def place(job: Job, sites: Mapping[str, SiteFacts]) -> Choice:
     candidates: list[Candidate] = []
+    spurned: list[str] = []
     best: tuple[tuple[float, str], Candidate] | None = None
     for name in sorted(sites):
         facts = sites[name]
         obstacle = _obstacle(job, facts)
         if obstacle:
             candidates.append(Candidate(name, False, obstacle))
+            if facts.up and facts.alive < facts.max_jobs:
+                spurned.append(name)
             continue
         free = (facts.max_jobs - facts.alive) / facts.max_jobs
         rank = free - (10.0 if name in job.excluded else 0.0)
@@ -48,7 +52,7 @@ def place(job: Job, sites: Mapping[str, SiteFacts]) -> Choice:
         else:
             asked = [c for c in candidates if job.spec.site in ("", c.site)]
             summary = "no site can take it now: " + "; ".join(f"{c.site}: {c.verdict}" for c in asked)
-        return Choice(None, summary, tuple(candidates))
+        return Choice(None, summary, tuple(candidates), tuple(spurned))
     chosen = best[1]
     return Choice(
         chosen.site,

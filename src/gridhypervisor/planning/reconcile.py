@@ -79,7 +79,7 @@ class _Step(Draft):
             return
         choice = place(self.job, self.sites)
         if choice.site is None:
-            self.waiting, self.unplaced = choice.summary, True
+            self.waiting, self.spurned = choice.summary, choice.spurned
             return
         epoch = self.case.vm.epoch + 1
         name = f"{self.installation}-{self.job.id}-{epoch}"
