@@ -125,6 +125,7 @@ def ended_without_its_results(installation: Installation) -> None:
     installation.ghv("cancel", job)
     found = installation.wait(job)
     assert (found["job"]["state"], str(in_the_way) in found["job"]["message"]) == ("cancelled", True), found
+    installation.ghv("recover", job)  # in vain, but not forgotten
     in_the_way.unlink()
     installation.ghv("recover", job)
     wait_for("the clean site", lambda: installation.job(job)["attempts"][0]["state"] == "cleaned")
