@@ -38,7 +38,7 @@ PACKAGES = "slurm-wlm slurm-client slurm-wlm-basic-plugins munge openssh-server 
 
 DAEMONS = ("slurmctld", "slurmd", "slurmstepd", "munged")
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")
-SHELL = ("dash", "cat", "chmod", "mkdir", "mv", "rm", "ls", "env", "id", "sleep", "true")
+SHELL = ("dash", "cat", "chmod", "mkdir", "mv", "rm", "ls", "env", "id", "setsid", "sleep", "true")
 """All that a login or a job finds beside Slurm: POSIX's shell and a few of its utilities."""
 
 CONFIG = """\

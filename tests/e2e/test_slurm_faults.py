@@ -48,10 +48,20 @@ def test_a_submission_that_surfaces_after_it_was_given_up_runs_nothing(slurm: Sl
     gate = slurm.commands / "gate"
     os.mkfifo(gate)
     os.chown(gate, UID, UID)
-    # Of no kin to the session, so that the cut does not reach it.
-    late = f'read word <{_inside(slurm, "gate")}; exec /usr/bin/sbatch "$@" <{_inside(slurm, "script")}'
-    late = f"cat >{_inside(slurm, 'script')}; ( ( {late} ) >{_inside(slurm, 'said')} 2>&1 & ); "
-    with slurm.command("sbatch", f"{late}: >{_inside(slurm, 'reached')}; exec sleep 600"):
+    # What waits at the gate is of no kin to the SSH session and has a session of its own before "reached" tells us: the
+    # cut does not reach it, nor does the relay, whose last act is to kill the sessions of its commands.
+    names = ("gate", "script", "waits", "said", "reached")
+    door, script, waits, said, reached = (_inside(slurm, name) for name in names)
+    late = f': >{waits}; read word <{door}; exec /usr/bin/sbatch "$@" <{script} >{said} 2>&1'
+    with slurm.command(
+        "sbatch",
+        '[ "$1" = --version ] && exec /usr/bin/sbatch "$@"\n'
+        f"cat >{script}\n"
+        f"setsid --fork sh -c '{late}' sbatch \"$@\" </dev/null >/dev/null 2>&1\n"
+        f"until [ -e {waits} ]; do sleep 0.05; done\n"
+        f": >{reached}\n"
+        "exec sleep 600",
+    ):
         job = slurm.detach(*TINY, "--out", "made", "--to", "late", "--", "sh", "-c", "echo run >> made; sleep 6")
         wait_for("the submission", (slurm.commands / "reached").exists)
         first = slurm.entry(job)
@@ -62,7 +72,7 @@ def test_a_submission_that_surfaces_after_it_was_given_up_runs_nothing(slurm: Sl
     descriptor = os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
     os.write(descriptor, b"go\n")
     os.close(descriptor)
-    wait_for("the late submission", (slurm.commands / "said").read_text)
+    wait_for("the late submission", lambda: first.name in slurm.batch_jobs())
     over = ("COMPLETED", "CANCELLED", "FAILED")
     wait_for("the end of the late job", lambda: slurm.batch_jobs()[first.name][1] in over)
     assert len(slurm.guests(job)) == 1
@@ -70,7 +80,7 @@ def test_a_submission_that_surfaces_after_it_was_given_up_runs_nothing(slurm: Sl
     assert found["job"]["state"] == "done"
     assert [reason for _, reason in attempts(found)] == ["lost", "exited"], found
     assert (slurm.work / "late/made").read_text() == "run\n"
-    for name in ("gate", "script", "said", "reached"):
+    for name in names:
         (slurm.commands / name).unlink()
 
 
