@@ -125,6 +125,7 @@ def test_a_plan_for_a_job_that_was_deleted_does_not_fit(store: SqliteStore) -> N
     plan = planned(new)
     [_, pilot, allocation] = plan.records
     store.delete_job("j1", said(new.job, after="deleted"))
+    assert store.was_deleted("j1") and not store.was_deleted("j2")
     late = [plan, Commit((pilot, allocation)), Commit((), (said(new.job),), Ledger("j1", 1.0))]
     assert store.commit(late) == [False, False, False]
     assert store.alive() == []

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.logs import OUTPUT, STREAMS
 from gridhypervisor.execution.present import case_of, event_view, job_detail, job_view
-from gridhypervisor.execution.strays import was_deleted
 from gridhypervisor.model.commit import Birth, StoreError
 from gridhypervisor.model.records import AllocationState, Event, Job, JobState, Vm, Wish
 from gridhypervisor.model.views import (
@@ -114,7 +113,7 @@ class Jobs:
 
     async def delete(self, job: str) -> None:
         """One that is deleted already may be deleted again: a client repeats what it got no answer to."""
-        if not await self.controller.in_store(was_deleted, self.store, job):
+        if not await self.controller.in_store(self.store.was_deleted, job):
             await self._case(job)
             await self.controller.wish(job, Wish.DELETE)
 

@@ -62,6 +62,9 @@ class Store(Protocol):
     def delete_job(self, job: str, event: Event) -> None:
         """Remove its records; its events stay."""
 
+    def was_deleted(self, job: str) -> bool:
+        """Whether there was a job of this id of which everything was removed, sites included."""
+
     def events(self, *, after: int = 0, job: str = "", limit: int = 1000) -> list[Event]: ...
 
     def add_event(self, event: Event) -> None: ...

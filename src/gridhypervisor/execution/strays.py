@@ -37,14 +37,9 @@ class Strays:
             if records is not None:
                 done = any(a.pilot_job == entry and a.state is AllocationState.CLEANED for a in records.allocations)
             else:
-                done = await self._in_store(was_deleted, self._store, job)
+                done = await self._in_store(self._store.was_deleted, job)
             session = self._sessions.get(site)
             if done and session is not None and not self._cases.home(entry)[0]:
                 await session.sweep(entry, batch_id)
         finally:
             del self._sweeps[entry]
-
-
-def was_deleted(store: Store, job: str) -> bool:
-    """Whether there was a job of this id of which everything was removed, sites included."""
-    return any(event.after == "deleted" for event in store.events(job=job))

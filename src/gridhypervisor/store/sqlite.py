@@ -158,6 +158,12 @@ class SqliteStore:
             if connection.execute(delete(schema.job).where(JOB.key == job)).rowcount:
                 connection.execute(insert(schema.event), statements.event_row(event))
 
+    def was_deleted(self, job: str) -> bool:
+        """Whether there was a job of this id of which everything was removed, sites included: its events outlive it."""
+        of_it, told = schema.event.c.job == job, schema.event.c.after == "deleted"
+        with self._read(f"read how job {job} ended") as connection:
+            return connection.execute(select(EVENT.key).where(of_it, told).limit(1)).first() is not None
+
     def events(self, *, after: int = 0, job: str = "", limit: int = 1000) -> list[Event]:
         """Oldest first, of sequence numbers above `after`."""
         wanted = select(*EVENT.columns).where(EVENT.key > after).order_by(EVENT.key).limit(limit)
