@@ -87,10 +87,13 @@ class Queue:
         (folder / "script").write_bytes(script)
         self._write(Job(number, name, cpus, walltime, slots, kill_wait), durable=True)
         spool.sync_folder(self._jobs)
-        guard = os.fork()
-        if guard == 0:
-            self._guard(number)
+        apart, tells = os.pipe()
+        if os.fork() == 0:
+            self._guard(number, tells)
         os.close(alive)
+        os.close(tells)
+        os.read(apart, 1)  # until the guard has told, or has died: who ends our process group must not reach it
+        os.close(apart)
         self._prune()  # now that the job is on its way
         return number
 
@@ -129,10 +132,12 @@ class Queue:
 
     # --- the guard and the supervisor -----------------------------------------------------------------------------
 
-    def _guard(self, number: int) -> NoReturn:
-        """Outlive the supervisor, and end what it left. Never returns: it is a process of its own."""
+    def _guard(self, number: int, tells: int) -> NoReturn:
+        """Outlive the supervisor, and end what it left. Never returns: it is a process of its own, which tells by
+        closing a descriptor that it has a session of its own."""
         try:
             os.setsid()
+            os.close(tells)
             os.chdir("/")
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _leave_streams(self._jobs / str(number) / "output")

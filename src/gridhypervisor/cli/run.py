@@ -193,6 +193,7 @@ class _Interrupts:
         self._job = ""
         self._client: Client | None = None
         self._over = False
+        self._asking: threading.Thread | None = None
 
     def cancels(self, client: Client, job: str) -> None:
         """From now on the first Ctrl-C cancels this job; one that came before does so now."""
@@ -209,16 +210,19 @@ class _Interrupts:
             return
         self._count += 1
         if self._count > 1:
+            if self._asking is not None:
+                self._asking.join(1.0)  # its request is on its way: it takes milliseconds, or nobody answers
             told = f"; {self._job} is being cancelled: ghv show {self._job}" if self._job else ""
             self._progress.say(f"left{told}")
             raise KeyboardInterrupt
-        self._progress.say("cancelling; Ctrl-C again leaves at once")
         if self._job:
             self._cancel()
+        self._progress.say("cancelling; Ctrl-C again leaves at once")
 
     def _cancel(self) -> None:
         # A thread: the handler runs in the middle of whatever the main thread does, and must not wait.
-        threading.Thread(target=self._ask, daemon=True).start()
+        self._asking = threading.Thread(target=self._ask, daemon=True)
+        self._asking.start()
 
     def _ask(self) -> None:
         assert self._client is not None

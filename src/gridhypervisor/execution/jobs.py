@@ -120,8 +120,8 @@ class Jobs:
     async def recover(self, job: str) -> JobView:
         case = await self._case(job)
         if case.job.state.final and job not in self.controller.cases:
-            if case.job.recover:
-                return await self._view(job)  # asked for again, its first answer lost; what was to be done is done
+            if case.job.recover or case.job.state is JobState.DONE:
+                return await self._view(job)  # what was to be done is done: an answer was lost, or we were faster
             raise ServiceError(
                 Problem(f"recover job {job}", 409, "conflict", f"it has ended: {case.job.state}", "submit it again")
             )

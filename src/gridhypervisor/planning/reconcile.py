@@ -346,12 +346,12 @@ class _Step(Draft):
         fetch = f"`ghv recover {self.job.id}` fetches them from {a.site}, or `ghv delete` drops them"
         hint = f"{outcome.hint}; then {fetch}" if outcome.hint else fetch
         self.waiting = outcome.message
+        code = a.exit.exit_code if a.exit is not None else None
         if self.job.wish is Wish.RUN:
-            code = a.exit.exit_code if a.exit is not None else None
             self.end(JobState.FAILED, Reason.STAGING, outcome.message, hint, code, a)
         else:
             message = f"cancelled before its results came home: {outcome.message}"
-            self.end(JobState.CANCELLED, Reason.CANCELLED, message, hint, a=a)
+            self.end(JobState.CANCELLED, Reason.CANCELLED, message, hint, code, a)
 
     def settle(self, a: Allocation) -> None:
         """The results are home: another attempt, or the job waits for the clean-up to end."""

@@ -94,7 +94,16 @@ LISTED = (
         "RemoteHost",
         "LastRemoteHost",
     ),
-    *("ExitCode", "ExitSignal", "HoldReason", "HoldReasonCode", "LastHoldReason", "VacateReason", "RemoveReason"),
+    *(
+        "ExitCode",
+        "ExitSignal",
+        "HoldReason",
+        "HoldReasonCode",
+        "LastHoldReason",
+        "LastHoldReasonCode",
+        "VacateReason",
+        "RemoveReason",
+    ),
     *("JobCurrentReconnectAttempt", "LastRejMatchReason"),
 )
 
@@ -259,18 +268,22 @@ def _reason(row: Mapping[str, object], state: BatchState) -> str:
     if state is BatchState.UNKNOWN:
         return f"HTCondor's state {row.get('JobStatus')}"
     if status == HELD:
-        words = str(row.get("HoldReason") or "held")
-        hint = HOLDS.get(_number(row, "HoldReasonCode"), "")
-        return f"{words}: {hint}" if hint else words
+        return _with_hint(str(row.get("HoldReason") or "held"), _number(row, "HoldReasonCode"))
     if state is BatchState.PENDING:
         return str(row.get("LastRejMatchReason") or "").strip()
     if state is BatchState.RUNNING:
         return "its node does not answer" if _number(row, "JobCurrentReconnectAttempt") else ""
     if status == COMPLETED:
         return ""
-    told = (str(row.get(key) or "") for key in ("LastHoldReason", "VacateReason", "RemoveReason"))
-    words = next((words for words in told if words), "")
+    if held := str(row.get("LastHoldReason") or ""):
+        return _with_hint(held, _number(row, "LastHoldReasonCode"))
+    words = str(row.get("VacateReason") or row.get("RemoveReason") or "")
     return "its node let it go, and it is not to begin again" if not words or OURS in words else words
+
+
+def _with_hint(words: str, code: int) -> str:
+    """The reason of a hold and, where its number says so, what mends it."""
+    return f"{words}: {HOLDS[code]}" if code in HOLDS else words
 
 
 def _exit_code(row: Mapping[str, object]) -> int | None:

@@ -87,6 +87,7 @@ run() {
     streams="$streams $!"
     (
         echo 0 >$job/cgroup.procs
+        [ ! -e $pipes/stopped ] || exit 143 # asked to before it was there to be told: as if TERM had reached it
         echo 0 >/proc/self/oom_score_adj
         exec 3>&- 5>&- 6>&- 7<&-
         program
@@ -103,6 +104,7 @@ run() {
 }
 
 stop() {
+    : >$pipes/stopped
     while read -r process; do kill -TERM "$process"; done <$job/cgroup.procs 2>/dev/null
     (
         sleep "$1"
