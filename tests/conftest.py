@@ -13,10 +13,11 @@ from typing import Any
 import hypothesis
 import pytest
 
-# No deadline: on two shared cores the time of one example says nothing. In CI the same examples every time, so that a
-# failure is the change's own; by hand new ones, so that the search goes on.
-hypothesis.settings.register_profile("here", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+# No deadline, and none for making examples: on two shared cores their time says nothing. In CI the same examples every
+# time, so that a failure is the change's own; by hand new ones, so that the search goes on.
+UNTIMED = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("here", UNTIMED)
+hypothesis.settings.register_profile("ci", UNTIMED, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 HERE = Path(__file__).parent

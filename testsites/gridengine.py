@@ -206,7 +206,7 @@ class GridEngineSite:
         settings = ("/usr/bin/env", f"SGE_ROOT={SGE_ROOT}", f"HOME=/home/{USER}" if as_user else "HOME=/root")
         result = subprocess.run(
             self._site.enter(*who, str(self.root), *settings, *argv), input=stdin, capture_output=True, text=True,
-            check=False, timeout=60,
+            check=False, timeout=120,
         )  # fmt: skip
         if check and result.returncode != 0:
             words = result.stderr.strip() or result.stdout.strip() or result.returncode
@@ -219,7 +219,7 @@ class GridEngineSite:
         rows = [line.split() for line in lines if line.startswith("batch.q@")]
         return [row[0].partition("@")[2] for row in rows if len(row) == 5]  # a sixth word names what is wrong
 
-    def wait_ready(self, timeout: float = 30.0) -> None:
+    def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until the queue master hears of every node."""
         deadline = time.monotonic() + timeout
         while len(self.ready_nodes()) != len(self.nodes):
@@ -333,7 +333,7 @@ class GridEngineSite:
             self.admin("env", tool, f"{BINARIES}/spooldefaults.bin", what, f"{setup}/{source}")
         self.admin("env", tool, f"{BINARIES}/spooldefaults.bin", "managers", "root")
         self.start("qmaster")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while self.name not in self.admin("qconf", "-sss", check=False):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"start {self.name}: its queue master does not answer; {self._log_tails()}")

@@ -210,7 +210,8 @@ class HTCondorSite:
         """Kill what a lost node left running: the processes whose command lines hold these words."""
         for pid, line in self._own_processes():
             if words in line and "condor_" not in line:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def cut_queue(self) -> None:
         """End the queue's daemon and all who watch over its running jobs, as a crash of its machine would."""
@@ -233,7 +234,7 @@ class HTCondorSite:
         """What a command prints, run inside the site as root (or as its ordinary user, or their colleague)."""
         who = ["--userspec", f"{uid}:{uid}"] if uid else []
         words = ["/usr/sbin/chroot", *who, str(self.root), *argv]
-        result = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False, timeout=60)
+        result = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False, timeout=120)
         if check and result.returncode != 0:
             raise RuntimeError(f"{' '.join(argv)} at {self.name}: {result.stderr.strip() or result.returncode}")
         return result.stdout
@@ -301,14 +302,15 @@ class HTCondorSite:
         """Wait until every node is up and has all of its cores free, and the queue can be asked."""
 
         def idle() -> object:
-            free = self.admin("condor_status", "-af", "Name", "Cpus", "TotalSlotCpus", check=False).splitlines()
-            rows = [line.split() for line in free]
+            # A lost node's parts, each of which has all that is its own, are remembered for long.
+            whole = ("condor_status", "-constraint", 'SlotType =!= "Dynamic"', "-af", "Name", "Cpus", "TotalSlotCpus")
+            rows = [line.split() for line in self.admin(*whole, check=False).splitlines()]
             up = {row[0].split("@")[1] for row in rows if row[1] == row[2]}
             return up >= set(self.nodes) and self.admin("condor_status", "-schedd", "-af", "Name", check=False)
 
         self._until("its nodes and its queue", idle)
 
-    def _until(self, what: str, holds: Callable[[], object], timeout: float = 30.0) -> None:
+    def _until(self, what: str, holds: Callable[[], object], timeout: float = 120.0) -> None:
         deadline = time.monotonic() + timeout
         while not holds():
             if time.monotonic() > deadline:

@@ -28,6 +28,7 @@ class Keeper:
 
     def start(self, name: str, argv: list[str]) -> dict[str, Any]:
         log = str(self.root / "var/log" / f"{name}.log")
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # else it may have ended before it is known
         pid = os.posix_spawn(
             argv[0],
             argv,
@@ -41,6 +42,7 @@ class Keeper:
             setsigmask=[],
         )
         self.pids[name] = pid
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         return {"pid": pid}
 
     def signal(self, name: str, number: int) -> dict[str, Any]:

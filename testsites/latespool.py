@@ -1,10 +1,10 @@
 """A folder as a network file system shows it to one of its clients: what others did there is seen late.
 
-`python -m testsites.latespool FOLDER SECONDS` mounts over the folder, in its own mount name space, a view of the folder
-itself. Each change that others make is seen some time after it was made, drawn anew for each between a part of SECONDS
-and all of it: so names appear, change and vanish late, and in another order than they were made in. A name that others
-gave to another file goes on showing the old one; a file that others write on keeps its size and times, and is read no
-further. No change stays unseen for longer, and nothing tells of any.
+`python -m testsites.latespool FOLDER SECONDS HOLD` mounts over the folder, in its own mount name space, a view of the
+folder itself. Each change that others make is seen some time after it was made, drawn anew for each between a part of
+SECONDS and all of it: so names appear, change and vanish late, and in another order than they were made in. A name that
+others gave to another file goes on showing the old one; a file that others write on keeps its size and times, and is
+read no further. No change stays unseen for longer, but while there is a file HOLD all do; and nothing tells of any.
 
 What is done through the view is done to the folder at once: `link`, `rename` and `mkdir` are as atomic as there, and
 when one of them meets a name that was not seen yet, the name is seen from then on, as NFS has it. Each name that showed
@@ -39,20 +39,19 @@ T = TypeVar("T")
 class Late(Generic[T]):
     """Something that others change, as it is seen from here. Times are in seconds since the epoch."""
 
-    def __init__(self, value: T, looked: float) -> None:
+    def __init__(self, value: T) -> None:
         self.value = value
-        self._looked = looked  # when it was known to be so
         self._due: float | None = None  # when the change that is being kept back shows
 
     def see(self, truth: T, changed: float, most: float) -> T:
         """What is seen of it now: the truth, which came to be at `changed`, or still what was seen before."""
         now = time.time()
         if truth == self.value:
-            self._looked, self._due = now, None
+            self._due = None
         elif self._due is None:
-            self._due = min(changed + most * random.uniform(LEAST, 1.0), self._looked + most)
+            self._due = changed + most * random.uniform(LEAST, 1.0)
         if self._due is not None and now >= self._due:
-            self.value, self._looked, self._due = truth, now, None
+            self.value, self._due = truth, None
         return self.value
 
 
@@ -63,9 +62,9 @@ class Node:
         self.descriptor, self.path = descriptor, path
         self.number = 0  # the kernel's name for it; 0: it has none yet
         self.lookups = 0  # how often the kernel was told of it and has not forgotten it
-        self.status = Late(os.fstat(descriptor), time.time())
+        self.status = Late(os.fstat(descriptor))
         self.names: dict[str, Late[Node | None]] = {}
-        self.listed: float | None = None  # when somebody last looked at the whole folder
+        self.listed = False  # whether somebody has looked at the whole folder
 
     @property
     def way(self) -> str:
@@ -74,17 +73,17 @@ class Node:
 
     def know(self) -> None:
         """We changed it ourselves."""
-        self.status = Late(os.fstat(self.descriptor), time.time())
+        self.status = Late(os.fstat(self.descriptor))
 
     def __del__(self) -> None:
         os.close(self.descriptor)
 
 
 class LateSpool:
-    """The view of a folder. `most`: seconds that a change may stay unseen."""
+    """The view of a folder. `most`: seconds that a change may stay unseen; while there is a file `hold`, all do."""
 
-    def __init__(self, folder: Path, most: float) -> None:
-        self._most = most
+    def __init__(self, folder: Path, most: float, hold: Path) -> None:
+        self._most, self._hold = most, hold
         self._known: weakref.WeakValueDictionary[tuple[int, int], Node] = weakref.WeakValueDictionary()
         root = self._node(os.open(folder, os.O_PATH | os.O_DIRECTORY), "")
         root.number, root.lookups = fuse.ROOT, 1
@@ -107,9 +106,11 @@ class LateSpool:
         truth = self._look(folder, name)
         known = folder.names.get(name)
         if known is None:
-            if folder.listed is None:
+            if not folder.listed:
                 return self._know(folder, name)
-            known = folder.names[name] = Late(None, folder.listed)  # it was not there then
+            known = folder.names[name] = Late(None)  # it was not there then
+        if self._hold.exists():
+            return known.value
         before, changed = known.value, time.time() if truth is None else os.fstat(truth.descriptor).st_ctime
         node = known.see(truth, changed, self._most)
         if node is not before and node is not None:
@@ -118,6 +119,8 @@ class LateSpool:
 
     def sees(self, node: Node) -> os.stat_result:
         """Its size, times and links, as seen from here."""
+        if self._hold.exists():
+            return node.status.value
         truth = os.fstat(node.descriptor)
         return node.status.see(truth, truth.st_ctime, self._most)
 
@@ -132,7 +135,7 @@ class LateSpool:
     def _know(self, folder: Node, name: str) -> Node | None:
         """We did something to the name ourselves, or had it refused: what it stands for is known."""
         node = self._look(folder, name)
-        folder.names[name] = Late(node, time.time())
+        folder.names[name] = Late(node)
         if node is not None:
             node.know()
         return node
@@ -196,7 +199,7 @@ class LateSpool:
         answer = self._made(request, folder, name, lambda: os.mkdir(name, mode, dir_fd=folder.descriptor))
         made = folder.names[name].value
         assert made is not None
-        made.listed = time.time()  # it is known to be empty
+        made.listed = True  # it is known to be empty
         return answer
 
     def symlink(self, request: Request) -> bytes:
@@ -305,7 +308,7 @@ class LateSpool:
     def opendir(self, request: Request) -> bytes:
         folder = self._nodes[request.node]
         found = {name: self.see(folder, name) for name in (*os.listdir(folder.way), *folder.names)}
-        folder.listed = time.time()
+        folder.listed = True
         there = [(self.sees(node), name) for name, node in found.items() if node is not None]
         handle = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)  # a number that nobody else has
         self._listings[handle] = [(offset, status, name) for offset, (status, name) in enumerate(there, 1)]
@@ -324,13 +327,13 @@ class LateSpool:
         return fuse.capacity(os.statvfs(self._nodes[request.node].way))
 
 
-def main(folder: Path, seconds: float) -> None:
+def main(folder: Path, seconds: float, hold: Path) -> None:
     os.umask(0)  # the kernel has applied the caller's
-    spool = LateSpool(folder, seconds)
+    spool = LateSpool(folder, seconds, hold)
     descriptor = fuse.mount(folder, "latespool")
     print("mounted", flush=True)
     fuse.serve(descriptor, spool.handlers)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))

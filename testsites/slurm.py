@@ -23,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +35,8 @@ CONTROLLER_PORT = 6817
 MADE = "made"
 """In a kept site's folder: what it was made of, and its address."""
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu/slurm-wlm")
+BOUND = 120.0
+"""Seconds that whatever takes a moment may take: on a machine that has much else to do, or stands still for a while."""
 PACKAGES = "slurm-wlm slurm-client slurm-wlm-basic-plugins munge openssh-server openssh-client util-linux"
 
 DAEMONS = ("slurmctld", "slurmd", "slurmstepd", "munged")
@@ -70,7 +73,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf
 KillWait={kill_wait}
 SlurmdTimeout=10
 SlurmctldTimeout=10
-MessageTimeout=3
+MessageTimeout=6
 MinJobAge={keeps_ended}
 JobRequeue=1
 DefMemPerCPU=64
@@ -127,6 +130,7 @@ class SlurmSite:
         """The user's home as this machine sees it; at the site it is /home/USER."""
         self._keeper: subprocess.Popen[str] | None = None
         self._spool = 0  # the process that shows the front-end its workdir late
+        self._hold = self.root / "var/hold"  # while it is there, that process shows nothing new
         try:
             if not known:
                 self._make_root()
@@ -175,18 +179,28 @@ class SlurmSite:
         """What a command prints, run inside the site as root (or as its ordinary user)."""
         who = ["--userspec", f"{UID}:{UID}"] if as_user else []
         result = subprocess.run(
-            ["/usr/sbin/chroot", *who, self.root, *argv], capture_output=True, text=True, check=False, timeout=60
+            ["/usr/sbin/chroot", *who, self.root, *argv], capture_output=True, text=True, check=False, timeout=BOUND
         )
         if check and result.returncode != 0:
             raise RuntimeError(f"{' '.join(argv)} at {self.name}: {result.stderr.strip() or result.returncode}")
         return result.stdout
 
-    def late(self, name: str) -> list[float]:
-        """Of every file of this name that the front-end saw late so far: how many seconds after its last change."""
+    def late(self, pattern: str) -> list[float]:
+        """Of every file that the front-end saw late so far, where the end of its path matches the pattern: how many
+        seconds after its last change."""
         rows = (line.partition(" ") for line in (self.root / "var/log/latespool.log").read_text().splitlines())
-        return [float(seconds) for seconds, _, path in rows if path.rpartition("/")[2] == name]
+        return [float(seconds) for seconds, _, path in rows if PurePath(path).match(pattern)]
 
-    def wait_idle(self, timeout: float = 20.0) -> None:
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """While this lasts the front-end sees nothing new of what the nodes write, however long it is there."""
+        self._hold.touch()
+        try:
+            yield
+        finally:
+            self._hold.unlink()
+
+    def wait_idle(self, timeout: float = BOUND) -> None:
         """Wait until every node is idle: up, and no job on it."""
         deadline = time.monotonic() + timeout
         while self.admin("sinfo", "-h", "-t", "idle", "-o", "%D", check=False).strip() != str(len(self.nodes)):
@@ -200,7 +214,7 @@ class SlurmSite:
             assert self._keeper.stdin and self._keeper.stdout
             self._keeper.stdin.close()
             self._keeper.stdout.close()
-            self._keeper.wait(timeout=30)
+            self._keeper.wait(timeout=BOUND)
             self._keeper = None
         if not self.keep:
             shutil.rmtree(self.folder)
@@ -317,7 +331,7 @@ class SlurmSite:
         for daemon in ("munged", "slurmctld", "sshd", *self.nodes):
             self.start(daemon)
         self.wait_idle()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + BOUND
         while not _listens(self.login.host, self.login.port):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"start {self.name}: its sshd does not answer; {self._log_tails()}")
@@ -331,9 +345,10 @@ class SlurmSite:
         log.unlink(missing_ok=True)
         argv = ["/usr/bin/unshare", "--mount", "--propagation", "private",
                 "/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[1]}",
-                sys.executable, "-m", "testsites.latespool", str(workdir), str(self._spool_delay)]  # fmt: skip
+                sys.executable, "-m", "testsites.latespool", str(workdir), str(self._spool_delay),
+                str(self._hold)]  # fmt: skip
         pid = int(self._ask({"start": "latespool", "argv": argv})["pid"])
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + BOUND
         while "mounted" not in log.read_text():
             if time.monotonic() > deadline or not self.alive("latespool"):
                 raise RuntimeError(f"start {self.name}: no late view of {workdir}; {self._log_tails()}")

@@ -47,7 +47,7 @@ class Spaces:
         Raises:
             RuntimeError: it failed; the message is its own.
         """
-        result = subprocess.run([*self._door, *argv], capture_output=True, text=True, check=False, timeout=60)
+        result = subprocess.run([*self._door, *argv], capture_output=True, text=True, check=False, timeout=120)
         if result.returncode != 0:
             raise RuntimeError(f"{' '.join(argv)} in {self.hostname}: {result.stderr.strip() or result.returncode}")
         return result.stdout
@@ -74,7 +74,7 @@ class Spaces:
         assert self._keeper.stdin and self._keeper.stdout
         self._keeper.stdin.close()
         self._keeper.stdout.close()
-        self._keeper.wait(timeout=30)
+        self._keeper.wait(timeout=120)
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._keeper.stdin

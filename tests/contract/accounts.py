@@ -78,7 +78,8 @@ class Account:
         transport = transport_for(self.site, self.bundle, log=self.log, progress=progress)
         notes: list[tuple[dict[str, Any], bytes]] = []
         async with transport.connect(lambda note, payload: notes.append((note, payload))) as link:
-            hello, _ = await link.call(Op.HELLO, {"installation": OURS, "protocol": PROTOCOL}, timeout=30)
+            # The first relay on a node unpacks the bundle.
+            hello, _ = await link.call(Op.HELLO, {"installation": OURS, "protocol": PROTOCOL}, timeout=240)
             driver = driver_for(self.site, hello["workdir"], self.bundle.digest)
             yield Connected(self, link, driver, hello["workdir"], hello, notes)
 
@@ -107,7 +108,7 @@ class Connected:
         self.account.log.parent.mkdir(parents=True, exist_ok=True)
         local = self.account.log.parent / f"{name}.sh"
         local.write_text(script)
-        await self.link.upload(local, f"spool/{name}/start", {}, timeout=30)
+        await self.link.upload(local, f"spool/{name}/start", {}, timeout=120)
         entry = f"{self.workdir}/spool/{name}"
         job = Submission(name, entry, f"{entry}/start", self.account.site.scratch, cpus, memory, walltime)
         results = await self.link.commands(self.driver.submit([job], self.account.site))
@@ -122,9 +123,18 @@ class Connected:
     async def listing(self) -> tuple[Listing | None, str]:
         return self.driver.listing(await self.link.commands(self.driver.query(OURS)), time.monotonic())
 
+    async def lists(self, seconds: float = 90) -> Listing:
+        """The next listing that the site gives: one that fails is asked for again."""
+        deadline = time.monotonic() + seconds
+        while True:
+            listing, problem = await self.listing()
+            if listing is not None:
+                return listing
+            assert time.monotonic() < deadline, f"no listing after {seconds} s: {problem}"
+            await asyncio.sleep(0.1)
+
     async def cancel(self, *names: str) -> None:
-        listing, problem = await self.listing()
-        assert listing is not None, problem
+        listing = await self.lists()
         ids = [(name, listing.jobs[name].id if name in listing.jobs else "") for name in names]
         for result in await self.link.commands(self.driver.cancel(ids)):
             gone = "does not exist" in result.stdout or "Couldn't find" in result.stderr  # has just ended, for one
@@ -133,40 +143,38 @@ class Connected:
     async def begun(self, name: str) -> None:
         await until(f"{name} to begin", (self.entry(name) / "began").exists)
 
-    async def said(self, name: str, words: str, seconds: float = 10) -> None:
+    async def said(self, name: str, words: str, seconds: float = 60) -> None:
         """Until the job's batch log, as the relay sees it, holds these words: what a node wrote may show late."""
         local, found = self.account.log.parent / f"{name}.log", ""
         deadline = time.monotonic() + seconds
         while found != words:
             assert time.monotonic() < deadline, f"the log of {name} after {seconds} s: {found!r}"
-            await self.link.download(f"spool/{name}/batch.log", local, timeout=10, optional=True)
+            await self.link.download(f"spool/{name}/batch.log", local, timeout=60, optional=True)
             found = local.read_text() if local.exists() else ""
             await asyncio.sleep(0.05)
 
-    async def until(self, name: str, *states: BatchState, seconds: float = 30) -> BatchJob:
-        """The job once it is in one of these states. A listing that fails meanwhile is looked at again."""
+    async def until(self, name: str, *states: BatchState, reason: str = "", seconds: float = 90) -> BatchJob:
+        """The job once it is in one of these states, for a reason with these words in it."""
         deadline = time.monotonic() + seconds
         while True:
-            listing, problem = await self.listing()
-            job = listing.jobs.get(name) if listing else None
-            if job is not None and job.state in states:
+            job = (await self.lists()).jobs.get(name)
+            if job is not None and job.state in states and reason in job.reason:
                 return job
-            assert time.monotonic() < deadline, f"{name}: {job or problem or 'not listed'} after {seconds} s"
+            assert time.monotonic() < deadline, f"{name}: {job or 'not listed'} after {seconds} s"
             await asyncio.sleep(0.1)
 
-    async def over(self, name: str, seconds: float = 30) -> None:
+    async def over(self, name: str, seconds: float = 90) -> None:
         """Until a job that never began has ended, or is listed no more: not every site keeps a record of such a one."""
         deadline = time.monotonic() + seconds
         while True:
-            listing, problem = await self.listing()
-            job = listing.jobs.get(name) if listing else None
-            if listing is not None and (job is None or job.state is BatchState.ENDED):
+            job = (await self.lists()).jobs.get(name)
+            if job is None or job.state is BatchState.ENDED:
                 return
-            assert time.monotonic() < deadline, f"{name}: {job or problem} after {seconds} s"
+            assert time.monotonic() < deadline, f"{name}: {job} after {seconds} s"
             await asyncio.sleep(0.1)
 
 
-async def until(what: str, holds: Callable[[], object], seconds: float = 20) -> None:
+async def until(what: str, holds: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

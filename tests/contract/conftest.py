@@ -1,4 +1,4 @@
-"""What the contract tests share: the real bundle, made once, and real Slurms."""
+"""What the contract tests share: the real bundle, made once, and real sites."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from gridhypervisor.sites import Bundle
 from tests.making import make_bundle
 from testsites import GridEngineSite, HTCondorSite, SlurmSite
 
+WARNING = 8
+"""Seconds between a site's signals that ask a job to end and that kill it. In that time, on a machine that may be busy,
+the jobs of these tests say that they were asked, and end; only those that heed nothing take all of it."""
+
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
@@ -18,23 +22,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="session")
 def slurm_site() -> Iterator[SlurmSite]:
-    with SlurmSite("slurm-a", nodes=2, cpus=2, kill_wait=5) as site:
+    with SlurmSite("slurm-a", nodes=2, cpus=2, kill_wait=WARNING) as site:
         yield site
 
 
 @pytest.fixture(scope="session")
 def late_slurm_site() -> Iterator[SlurmSite]:
-    with SlurmSite("slurm-late", nodes=2, cpus=2, kill_wait=5, spool_delay=2.0) as site:
+    with SlurmSite("slurm-late", nodes=2, cpus=2, kill_wait=WARNING, spool_delay=2.0) as site:
         yield site
 
 
 @pytest.fixture(scope="session")
 def gridengine_site() -> Iterator[GridEngineSite]:
-    with GridEngineSite("sge-a", nodes=2, slots=2, notify=2) as site:
+    with GridEngineSite("sge-a", nodes=2, slots=2, notify=WARNING) as site:
         yield site
 
 
 @pytest.fixture(scope="session")
 def htcondor_site() -> Iterator[HTCondorSite]:
-    with HTCondorSite("htcondor-a", nodes=2, cpus=2, vacate=3) as site:
+    with HTCondorSite("htcondor-a", nodes=2, cpus=2, vacate=WARNING) as site:
         yield site

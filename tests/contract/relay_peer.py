@@ -40,7 +40,7 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(20)
+        self.process.wait(60)
         self.process.stdout.close()
 
     def send(self, op: str, payload: bytes = b"", **request: Any) -> int:
@@ -51,7 +51,7 @@ class Peer:
         self.process.stdin.flush()
         return self._last
 
-    def reply(self, number: int, seconds: float = 20) -> tuple[dict[str, Any], bytes]:
+    def reply(self, number: int, seconds: float = 60) -> tuple[dict[str, Any], bytes]:
         """Wait for a reply; raises Refusal where it is an error."""
         end = time.monotonic() + seconds
         while number not in self._replies:
@@ -61,13 +61,17 @@ class Peer:
             raise Refusal(message["error"])
         return message["ok"], payload
 
+    def answered(self, number: int) -> bool:
+        """Whether the reply was among what has been read so far; replies come in the order in which they were given."""
+        return number in self._replies
+
     def ask(self, op: str, payload: bytes = b"", **request: Any) -> dict[str, Any]:
         return self.reply(self.send(op, payload, **request))[0]
 
     def hello(self, installation: str = "inst") -> dict[str, Any]:
         return self.ask(Op.HELLO, installation=installation, protocol=wire.PROTOCOL)
 
-    def note(self, seconds: float = 10) -> tuple[dict[str, Any], bytes]:
+    def note(self, seconds: float = 60) -> tuple[dict[str, Any], bytes]:
         """The next note."""
         end = time.monotonic() + seconds
         while not self.notes:

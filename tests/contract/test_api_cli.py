@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -78,7 +79,7 @@ def test_quiet_run_adds_nothing_of_its_own(ghv: Ghv) -> None:
 def test_run_tells_failures_of_ours_apart(ghv: Ghv, reason: str, code: int) -> None:
     result = ghv(*run("fail", reason))
     assert result.exit_code == code
-    assert f"failed after 0s: {reason}" in result.stderr
+    assert re.search(rf"failed after \d+s: {reason}", result.stderr)
     assert "next: Look at the console." in result.stderr
 
 
@@ -248,14 +249,12 @@ class Terminal:
                 self.seen += os.read(self._leader, 1 << 16)
 
     def end(self) -> int:
-        code = self.process.wait(WAIT)
-        while select.select([self._leader], [], [], 0)[0]:
-            try:
+        """Its exit code. All is read first: it waits for a reader once a few seconds' worth of its line lies there."""
+        with contextlib.suppress(OSError):  # nobody holds the other end any more
+            while select.select([self._leader], [], [], WAIT)[0]:
                 self.seen += os.read(self._leader, 1 << 16)
-            except OSError:
-                break
         os.close(self._leader)
-        return code
+        return self.process.wait(WAIT)
 
 
 def test_on_a_terminal_one_line_lives_below_the_output(service: Service) -> None:
@@ -285,7 +284,7 @@ def test_without_a_terminal_each_change_is_a_line(ghv: Ghv) -> None:
     said = ghv(*run("print", "x", "exit", "0")).stderr
     assert "\r" not in said and "\x1b" not in said
     assert all(line.startswith("ghv: ") for line in said.splitlines())
-    assert said.splitlines()[-1] == f"ghv: j1 done after 0s, 1 result in {os.getcwd()}"
+    assert re.fullmatch(rf"ghv: j1 done after \d+s, 1 result in {re.escape(os.getcwd())}", said.splitlines()[-1])
 
 
 def test_the_first_interrupt_cancels_and_streams_on(service: Service) -> None:
@@ -332,15 +331,17 @@ def test_a_reader_who_has_seen_enough_does_not_end_the_job(service: Service) -> 
 
 
 def test_ghv_starts_fast() -> None:
-    """0.05 s of CPU where this was first measured: a verb's imports must not creep into every start."""
+    """Hardly more than Python with click takes, on any machine: a verb's imports must not creep into every start."""
 
     def spent() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
-    costs = []
-    for _ in range(5):
+    def cost(*command: str) -> float:
         before = spent()
-        subprocess.run([*GHV, "--version"], check=True, stdout=subprocess.DEVNULL)
-        costs.append(spent() - before)
-    assert min(costs) < 0.15
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return spent() - before
+
+    costs = [(cost(*GHV, "--version"), cost(sys.executable, "-c", "import click")) for _ in range(5)]
+    ours, clicks = (min(column) for column in zip(*costs, strict=True))
+    assert ours < 2 * clicks

@@ -154,15 +154,16 @@ def test_a_crashed_service_is_started_again_and_a_stopped_one_is_not(service: Se
         service.socket.unlink()
         service.start()
 
-    client = Client(str(service.socket), revive=revive, patience=0.2)
-    client.status()
+    hasty, patient = (Client(str(service.socket), revive=revive, patience=seconds) for seconds in (0.2, WAIT))
+    for client in (hasty, patient):
+        client.status()
     service.stop()
     with pytest.raises(ServiceError):
-        client.status()
+        hasty.status()
     assert not started
     with socket.socket(socket.AF_UNIX) as crashed:
         crashed.bind(str(service.socket))
-    client.status()
+    patient.status()
     assert started == [True]
 
 

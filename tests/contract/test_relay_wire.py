@@ -90,31 +90,32 @@ def test_broken_framing_ends_the_relay(workdir: Path) -> None:
     assert peer.process.stdin is not None
     peer.process.stdin.write(b"this is no message\n")
     peer.process.stdin.flush()
-    assert peer.process.wait(10) == 65
+    assert peer.process.wait(60) == 65
     peer.__exit__()
 
 
 def test_it_ends_when_its_stdin_does_even_with_a_command_running(workdir: Path) -> None:
     with Peer([*RELAY, str(workdir)]) as peer:
-        peer.send(Op.EXEC, commands=[{"argv": ["sleep", "600"]}])
-        peer.hello()
-        begun = time.monotonic()
+        peer.send(Op.EXEC, commands=[{"argv": ["sh", "-c", ': >"$0"; exec sleep 600', str(workdir / "began")]}])
+        end = time.monotonic() + 60
+        while not (workdir / "began").exists():
+            assert time.monotonic() < end
+            peer.hello()
+    # On leaving, the relay was given less time than the command takes.
     assert peer.process.returncode == 0
-    assert time.monotonic() - begun < 10
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def test_commands_run_side_by_side_each_with_its_own_end(quiet: Peer) -> None:
-    begun = time.monotonic()
     results = quiet.ask(
         Op.EXEC,
         commands=[
             {"argv": ["cat"], "stdin": "grüße\n"},
             {"argv": ["sh", "-c", "echo $WHO >&2; exit 3"], "environment": {"WHO": "me"}},
             {"argv": ["/no/such/program"]},
-            {"argv": ["sh", "-c", "sleep 600 & sleep 600"], "timeout": 0.5},
+            {"argv": ["sh", "-c", "sleep 600 & sleep 600"], "timeout": 0.5},  # longer than we wait for the reply
             {"argv": ["head", "-c", str(4 << 20), "/dev/zero"]},
             {"argv": ["echo", "$HOME; `id`"]},
         ],
@@ -125,7 +126,6 @@ def test_commands_run_side_by_side_each_with_its_own_end(quiet: Peer) -> None:
     assert results[3]["code"] is None and "0.5 s" in results[3]["stderr"]
     assert results[4]["code"] is None and "limit" in results[4]["stderr"]
     assert results[5]["stdout"] == "$HOME; `id`\n"
-    assert time.monotonic() - begun < 10
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -278,8 +278,10 @@ def test_a_wish_is_left_for_the_pilot(quiet: Peer, workdir: Path) -> None:
 
 
 def test_scan_shows_our_entries_and_notes_tell_of_changes(peer: Peer, workdir: Path) -> None:
-    for name in ("inst-1", "inst-2", "other-1"):
-        (workdir / "spool" / name).mkdir(parents=True)
+    # Announced, as a controller does: a relay that must look for itself looks seldom while it knows of no entry.
+    for name in ("inst-1", "inst-2"):
+        peer.ask(Op.PREPARE, entry=name, manifest=manifest(name))
+    (workdir / "spool/other-1").mkdir()
     views = peer.ask(Op.SCAN)["entries"]
     assert views == [{"entry": "inst-1"}, {"entry": "inst-2"}]
     entry = workdir / "spool/inst-1"
@@ -308,7 +310,7 @@ def test_a_new_entry_of_another_hand_is_seen(peer: Peer, workdir: Path) -> None:
     write(entry / "owner", wire.OwnerRecord("pilot", "claim", 1, "node"))
     seen: dict[str, object] = {}
     while "owner" not in seen:
-        seen = peer.note(40)[0]["entry"]
+        seen = peer.note(150)[0]["entry"]  # without inotify it looks every 30 s or so
     assert seen["entry"] == "inst-9"
 
 
@@ -419,7 +421,7 @@ def test_a_relay_that_is_killed_leaves_the_spool_usable(workdir: Path) -> None:
         data = os.urandom(200_000)
         peer.ask(Op.PUT, data[:100_000], path="cache/x", offset=0, last=False, size=len(data))
         peer.process.send_signal(signal.SIGKILL)
-        peer.process.wait(10)
+        peer.process.wait(60)
     with Peer([*RELAY, str(workdir)]) as peer:
         peer.hello()
         have = peer.ask(Op.HAVE, paths=["cache/x"])["sizes"]["cache/x.part"]
@@ -437,14 +439,13 @@ def test_entries_come_in_pages_that_an_older_peer_need_not_ask_for(quiet: Peer, 
 
 
 def test_commands_that_hang_hold_up_nothing_else(quiet: Peer, workdir: Path) -> None:
-    hang = [wire.Command(("sleep", "60"), timeout=3.0)] * 16
-    waiting = quiet.send(Op.EXEC, commands=wire.to_plain(hang))
-    began = time.monotonic()
+    waits = ("sh", "-c", 'until [ -e "$0" ]; do sleep 0.1; done', str(workdir / "go"))
+    waiting = quiet.send(Op.EXEC, commands=wire.to_plain([wire.Command(waits, timeout=120.0)] * 16))
     for number in range(20):
         quiet.ask(Op.PUT, b"data", path=f"cache/{number}", offset=0, last=True, size=4)
-    assert time.monotonic() - began < 3.0
-    results = quiet.reply(waiting)[0]["results"]
-    assert [result.get("code") for result in results] == [None] * 16
+    assert not quiet.answered(waiting)
+    (workdir / "go").touch()
+    assert [result["code"] for result in quiet.reply(waiting)[0]["results"]] == [0] * 16
 
 
 def test_an_output_whose_name_is_no_text_hides_no_other(quiet: Peer, workdir: Path) -> None:
@@ -475,7 +476,7 @@ def test_what_was_cut_short_long_ago_is_swept_at_hello(workdir: Path) -> None:
     os.utime(workdir / "cache/old.part", (long_ago, long_ago))
     with Peer([*RELAY, str(workdir)]) as peer:
         peer.hello()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while (workdir / "cache/old.part").exists():
             assert time.monotonic() < end
             peer.ask(Op.USAGE)

@@ -48,10 +48,11 @@ def test_a_job_ends_with_its_code_and_its_words_are_in_the_entry(account: Accoun
 def test_an_accepted_job_is_listed_at_once_under_the_id_that_was_told(account: Account) -> None:
     async def scenario() -> None:
         async with account.connect() as at:
-            name, answer = await at.submit("sleep 1")
-            listing, problem = await at.listing()
-            assert listing is not None, problem
-            assert listing.jobs[name].id == answer.batch_id
+            name, answer = await at.submit(WAITS)  # it must not end before it is listed
+            assert (await at.lists()).jobs[name].id == answer.batch_id
+            await at.begun(name)
+            await at.cancel(name)
+            await at.over(name)
 
     asyncio.run(scenario())
 
@@ -76,6 +77,7 @@ def test_a_job_beyond_the_capacity_waits_and_can_be_cancelled_before_it_began(ac
             running = [await at.accepted(WAITS) for _ in range(CAPACITY)]
             for name in running:
                 await at.until(name, BatchState.RUNNING)
+                await at.begun(name)
             waiting = await at.accepted(WAITS)
             await at.until(waiting, BatchState.PENDING)
             await at.cancel(waiting)
@@ -94,8 +96,7 @@ def test_a_name_that_the_site_never_heard_of_is_absent_and_may_be_cancelled(acco
     async def scenario() -> None:
         async with account.connect() as at:
             name = at.new_name()
-            listing, _ = await at.listing()
-            assert listing is not None and name not in listing.jobs
+            assert name not in (await at.lists()).jobs
             await at.cancel(name)
 
     asyncio.run(scenario())
@@ -117,6 +118,7 @@ def test_jobs_outlive_the_relay_that_submitted_them(account: Account) -> None:
         async with account.connect() as at:
             name = await at.accepted(WAITS)
             await at.until(name, BatchState.RUNNING)
+            await at.begun(name)
         async with account.connect() as at:
             assert (await at.until(name, BatchState.RUNNING, BatchState.ENDED)).state is BatchState.RUNNING
             await at.cancel(name)
@@ -150,7 +152,7 @@ def test_a_fork_job_is_ended_at_its_walltime(bundle: Bundle, tmp_path: Path) -> 
 
     async def scenario() -> None:
         async with account.connect() as at:
-            name = await at.accepted(WAITS, walltime=1)
+            name = await at.accepted(WAITS, walltime=10)  # in which it surely comes to set its traps
             job = await at.until(name, BatchState.ENDED)
             assert job.reason == "walltime"
             assert (at.entry(name) / "seen").read_text() == "TERM\n"

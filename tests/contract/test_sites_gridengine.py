@@ -34,8 +34,8 @@ async def lives_on(at: Connected, name: str) -> None:
 
 
 def end(site: GridEngineSite, at: Connected, name: str) -> None:
-    """Kill a job that Grid Engine no longer minds."""
-    site.admin("sh", "-c", f"kill -9 {(at.entry(name) / 'began').read_text().strip()}")
+    """Kill a job that Grid Engine no longer minds, if its node, once it is heard of again, was not faster."""
+    site.admin("sh", "-c", f"kill -9 {(at.entry(name) / 'began').read_text().strip()}", check=False)
 
 
 def test_neither_the_front_end_nor_a_node_has_python_or_qemu(account: Account, gridengine_site: GridEngineSite) -> None:
@@ -63,8 +63,7 @@ def test_the_jobs_of_others_and_of_the_users_own_are_not_ours(
         async with account.connect() as at:
             name = await at.accepted("exit 0")
             await at.until(name, BatchState.ENDED)
-            listing, _ = await at.listing()
-            assert listing is not None
+            listing = await at.lists()
             assert not ids & {job.id for job in listing.jobs.values()}
             assert all(known.startswith(f"{OURS}-") for known in listing.jobs)
             await at.cancel(f"{OURS}-j999-1")  # not ours, though it has our name: Grid Engine leaves it alone
@@ -104,6 +103,7 @@ def test_what_the_user_configured_for_a_site_is_what_the_job_asks_for(
             for words in ("mem_free=256M", "h_rt=600", "smp range: 2", "batch.q@sge-a-n2", "restart:", "notify:"):
                 assert words in shown
             assert (await at.until(name, BatchState.RUNNING)).node == "sge-a-n2"
+            await at.begun(name)
             await at.cancel(name)
             await at.over(name)
 
@@ -113,7 +113,8 @@ def test_what_the_user_configured_for_a_site_is_what_the_job_asks_for(
 def test_at_the_limit_a_job_is_warned_and_its_end_says_so(account: Account) -> None:
     async def scenario() -> None:
         async with account.connect() as at:
-            heeds, deaf = await at.accepted(WAITS, walltime=2), await at.accepted(DEAF, walltime=2)
+            # Long enough for either to set its trap before, on a machine that may be busy.
+            heeds, deaf = await at.accepted(WAITS, walltime=15), await at.accepted(DEAF, walltime=15)
             assert (await at.until(heeds, BatchState.ENDED)).code == 5
             job = await at.until(deaf, BatchState.ENDED)
             assert job.code == 137 and "h_rt" in job.reason
@@ -185,8 +186,8 @@ def test_a_queue_master_that_hangs_makes_no_empty_listing_and_no_refusal(
         [unclear] = at.driver.submitted([CommandResult(None, "", "")])
         assert unclear.accepted is None
         async with account.connect() as at:
-            listing, problem = await at.listing()
-            assert listing is not None and running in listing.jobs, problem
+            listing = await at.lists()
+            assert running in listing.jobs
             if name in listing.jobs:  # the queue master had read the request before its sender was killed, or not
                 await at.until(name, BatchState.ENDED)
             await at.cancel(running)
@@ -202,7 +203,7 @@ def test_a_dead_queue_master_makes_no_empty_listing_and_the_running_job_is_found
         async with account.connect() as at:
             running, ends = (
                 await at.accepted(WAITS),
-                await at.accepted("echo >$5/began; until [ -e $5/go ]; do :; done"),
+                await at.accepted("echo >$5/began; until [ -e $5/go ]; do :; done; echo >$5/gone"),
             )
             await at.begun(running)
             await at.begun(ends)
@@ -214,9 +215,10 @@ def test_a_dead_queue_master_makes_no_empty_listing_and_the_running_job_is_found
                 _, answer = await at.submit("exit 0")
                 assert answer.accepted is None
                 (at.entry(ends) / "go").touch()  # it ends while nobody keeps the books
+                await until(f"the end of {ends}", (at.entry(ends) / "gone").exists)
             finally:
                 gridengine_site.start("qmaster")
-            assert (await at.until(ends, BatchState.ENDED, seconds=60)).code == 0
+            assert (await at.until(ends, BatchState.ENDED)).code == 0
             assert (await at.until(running, BatchState.RUNNING, BatchState.ENDED)).state is BatchState.RUNNING
             await at.cancel(running)
             await at.until(running, BatchState.ENDED)
@@ -237,18 +239,19 @@ def test_a_node_cut_off_is_lost_and_stays_so_when_an_administrator_deletes_the_j
             await until("the node's first word of it", lambda: is_running(gridengine_site, job.id))
             gridengine_site.connect(job.node, False)
             try:
-                await at.until(name, BatchState.NODE_LOST, seconds=60)
+                await at.until(name, BatchState.NODE_LOST)
                 gridengine_site.admin("qdel", "-f", job.id)
                 accounts = gridengine_site.root / "opt/sge/default/common/accounting"
                 await until("the record", lambda: f":{name}:{job.id}:" in accounts.read_text())
                 assert "exit_status  0 " in gridengine_site.admin("qacct", "-j", job.id)
-                forced = await at.until(name, BatchState.NODE_LOST, BatchState.ENDED)
-                assert forced.state is BatchState.NODE_LOST and "has not confirmed" in forced.reason
+                # While the queue still lists it, it is lost for another reason: the node does not answer.
+                forced = await at.until(name, BatchState.NODE_LOST, BatchState.ENDED, reason="has not confirmed")
+                assert forced.state is BatchState.NODE_LOST
                 await lives_on(at, name)
             finally:
                 gridengine_site.connect(job.node, True)
             end(gridengine_site, at, name)
-            gridengine_site.wait_ready(60)
+            gridengine_site.wait_ready()
 
     asyncio.run(scenario())
 
@@ -268,8 +271,9 @@ def test_a_job_whose_shepherd_was_killed_is_lost_for_it_runs_on(
             await at.begun(name)
             await until("the node's first word of it", lambda: is_running(gridengine_site, answer.batch_id))
             gridengine_site.lose_shepherd(answer.batch_id)
-            job = await at.until(name, BatchState.NODE_LOST, BatchState.ENDED)
-            assert job.state is BatchState.NODE_LOST and "before writing exit_status" in job.reason
+            # A busy node, too, may pass for lost for a while, but for another reason.
+            job = await at.until(name, BatchState.NODE_LOST, BatchState.ENDED, reason="before writing exit_status")
+            assert job.state is BatchState.NODE_LOST
             await lives_on(at, name)
             end(gridengine_site, at, name)
 

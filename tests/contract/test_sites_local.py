@@ -72,7 +72,7 @@ def test_when_the_relay_is_killed_what_was_under_way_is_unknown(account: Account
     async def scenario() -> None:
         async with account.connect() as at:
             call = asyncio.create_task(
-                at.link.call(Op.EXEC, {"commands": [{"argv": ["sleep", "5"], "timeout": 9.0}]}, timeout=20)
+                at.link.call(Op.EXEC, {"commands": [{"argv": ["sleep", "600"], "timeout": 600.0}]}, timeout=60)
             )
             await asyncio.sleep(0)
             os.kill(at.hello["pid"], signal.SIGKILL)
@@ -92,10 +92,10 @@ def test_a_local_file_is_taken_over_and_verified(account: Account, tmp_path: Pat
         (tmp_path / "file").write_bytes(b"data")
         async with account.connect() as at:
             digest = hashlib.sha256(b"data").hexdigest()
-            await at.link.upload(tmp_path / "file", "cache/x", {"sha256": digest}, timeout=10)
+            await at.link.upload(tmp_path / "file", "cache/x", {"sha256": digest}, timeout=60)
             assert (account.folder / "cache" / "x").read_bytes() == b"data"
             with pytest.raises(LinkError) as wrong:
-                await at.link.upload(tmp_path / "file", "cache/y", {"sha256": "0" * 64}, timeout=10)
+                await at.link.upload(tmp_path / "file", "cache/y", {"sha256": "0" * 64}, timeout=60)
             assert wrong.value.kind == "digest"
             await until("the refused file to be gone", lambda: not (account.folder / "cache" / "y").exists())
 

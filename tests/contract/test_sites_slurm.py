@@ -48,8 +48,7 @@ def test_the_jobs_of_others_and_of_the_users_own_are_not_ours(account: Account, 
         async with account.connect() as at:
             name = await at.accepted("exit 0")
             await at.until(name, BatchState.ENDED)
-            listing, _ = await at.listing()
-            assert listing is not None
+            listing = await at.lists()
             assert not set(ids) & {job.id for job in listing.jobs.values()}
             assert all(known.startswith(f"{OURS}-") for known in listing.jobs)
 
@@ -153,13 +152,13 @@ def test_a_node_that_fell_silent_is_lost_which_is_not_ended_for_its_job_runs_on(
             await at.begun(name)
             slurm_site.signal(node)
             try:
-                await at.until(name, BatchState.NODE_LOST, seconds=60)
+                await at.until(name, BatchState.NODE_LOST)
                 alive = at.entry(name) / "alive"
                 before = alive.stat().st_size
                 await until("the lost job's next sign of life", lambda: alive.stat().st_size > before)
             finally:
                 slurm_site.start(node)
-            slurm_site.wait_idle(60)  # the node, back again, ends what it should no longer run
+            slurm_site.wait_idle()  # the node, back again, ends what it should no longer run
             await until("the job's end", lambda: (at.entry(name) / "seen").exists())
 
     asyncio.run(scenario())
@@ -183,9 +182,8 @@ def test_a_cut_in_the_middle_of_a_submission_leaves_it_unclear_and_the_listing_t
             finally:
                 slurm_site.signal("slurmctld", signal.SIGCONT)
         async with account.connect() as at:
-            listing, problem = await at.listing()
-            assert listing is not None, problem
-            if name in listing.jobs:  # the controller had read the request before its sender was killed, or not
+            # The controller had read the request before its sender was killed, or not.
+            if name in (await at.lists()).jobs:
                 await at.until(name, BatchState.ENDED)
 
     asyncio.run(scenario())

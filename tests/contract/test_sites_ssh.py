@@ -191,7 +191,7 @@ def test_files_cross_whole_and_a_wrong_digest_is_refused(account: Account, tmp_p
 def test_after_a_cut_both_ways_go_on_where_they_stopped(
     account: Account, slurm_site: SlurmSite, tmp_path: Path
 ) -> None:
-    data = os.urandom(1 << 20) * 200
+    data = os.urandom(1 << 20) * 64  # far more than is under way at any moment: the cut comes before the end
     (tmp_path / "up").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     there = account.folder / "cache" / "big.part"
@@ -216,9 +216,9 @@ def test_after_a_cut_both_ways_go_on_where_they_stopped(
 
     async def transfer(link: RelayLink, up: bool) -> None:
         if up:
-            await link.upload(tmp_path / "up", "cache/big", {"sha256": digest}, timeout=60)
+            await link.upload(tmp_path / "up", "cache/big", {"sha256": digest}, timeout=200)
         else:
-            await link.download("cache/big", tmp_path / "down", sha256=digest, timeout=60)
+            await link.download("cache/big", tmp_path / "down", sha256=digest, timeout=200)
 
     asyncio.run(scenario())
 
@@ -228,9 +228,10 @@ def test_a_cut_fails_every_request_under_way_and_the_next_connection_works(
 ) -> None:
     async def scenario() -> None:
         async with account.connect() as at:
-            command = {"argv": ["sleep", "30"], "timeout": 30.0}
-            calls = [asyncio.create_task(at.link.call(Op.EXEC, {"commands": [command]}, timeout=60)) for _ in range(3)]
-            await until("the commands to run", lambda: slurm_site.processes().count("sleep") == 3)
+            (account.folder / "lingers").symlink_to("/bin/sleep")  # a name that no job of another test has
+            command = {"argv": [f"{at.workdir}/lingers", "600"], "timeout": 600.0}
+            calls = [asyncio.create_task(at.link.call(Op.EXEC, {"commands": [command]}, timeout=600)) for _ in range(3)]
+            await until("the commands to run", lambda: slurm_site.processes().count("lingers") == 3)
             slurm_site.cut_ssh()
             for call in calls:
                 with pytest.raises(LinkLost):
@@ -239,6 +240,6 @@ def test_a_cut_fails_every_request_under_way_and_the_next_connection_works(
                 await at.link.call(Op.SCAN, {}, timeout=60)
         async with account.connect() as at:
             assert at.hello["user"] == "scientist"
-        await until("the cut relay's commands to end", lambda: "sleep" not in slurm_site.processes())
+        await until("the cut relay's commands to end", lambda: "lingers" not in slurm_site.processes())
 
     asyncio.run(scenario())

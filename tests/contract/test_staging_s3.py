@@ -34,9 +34,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ann")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    assert httpx.put(f"http://{host}:{port}/archive").status_code == 200
-    yield S3Store("archive", client_options={"allow_http": True})
-    server.stop()
+    try:
+        # The first request is answered when the server has imported its S3.
+        assert httpx.put(f"http://{host}:{port}/archive", timeout=60).status_code == 200
+        yield S3Store("archive", client_options={"allow_http": True, "timeout": "60s", "connect_timeout": "60s"})
+    finally:
+        server.stop()
 
 
 def test_fetches_once_and_again_when_it_changed(store: S3Store, tmp_path: Path) -> None:

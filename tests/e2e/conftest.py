@@ -25,8 +25,9 @@ MAKING = 1800
 
 @pytest.hookimpl(trylast=True)  # of the tests that were chosen
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give that time to the first test of each file that needs them: whichever comes first makes them, for all."""
-    for made in ("template", "science_template"):
+    """Give that time to the first test of each file that needs them: whichever comes first makes them, for all, and
+    whoever wants another (`site`: the small image of `guestkit`) waits for it."""
+    for made in ("template", "science_template", "site"):
         firsts = {each.path: each for each in reversed(items) if made in getattr(each, "fixturenames", ())}
         for item in firsts.values():
             item.add_marker(pytest.mark.timeout(MAKING))

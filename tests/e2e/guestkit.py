@@ -37,11 +37,12 @@ MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "squashfs", "overlay", 
 def tiny_image() -> tuple[ImageManifest, Path]:
     """The image and the folder with its layers as a site's cache has them."""
     folder = BUILD / "guestkit" / "tiny-2"
-    with making.alone():
-        if not (folder / "image.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            _build(folder)
+    if not (folder / "image.json").exists():  # it comes last, and whole; who finds it need not wait for other makers
+        with making.alone():
+            if not (folder / "image.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                _build(folder)
     image = spool.read_json(folder / "image.json", ImageManifest)
     assert image is not None
     return image, folder
@@ -108,7 +109,7 @@ def _build(folder: Path) -> None:
         )
     )
     shutil.rmtree(work)
-    (folder / "image.json").write_bytes(wire.canonical(image))
+    spool.write_durable(folder / "image.json", wire.canonical(image))
 
 
 def _busybox(folder: Path, busybox: Path, applets: list[str]) -> None:
@@ -166,7 +167,7 @@ class Site:
             tuple(Input(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in (inputs or {}).items()),
             outputs,
         )  # fmt: skip
-        resources = Resources(memory=256 << 20, scratch=64 << 20, walltime=120)
+        resources = Resources(memory=256 << 20, scratch=64 << 20, walltime=1800)  # seconds; no test waits as long
         record = Manifest(
             protocol=wire.PROTOCOL, installation="test", entry=entry.name, vm="vm1", epoch=1, allocation="a1",
             job="j1", image=image or self.image, image_digest="0" * 64, program=program, resources=resources,
@@ -186,22 +187,27 @@ class Site:
         self.pilots.append(pilot)
         return pilot
 
-    def run(self, entry: Path, timeout: float = 90) -> ExitRecord:
+    def run(self, entry: Path, timeout: float = 240) -> ExitRecord:
         """Run a pilot to its end; its sentinel."""
         self.start(entry).wait(timeout)
         return self.sentinel(entry)
 
-    def sentinel(self, entry: Path, timeout: float = 30) -> ExitRecord:
+    def sentinel(self, entry: Path, timeout: float = 60) -> ExitRecord:
         """The sentinel, once it is there."""
         wait_for(lambda: (entry / wire.EXIT).exists(), timeout, f"{entry / wire.EXIT}")
         record = spool.read_json(entry / wire.EXIT, ExitRecord)
         assert record is not None
         return record
 
+    def wait_for_stdout(self, entry: Path, text: str, timeout: float = 120) -> None:
+        """Wait until the program has printed this and nothing else."""
+        stdout = entry / wire.STDOUT
+        wait_for(lambda: stdout.exists() and stdout.read_text() == text, timeout, f"{entry.name} to print {text!r}")
+
     def status(self, entry: Path) -> Status | None:
         return spool.read_json(entry / wire.STATUS, Status)
 
-    def wait_for_phase(self, entry: Path, phase: wire.Phase, timeout: float = 60) -> Status:
+    def wait_for_phase(self, entry: Path, phase: wire.Phase, timeout: float = 120) -> Status:
         """Wait until the pilot reports this phase."""
 
         def there() -> bool:
@@ -229,8 +235,8 @@ class Site:
     def is_clean(self, entry: Path) -> None:
         """Assert that nothing is left of the run: no process, no folder."""
         runs = self.scratch / f"ghv-{os.getuid()}" / "run"
-        wait_for(lambda: not self.hypervisors(entry), 10, f"the hypervisor of {entry.name} to be gone")
-        wait_for(lambda: not (runs / entry.name).exists(), 10, f"{runs / entry.name} to be gone")
+        wait_for(lambda: not self.hypervisors(entry), 60, f"the hypervisor of {entry.name} to be gone")
+        wait_for(lambda: not (runs / entry.name).exists(), 60, f"{runs / entry.name} to be gone")
 
     def close(self) -> None:
         """End what this site started."""
@@ -238,7 +244,7 @@ class Site:
             if pilot.poll() is None:
                 os.kill(pilot.pid, signal.SIGCONT)
                 pilot.kill()
-                pilot.wait(10)
+                pilot.wait(60)
 
 
 def wait_for(condition: Callable[[], bool], timeout: float, what: str) -> None:

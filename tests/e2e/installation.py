@@ -29,7 +29,7 @@ FINAL = ("done", "failed", "cancelled")
 T = TypeVar("T")
 
 
-def wait_for(what: str, look: Callable[[], T | None], seconds: float = 60.0) -> T:
+def wait_for(what: str, look: Callable[[], T | None], seconds: float = 120.0) -> T:
     """What `look` gives once it gives something. Fails with `what` after the bound."""
     deadline = time.monotonic() + seconds
     while True:
@@ -112,7 +112,7 @@ class Installation:
         found: dict[str, Any] = self.ghv("show", job, "-o", "json").json
         return found
 
-    def wait(self, job: str, seconds: float = 120) -> dict[str, Any]:
+    def wait(self, job: str, seconds: float = 240) -> dict[str, Any]:
         """The job's record once it has ended, however it ended; and it must have ended once."""
         waited = self.ghv("wait", job, check=False, timeout=seconds)
         found = self.job(job)
@@ -121,7 +121,7 @@ class Installation:
         assert len(ends) == 1, ends
         return found
 
-    def wait_state(self, job: str, state: str, seconds: float = 60) -> dict[str, Any]:
+    def wait_state(self, job: str, state: str, seconds: float = 120) -> dict[str, Any]:
         def look() -> dict[str, Any] | None:
             found = self.job(job)
             assert found["job"]["state"] == state or found["job"]["state"] not in FINAL, found
@@ -129,9 +129,21 @@ class Installation:
 
         return wait_for(f"{job} to be {state}", look, seconds)
 
-    def wait_phase(self, job: str, phase: str, seconds: float = 90) -> None:
-        """Until the pilot of the job's newest attempt says that it is in this phase."""
+    def wait_phase(self, job: str, phase: str, seconds: float = 120) -> None:
+        """Until the pilot of the job's newest attempt says that it is in this phase. A short one may be missed."""
         wait_for(f"{job} in phase {phase}", lambda: (self.status(job) or {}).get("phase") == phase, seconds)
+
+    def wait_word(self, job: str, seconds: float = 120) -> None:
+        """Until the program of the job's newest attempt has printed something. Seen at the site, which need not answer:
+        this starts no service and disturbs none."""
+
+        def look() -> bool:
+            entry = self.entry(job)
+            with contextlib.suppress(FileNotFoundError):
+                return entry is not None and (entry / wire.STDOUT).stat().st_size > 0
+            return False
+
+        wait_for(f"the first word of {job}", look, seconds)
 
     def events(self, job: str = "") -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.ghv("events", *([job] if job else []), "-o", "json").json
@@ -184,6 +196,18 @@ class Installation:
         """The relay of the local site."""
         words = f" relay --workdir {self.workdir} "
         return wait_for("a relay", lambda: [pid for pid, line in _processes() if words in line])[0]
+
+    @contextlib.contextmanager
+    def silent_site(self) -> Iterator[None]:
+        """While this lasts the local site's relay is stopped: nothing is learned from the site or done there. Keep it
+        short: after 45 s without an answer the service has another relay."""
+        relay = self.relay()
+        os.kill(relay, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(relay, signal.SIGCONT)
 
     @contextlib.contextmanager
     def busy_site(self) -> Iterator[None]:
@@ -249,9 +273,10 @@ class Installation:
 
         return {pid: words for pid, words in ours.items() if pid not in relays and not kept(pid, words)}
 
-    def assert_clean(self, seconds: float = 60) -> None:
+    def assert_clean(self, seconds: float = 120) -> None:
         """No stray process, no entry in the spool, nothing of a run on the node; every job ended exactly once."""
-        wait_for("an empty spool", lambda: not [p for p in self.spool.iterdir() if p.name != wire.BURIED], seconds)
+        self.ghv("service", "start")  # it is the service that cleans, and it may have died since it was last asked
+        wait_for("an empty spool", lambda: not [p for p in self.spool.glob("*") if p.name != wire.BURIED], seconds)
         wait_for("the end of all processes", lambda: not self.processes(), seconds)
         runs = self.scratch / f"ghv-{os.getuid()}" / "run"
         wait_for("no run folder", lambda: not list(runs.glob(f"{self.id}-*")), seconds)

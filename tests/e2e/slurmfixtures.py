@@ -20,7 +20,7 @@ def slurm_site() -> Iterator[SlurmSite]:
 
 @pytest.fixture(scope="session")
 def shared_slurm(template: Path, node_scratch: Path, slurm_site: SlurmSite) -> Iterator[SlurmLab]:
-    with tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         made = SlurmLab(Path(folder), node_scratch, template, slurm_site)
         try:
             yield made
@@ -32,4 +32,5 @@ def shared_slurm(template: Path, node_scratch: Path, slurm_site: SlurmSite) -> I
 def slurm(shared_slurm: SlurmLab) -> Iterator[SlurmLab]:
     """The installation that all Slurm tests share; clean after each of them."""
     yield shared_slurm
+    shared_slurm.clear_commands()
     shared_slurm.assert_clean()

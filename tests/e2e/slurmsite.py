@@ -19,6 +19,9 @@ from testsites.slurm import UID
 
 TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", "slurm")
 PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
+"""A program that goes on until it is stopped."""
+RERUN = "echo run >> made; echo started; sleep $(cat seconds)"
+"""A program that lasts as long as its input `seconds` says. Each attempt takes its inputs anew."""
 
 
 class SlurmLab(Installation):
@@ -37,7 +40,7 @@ class SlurmLab(Installation):
             "--env", f"PATH=/home/{login.user}/commands:/usr/bin:/bin",
         )  # fmt: skip
         self.id: str = self.ghv("service", "status", "-o", "json").json["installation"]
-        wait_for("the site", lambda: self.health() == "up", 120)
+        wait_for("the site", lambda: self.health() == "up", 600)
 
     # -- the site, from above -------------------------------------------------------------------------------------
 
@@ -66,7 +69,8 @@ class SlurmLab(Installation):
         """The batch job of the job's newest attempt."""
 
         def look() -> str:
-            return str(self.job(job)["attempts"][-1]["batch_id"])
+            attempts = self.job(job)["attempts"]
+            return str(attempts[-1]["batch_id"]) if attempts else ""
 
         return wait_for(f"the batch job of {job}", look)
 
@@ -97,7 +101,7 @@ class SlurmLab(Installation):
 
     @contextlib.contextmanager
     def command(self, name: str, script: str) -> Iterator[None]:
-        """While this lasts the relay finds this script instead of a batch command."""
+        """While this lasts the relay finds this script instead of a batch command. See `clear_commands`."""
         path, new = self.commands / name, self.commands / f".{name}"
         new.write_text(f"#!/bin/sh\n{script}\n")
         new.chmod(0o755)
@@ -107,9 +111,10 @@ class SlurmLab(Installation):
         finally:
             path.unlink()
 
-    def wait_started(self, job: str) -> None:
-        """Until its program has printed something."""
-        wait_for(f"the first word of {job}", lambda: self.ghv("logs", job).out, 90)
+    def clear_commands(self) -> None:
+        """Remove what the scripts of `command` left beside themselves."""
+        for path in self.commands.iterdir():
+            path.unlink()
 
     # -- the site, from below -------------------------------------------------------------------------------------
 
@@ -143,7 +148,7 @@ class SlurmLab(Installation):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def assert_clean(self, seconds: float = 60) -> None:
+    def assert_clean(self, seconds: float = 120) -> None:
         """No stray process, entry, batch job or file on a node; every job ended exactly once."""
         super().assert_clean(seconds)
         over = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT")
@@ -152,9 +157,9 @@ class SlurmLab(Installation):
         wait_for("no run folder on the nodes", lambda: not list(runs.glob(f"{self.id}-*")), seconds)
 
 
-def attempts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """State and reason of each attempt."""
-    return [(attempt["state"], attempt["reason"] or "") for attempt in found["attempts"]]
+def reasons(found: dict[str, Any]) -> list[str]:
+    """Why each attempt ended."""
+    return [attempt["reason"] or "" for attempt in found["attempts"]]
 
 
 def _inner_number(pid: int) -> int:

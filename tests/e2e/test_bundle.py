@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from gridhypervisor.agent.bundle import BundleError, BundleInfo
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Op
 from tests.contract.relay_peer import Peer
+from tests.e2e.conftest import MAKING
 from tests.making import BUNDLE_CACHE, make_bundle
+
+pytestmark = pytest.mark.timeout(MAKING)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def start(path: Path, *words: str, scratch: Path, stdin: str = "") -> subprocess
     """Start a role of the bundle with no PATH and no environment."""
     return subprocess.run(
         ["/bin/sh", str(path / "start"), *words, "--scratch", str(scratch)],
-        input=stdin, capture_output=True, text=True, env={}, timeout=60, check=False,
+        input=stdin, capture_output=True, text=True, env={}, timeout=300, check=False,
     )  # fmt: skip
 
 
@@ -60,6 +64,12 @@ def world(made: BundleInfo, scratch: Path) -> Path:
 def copied(made: BundleInfo, to: Path) -> Path:
     """The bundle as an account's own copy, to be damaged."""
     return Path(shutil.copytree(made.path, to / made.digest))
+
+
+def cpu_of_programs() -> float:
+    """Seconds of CPU that the programs which were started here, and have ended, have had."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 # --- making -----------------------------------------------------------------------------------------------------------
@@ -78,10 +88,11 @@ def test_the_digest_names_every_byte(made: BundleInfo) -> None:
 
 
 def test_made_again_it_is_the_same_and_takes_no_time(made: BundleInfo, cache: Path, tmp_path: Path) -> None:
-    begun = time.monotonic()
-    again = bundle.build(made.path.parent, cache=cache)
+    steps: list[str] = []
+    begun = cpu_of_programs()
+    again = bundle.build(made.path.parent, cache=cache, progress=steps.append)
     assert again == made
-    assert time.monotonic() - begun < 1
+    assert (steps, cpu_of_programs()) == ([], begun), "nothing is fetched, compiled or compressed"
     elsewhere = bundle.build(tmp_path, cache=cache)
     assert (elsewhere.digest, elsewhere.size) == (made.digest, made.size)
 
@@ -107,17 +118,18 @@ def test_without_its_tools_the_message_names_them(tmp_path: Path, monkeypatch: p
 
 
 def test_it_unpacks_once_and_starts_fast_from_then_on(made: BundleInfo, scratch: Path) -> None:
+    before = cpu_of_programs()
     first = forkq_list(made.path, scratch)
     assert (first.returncode, first.stderr) == (0, "")
     unpacked = world(made, scratch).stat().st_ino
-    begun = resource.getrusage(resource.RUSAGE_CHILDREN)
+    between = cpu_of_programs()
     for _ in range(5):
         assert forkq_list(made.path, scratch).returncode == 0
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    after = cpu_of_programs()
     assert world(made, scratch).stat().st_ino == unpacked
     assert world(made, scratch).parent.stat().st_mode & 0o777 == 0o700
-    # CPU time, not the clock: the machine may be busy with other things.
-    assert (ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime) / 5 < 0.2
+    # CPU time, not the clock, and no number of seconds: the machine may be busy with other things, or slow.
+    assert (after - between) / 5 < (between - before) / 3
 
 
 def test_starts_that_race_unpack_one_whole_world(made: BundleInfo, scratch: Path) -> None:
@@ -128,35 +140,45 @@ def test_starts_that_race_unpack_one_whole_world(made: BundleInfo, scratch: Path
 
 
 def test_what_a_killed_start_left_is_swept_and_what_a_living_one_unpacks_is_spared(
-    made: BundleInfo, scratch: Path
+    made: BundleInfo, scratch: Path, tmp_path: Path
 ) -> None:
     root = world(made, scratch).parent
-    command = ["/bin/sh", str(made.path / "start"), "forkq", "--dir", str(scratch / "queue"), "list"]
+    packed = (made.path / "world.tar.zst").read_bytes()
 
-    def begin() -> tuple[subprocess.Popen[bytes], Path]:
-        """A start that is stopped while it unpacks, and where."""
+    def begin(name: str) -> tuple[subprocess.Popen[bytes], Path, Callable[[], object]]:
+        """A start that waits for the world while it unpacks, where, and what gives it the world."""
+        path = copied(made, tmp_path / name)
+        pipe = path / "world.tar.zst"
+        pipe.unlink()
+        os.mkfifo(pipe)
         before = set(root.glob("unpack.*"))
+        command = ["/bin/sh", str(path / "start"), "forkq", "--dir", str(scratch / "queue"), "list"]
         started = subprocess.Popen(
             [*command, "--scratch", str(scratch)], env={}, start_new_session=True, stdout=subprocess.DEVNULL
         )
-        end = time.monotonic() + 30
+        pipe.write_bytes(packed)  # read once for its checksum, and a second time to be unpacked
+        end = time.monotonic() + 120
         while not (new := set(root.glob("unpack.*")) - before):
             assert started.poll() is None and time.monotonic() < end
-        os.killpg(started.pid, signal.SIGSTOP)
-        return started, new.pop()
+            time.sleep(0.01)
+        return started, new.pop(), lambda: pipe.write_bytes(packed)
 
-    killed, left = begin()
-    living, unpacking = begin()
+    killed, left, _ = begin("killed")
+    living, unpacking, go_on = begin("living")
     try:
         os.killpg(killed.pid, signal.SIGKILL)
-        killed.wait(10)
+        killed.wait()
         assert left.exists()
         assert forkq_list(made.path, scratch).returncode == 0
         assert not left.exists()
         assert unpacking.exists()
+        go_on()
+        assert living.wait(300) == 0
     finally:
-        os.killpg(living.pid, signal.SIGCONT)
-        assert living.wait(60) == 0
+        for started in (killed, living):
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGKILL)
+                started.wait()
     assert [path.name for path in root.iterdir()] == [world(made, scratch).name]
 
 
@@ -208,7 +230,7 @@ def test_scratch_that_is_full_or_noexec_is_refused(made: BundleInfo, tmp_path: P
     end = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "/bin/sh", "-c", script, "sh", options, str(tmp_path),
          str(made.path / "start")],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (end.returncode, len(end.stderr.splitlines())) == (code, 1), end.stderr
 
@@ -250,10 +272,10 @@ def test_a_relay_works_in_a_root_that_holds_a_shell_and_nothing_else(bare: list[
             "--dir",
             "/account/queue",
         ]
-        submit = [*queue, "submit", "--name", "inst-1", "--walltime", "30"]
+        submit = [*queue, "submit", "--name", "inst-1", "--walltime", "600"]
         [result] = peer.ask(Op.EXEC, commands=[{"argv": submit, "stdin": "echo x >/account/ran"}])["results"]
         assert (result["code"], result["stdout"]) == (0, "1\n")
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while True:
             [result] = peer.ask(Op.EXEC, commands=[{"argv": [*queue, "list"]}])["results"]
             if '"ENDED"' in result["stdout"]:
@@ -265,7 +287,7 @@ def test_a_relay_works_in_a_root_that_holds_a_shell_and_nothing_else(bare: list[
 
 def test_every_program_that_travels_starts_there(bare: list[str], made: BundleInfo, tmp_path: Path) -> None:
     words = ["forkq", "--scratch", "/tmp", "--dir", "/tmp/q", "list"]
-    ended = subprocess.run([*bare, f"/account/bundle/{made.digest}/start", *words], timeout=60, check=False)
+    ended = subprocess.run([*bare, f"/account/bundle/{made.digest}/start", *words], timeout=300, check=False)
     assert ended.returncode == 0
     root = tmp_path / "root"
     [unpacked] = (root / "tmp").glob("ghv-*/world-*")
@@ -284,6 +306,6 @@ def test_every_program_that_travels_starts_there(bare: list[str], made: BundleIn
         " -drive if=none,id=d,file=/tmp/ext4,format=raw -device virtio-blk-pci,drive=d\n"
     )
     inside = "/" + unpacked.relative_to(root).as_posix()
-    end = subprocess.run([*bare, "/programs", inside], capture_output=True, text=True, timeout=120, check=False)
+    end = subprocess.run([*bare, "/programs", inside], capture_output=True, text=True, timeout=300, check=False)
     assert (end.returncode, end.stderr) == (0, "")
     assert '"return"' in end.stdout and "error" not in end.stdout

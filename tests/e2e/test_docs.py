@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import fresh
+from tests.e2e.conftest import MAKING, fresh
 from tests.e2e.installation import REPOSITORY, Installation
 from tests.unit.test_images_evproducts import event_list
+
+pytestmark = pytest.mark.timeout(MAKING)
 
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
@@ -79,7 +81,7 @@ def look_and_leave(reader: Installation, words: list[str]) -> None:
     watching = reader.start(*words)
     assert watching.stdout is not None and watching.stdout.readline()
     watching.send_signal(signal.SIGINT)
-    _, err = watching.communicate(timeout=30)
+    _, err = watching.communicate(timeout=120)
     assert watching.returncode == 130, err
 
 

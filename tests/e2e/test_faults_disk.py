@@ -86,8 +86,9 @@ def test_results_wait_at_the_site_while_their_folder_is_full(lab: Installation) 
         assert str(results) in told
         assert "ghv recover" in told
         assert lab.job(job)["job"]["state"] == "epilog"
-        enlarge(results, "8m")
-        lab.ghv("recover", job)
+        with lab.silent_site():  # so that it does not come home by itself before it is asked for
+            enlarge(results, "8m")
+            lab.ghv("recover", job)
         assert lab.wait(job)["job"]["state"] == "done"
         digest = lab.ghv("logs", job).out.split()[0].decode()
         summed = subprocess.run(["sha256sum", str(results / "big")], capture_output=True, text=True, check=True)
@@ -97,7 +98,7 @@ def test_results_wait_at_the_site_while_their_folder_is_full(lab: Installation) 
 
 
 def test_a_full_disk_under_the_services_data_stops_nothing_for_good(template: Path, node_scratch: Path) -> None:
-    """The job runs on at its site; nothing new is decided or taken until there is room, and then all of it comes."""
+    """The job runs at its site; nothing new is decided or taken until there is room, and then all of it comes."""
     with fresh(node_scratch, template) as installation:
         data = installation.data
         size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file() and not path.is_symlink())
@@ -106,10 +107,11 @@ def test_a_full_disk_under_the_services_data_stops_nothing_for_good(template: Pa
         with tmpfs(data, f"{(size >> 20) + 40}m"):
             shutil.copytree(kept, data, symlinks=True, dirs_exist_ok=True)
             shutil.rmtree(kept)
-            program = "for i in 1 2 3 4 5 6; do echo $i; sleep 1; done; echo all > made"
-            job = installation.detach(*SMALL, "--out", "made", "--", "sh", "-c", program)
-            installation.wait_phase(job, "execute")
-            filler = fill(data)
+            program = "for i in 1 2 3 4 5 6; do echo $i; done; echo all > made"
+            with installation.busy_site():
+                job = installation.detach(*SMALL, "--out", "made", "--", "sh", "-c", program)
+                installation.wait_state(job, "queued")
+                filler = fill(data)
             entry = installation.entry(job)
             assert entry is not None
             wait_for("the end of the run", (entry / "exit.json").exists)
@@ -118,8 +120,9 @@ def test_a_full_disk_under_the_services_data_stops_nothing_for_good(template: Pa
             assert "make room" in refused.err
             told = wait_for("a word about it", lambda: t if "make room" in (t := explain(installation, job)) else None)
             assert str(data) in told
-            filler.unlink()
-            installation.ghv("recover", job)
+            with installation.silent_site():  # so that it does not come home by itself before it is asked for
+                filler.unlink()
+                installation.ghv("recover", job)
             found = installation.wait(job)
             assert (found["job"]["state"], found["job"]["exit_code"]) == ("done", 0), found
             assert installation.ghv("logs", job).out == b"1\n2\n3\n4\n5\n6\n"

@@ -120,7 +120,7 @@ def test_a_job_cancelled_in_a_full_queue_never_runs(pool: HTCondorLab) -> None:
 
 def test_a_job_cancelled_while_it_runs_brings_home_what_it_saved(pool: HTCondorLab) -> None:
     job = pool.detach(*TINY, "--out", "result", "--to", "cancelled", "--", "sh", "-c", PATIENT)
-    wait_for("its first word", lambda: pool.ghv("logs", job).out, 90)
+    wait_for("its first word", lambda: pool.ghv("logs", job).out, 180)
     pool.ghv("cancel", job)
     found = pool.wait(job)
     assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
@@ -130,7 +130,7 @@ def test_a_job_cancelled_while_it_runs_brings_home_what_it_saved(pool: HTCondorL
 def test_a_job_removed_by_an_administrator_shuts_down_cleanly_and_is_told_as_evicted(pool: HTCondorLab) -> None:
     words = ("--retry", "0", "--out", "result", "--to", "removed")
     job = pool.detach(*TINY, *words, "--", "sh", "-c", PATIENT)
-    wait_for("its first word", lambda: pool.ghv("logs", job).out, 90)
+    wait_for("its first word", lambda: pool.ghv("logs", job).out, 180)
     pool.site.admin("condor_rm", pool.batch_id(job))
     found = pool.wait(job)
     assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "evicted"), found

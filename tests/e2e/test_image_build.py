@@ -12,6 +12,8 @@ import pytest
 from gridhypervisor.images import boot, build, importing, recipe
 from gridhypervisor.images.repository import Image, Repository
 
+pytestmark = pytest.mark.timeout(1800)  # packages are downloaded and installed, on a machine that may be busy
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "images"
 
 INIT = b"""#!/bin/sh
@@ -59,7 +61,7 @@ def console(kernel: Path, initrd: Path, disk: Path, work: Path) -> str:
         ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "qemu64", "-m", "256", "-nodefaults",
          "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel, "-initrd", joined,
          "-append", "console=ttyS0 panic=-1 quiet", "-drive", drive, "-device", "virtio-blk-pci,drive=base"],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=True,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     return done.stdout
 
@@ -81,7 +83,6 @@ def test_tiny_is_built_boots_and_is_not_built_twice(
     assert not [step for step in steps if "packing" in step or "unpacking" in step]
 
 
-@pytest.mark.timeout(900)  # packages are downloaded and installed, on a machine that may be busy
 def test_xmm_is_hardened_small_and_the_same_when_built_again(
     make: Callable[[str], tuple[Image, list[str]]], repository: Repository, place: Path
 ) -> None:

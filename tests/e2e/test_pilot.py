@@ -52,7 +52,7 @@ def test_a_program_gets_its_inputs_and_its_outputs_come_back(site: Site) -> None
     for before, after in zip(record.phases, record.phases[1:], strict=False):
         assert before.end == after.start
     assert record.phases[0].start == 0
-    assert record.phases[-1].end == pytest.approx(record.elapsed, abs=0.05)
+    assert record.phases[-1].end == pytest.approx(record.elapsed, abs=5)  # two looks at one clock
     assert record.usage.hypervisor > 0.5
     assert record.usage.program is not None
     status = site.status(entry)
@@ -141,12 +141,13 @@ def test_cancel_stops_the_program_gracefully_and_brings_its_outputs(site: Site) 
     entry = site.prepare(
         "trap 'echo last words; echo saved > result; exit 5' TERM; echo started; while :; do sleep 0.1; done",
         outputs=("result",),
+        stop_grace=60,
     )
     pilot = site.start(entry)
     stdout = entry / wire.STDOUT
-    guestkit.wait_for(lambda: stdout.exists() and stdout.read_text() == "started\n", 60, "the program's first word")
+    site.wait_for_stdout(entry, "started\n")
     (entry / wire.CONTROL / wire.CANCEL).touch()
-    assert pilot.wait(30) == 1
+    assert pilot.wait(120) == 1
     record = site.sentinel(entry)
     assert (record.outcome, record.reason, record.exit_code) == (Outcome.STOPPED, Reason.CANCELLED, 5), record
     assert stdout.read_text() == "started\nlast words\n"
@@ -158,14 +159,13 @@ def test_a_program_deaf_to_term_is_killed_after_the_grace(site: Site) -> None:
     entry = site.prepare("trap '' TERM; echo x > result; echo started; while :; do sleep 1; done",
                          outputs=("result",), stop_grace=2)  # fmt: skip
     pilot = site.start(entry)
-    stdout = entry / wire.STDOUT
-    guestkit.wait_for(lambda: stdout.exists() and stdout.read_text() == "started\n", 60, "the program's first word")
+    site.wait_for_stdout(entry, "started\n")
     # As batch systems do: every process of the job hears it. The hypervisor and the watchdog must not care.
     processes = [pilot.pid, *site.hypervisors(entry)]
     assert len(processes) == 2
     for process in processes:
         os.kill(process, signal.SIGTERM)
-    assert pilot.wait(30) == 1
+    assert pilot.wait(120) == 1
     record = site.sentinel(entry)
     # Nobody had asked for it, and half an hour was left: the site ended it, and another try may have more luck.
     assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.EVICTED), record
@@ -179,10 +179,10 @@ def test_a_signal_after_the_users_wish_is_the_users_wish(site: Site) -> None:
     """As a batch system's cancel comes, behind the wish in words."""
     entry = site.prepare("echo started; sleep 1000", stop_grace=2)
     pilot = site.start(entry)
-    site.wait_for_phase(entry, Phase.EXECUTE)
+    site.wait_for_stdout(entry, "started\n")
     (entry / wire.CONTROL / wire.CANCEL).touch()
     pilot.send_signal(signal.SIGTERM)
-    assert pilot.wait(30) == 1
+    assert pilot.wait(120) == 1
     record = site.sentinel(entry)
     assert (record.outcome, record.reason) == (Outcome.STOPPED, Reason.CANCELLED), record
 
@@ -203,11 +203,11 @@ def test_root_in_the_guest_brings_out_only_what_the_job_declares(site: Site) -> 
 
 
 def test_the_walltime_stops_the_program_before_the_batch_system_would(site: Site) -> None:
-    resources = Resources(memory=256 << 20, scratch=64 << 20, walltime=24)
+    resources = Resources(memory=256 << 20, scratch=64 << 20, walltime=45)
     entry = site.prepare("echo x > result; sleep 1000", outputs=("result",), resources=resources, stop_grace=3)
     record = site.run(entry)
     assert (record.outcome, record.reason) == (Outcome.STOPPED, Reason.WALLTIME), record
-    assert record.elapsed < 24
+    assert record.elapsed < 45
     assert (entry / "out/result").exists()
 
 
@@ -216,7 +216,7 @@ def test_cancel_before_the_guest_is_up_ends_it_there(site: Site) -> None:
     pilot = site.start(entry)
     site.wait_for_phase(entry, Phase.BOOT)
     (entry / wire.CONTROL / wire.CANCEL).touch()
-    assert pilot.wait(15) == 1
+    assert pilot.wait(120) == 1
     record = site.sentinel(entry)
     assert (record.outcome, record.reason, record.exit_code) == (Outcome.STOPPED, Reason.CANCELLED, None)
     assert not (entry / wire.STDOUT).exists()
@@ -224,21 +224,24 @@ def test_cancel_before_the_guest_is_up_ends_it_there(site: Site) -> None:
 
 
 def test_a_second_pilot_yields_to_the_first_and_touches_nothing(site: Site) -> None:
-    entry = site.prepare("sleep 1; echo once")
+    entry = site.prepare("trap 'echo stopped; exit 0' TERM; echo once; while :; do sleep 0.1; done", stop_grace=60)
     first = site.start(entry)
     site.wait_for_phase(entry, Phase.BOOT)
     second = site.start(entry)
-    assert second.wait(20) == 0
+    assert second.wait(120) == 0
     assert not (entry / wire.EXIT).exists()
-    assert first.wait(60) == 0
-    assert site.sentinel(entry).outcome is Outcome.COMPLETED
-    assert (entry / wire.STDOUT).read_text() == "once\n"
+    site.wait_for_stdout(entry, "once\n")
+    (entry / wire.CONTROL / wire.CANCEL).touch()
+    assert first.wait(120) == 1
+    record = site.sentinel(entry)
+    assert (record.outcome, record.exit_code) == (Outcome.STOPPED, 0), record
+    assert (entry / wire.STDOUT).read_text() == "once\nstopped\n"
 
 
 def test_a_revoked_entry_is_never_run(site: Site) -> None:
     entry = site.prepare("echo never")
     spool.take_owner(entry, OwnerRecord("controller", "revocation-1", 2))
-    assert site.start(entry).wait(20) == 0
+    assert site.start(entry).wait(120) == 0
     assert not (entry / wire.EXIT).exists()
     assert not (entry / wire.STATUS).exists()
     assert "revocation-1" in (entry / wire.PILOT_LOG).read_text()

@@ -39,46 +39,46 @@ def test_a_killed_pilot_takes_its_guest_along_and_the_watchdog_says_so(site: Sit
 
 
 def test_a_pilot_stopped_beyond_its_walltime_is_ended_by_the_watchdog(site: Site) -> None:
-    resources = Resources(memory=256 << 20, scratch=64 << 20, walltime=15)
+    # Seconds: long enough for a slow machine to come to the program before it is to be stopped, after two thirds of it.
+    resources = Resources(memory=256 << 20, scratch=64 << 20, walltime=45)
     entry = site.prepare("sleep 1000", resources=resources, stop_grace=2)
     pilot = site.start(entry)
     site.wait_for_phase(entry, Phase.EXECUTE)
     os.kill(pilot.pid, signal.SIGSTOP)
-    record = site.sentinel(entry, 25)
+    record = site.sentinel(entry, 120)
     assert (record.outcome, record.reason, record.by) == (Outcome.STOPPED, Reason.WALLTIME, "watchdog")
-    assert record.elapsed < 16
-    assert pilot.wait(10) == -signal.SIGKILL
+    assert record.elapsed < 60  # the watchdog has a margin, and the machine may have others to run
+    assert pilot.wait(60) == -signal.SIGKILL
     site.is_clean(entry)
 
 
 def test_a_job_that_was_stopped_for_a_while_goes_on(site: Site) -> None:
     """What a batch system's suspend does: a pause is not the guest's silence."""
-    entry = site.prepare("for i in 1 2 3 4 5 6 7 8; do sleep 1; done; echo done", beat=1, debug={"silent_after": "3"})
+    entry = site.prepare("for i in 1 2 3 4 5 6 7 8; do sleep 1; done; echo done", beat=1, debug={"silent_after": "10"})
     pilot = site.start(entry)
     site.wait_for_phase(entry, Phase.EXECUTE)
     processes = [pilot.pid, *site.hypervisors(entry)]
     for process in processes:
         os.kill(process, signal.SIGSTOP)
     stopped_at = os.times().elapsed
-    guestkit.wait_for(lambda: os.times().elapsed > stopped_at + 6, 10, "the pause to be longer than the silence limit")
-    for process in processes:
+    guestkit.wait_for(lambda: os.times().elapsed > stopped_at + 13, 60, "the pause to outlast the silence limit")
+    for process in reversed(processes):  # the guest first, for whose silence the pilot listens
         os.kill(process, signal.SIGCONT)
-    assert pilot.wait(60) == 0
+    assert pilot.wait(120) == 0
     assert site.sentinel(entry).outcome is Outcome.COMPLETED
 
 
 def test_a_killed_hypervisor(site: Site) -> None:
     entry = site.prepare("echo so far; sleep 1000")
     pilot = site.start(entry)
-    stdout = entry / wire.STDOUT
-    guestkit.wait_for(lambda: stdout.exists() and stdout.read_text() == "so far\n", 60, "the program's first word")
+    site.wait_for_stdout(entry, "so far\n")
     [hypervisor] = site.hypervisors(entry)
     os.kill(hypervisor, signal.SIGKILL)
-    assert pilot.wait(20) == 1
+    assert pilot.wait(60) == 1
     record = site.sentinel(entry)
     assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.HYPERVISOR)
     assert "signal 9" in record.message
-    assert stdout.read_text() == "so far\n"
+    assert (entry / wire.STDOUT).read_text() == "so far\n"
     site.is_clean(entry)
 
 
@@ -91,7 +91,7 @@ def test_a_killed_watchdog_takes_the_hypervisor_along_and_the_pilot_says_so(site
         watchdog = int(file.read().rpartition(")")[2].split()[1])
     assert watchdog != pilot.pid
     os.kill(watchdog, signal.SIGKILL)
-    assert pilot.wait(20) == 1
+    assert pilot.wait(60) == 1
     record = site.sentinel(entry)
     assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.HYPERVISOR)
     assert "watchdog was killed" in record.message
@@ -207,19 +207,19 @@ def test_a_full_node_is_said(site: Site) -> None:
         assert "free space" in record.hint
         site.is_clean(entry)
     finally:
-        subprocess.run(["umount", str(site.scratch)], check=True)
+        subprocess.run(["umount", "--lazy", str(site.scratch)], check=True)
 
 
 def test_a_node_that_fills_up_while_the_guest_writes(site: Site) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m,mode=700", "tmpfs", str(site.scratch)], check=True)
     try:
-        resources = Resources(memory=256 << 20, scratch=512 << 20, walltime=120)
+        resources = Resources(memory=256 << 20, scratch=512 << 20, walltime=1800)
         record = site.run(entry := site.prepare("dd if=/dev/urandom of=big bs=1M count=300; sync; sleep 1000",
                                                 resources=resources))  # fmt: skip
         assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.NODE_DISK), record
         site.is_clean(entry)
     finally:
-        subprocess.run(["umount", str(site.scratch)], check=True)
+        subprocess.run(["umount", "--lazy", str(site.scratch)], check=True)
 
 
 def test_what_a_dead_node_left_is_swept_by_the_next_pilot(site: Site) -> None:

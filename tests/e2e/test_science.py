@@ -13,6 +13,8 @@ from tests.e2e.conftest import fresh
 from tests.e2e.installation import REPOSITORY, Installation
 from tests.making import BUILD
 
+pytestmark = pytest.mark.timeout(1200)
+
 EVENTS = BUILD / "data" / "xmm_test.fits"
 COUNT = 1_708_244
 """Events in the list."""
@@ -30,7 +32,7 @@ def test_the_products_are_those_that_the_host_makes(observatory: Installation, t
     tool = REPOSITORY / "examples" / "images" / "xmm" / "evproducts"
     subprocess.run([tool, "events.fits"], cwd=tmp_path, check=True, capture_output=True)
 
-    ran = observatory.ghv("run", "-f", str(REPOSITORY / "examples/xmm/job.yaml"), "--to", "results", timeout=280)
+    ran = observatory.ghv("run", "-f", str(REPOSITORY / "examples/xmm/job.yaml"), "--to", "results", timeout=900)
     products = observatory.work / "results" / "products"
     native = tmp_path / "products"
     names = sorted(path.name for path in native.iterdir())

@@ -10,12 +10,18 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.installation import REPOSITORY, wait_for
-from tests.e2e.slurmsite import PATIENT, TINY, SlurmLab, attempts
+from tests.e2e.slurmsite import PATIENT, RERUN, TINY, SlurmLab, reasons
 from tests.making import BUILD
 from testsites import SlurmSite
 
 pytest_plugins = ("tests.e2e.slurmfixtures",)
+pytestmark = pytest.mark.timeout(900)
+
+SHORT = "40s"
+"""A walltime of which most is left when the guest runs, on a slow machine too, and that Slurm takes for a minute."""
 
 
 def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(slurm: SlurmLab) -> None:
@@ -30,7 +36,8 @@ def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(s
     found = slurm.wait(job)
     [attempt] = found["attempts"]
     assert (attempt["site"], attempt["node"]) == ("slurm", slurm.site.name)
-    assert attempt["batch_id"] in [number for number, _ in slurm.batch_jobs("FAILED", "COMPLETED").values()]
+    over = ("FAILED", "COMPLETED")
+    wait_for("Slurm's word", lambda: attempt["batch_id"] in [number for number, _ in slurm.batch_jobs(*over).values()])
     rows = {row["phase"]: row["seconds"] for row in found["ledger"]["rows"]}
     assert {"prolog", "queue", "prepare", "boot", "execute", "stage_out", "shut_down", "epilog"} <= set(rows)
     assert abs(sum(rows.values()) - found["ledger"]["wall"]) < 0.01
@@ -58,12 +65,12 @@ def test_a_job_cancelled_in_a_full_queue_never_runs(slurm: SlurmLab) -> None:
         found = slurm.wait(job)
     assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found
     assert slurm.ghv("logs", job).out == b""
-    wait_for("the batch job's end", lambda: [s for _, s in slurm.batch_jobs("CANCELLED").values()])
+    wait_for("the batch job's end", lambda: f"{slurm.id}-{job}-1" in slurm.batch_jobs("CANCELLED"))
 
 
 def test_a_job_cancelled_while_it_runs_brings_home_what_it_saved(slurm: SlurmLab) -> None:
     job = slurm.detach(*TINY, "--out", "result", "--to", "cancelled", "--", "sh", "-c", PATIENT)
-    slurm.wait_started(job)
+    slurm.wait_word(job)
     slurm.ghv("cancel", job)
     found = slurm.wait(job)
     assert (found["job"]["state"], found["job"]["exit_code"]) == ("cancelled", 3), found
@@ -72,17 +79,19 @@ def test_a_job_cancelled_while_it_runs_brings_home_what_it_saved(slurm: SlurmLab
 
 
 def test_the_walltime_is_kept_to_the_second_and_the_outputs_come_home(slurm: SlurmLab) -> None:
-    job = slurm.detach(*TINY, "--walltime", "20s", "--out", "result", "--to", "late", "--", "sh", "-c", PATIENT)
+    job = slurm.detach(*TINY, "--walltime", SHORT, "--out", "result", "--to", "late", "--", "sh", "-c", PATIENT)
     found = slurm.wait(job)
     assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "walltime"), found
     assert "walltime" in found["job"]["message"] and "walltime" in found["job"]["hint"]
     assert (slurm.work / "late/result").read_text() == "saved\n"
-    assert found["ledger"]["wall"] < 40
+    rows = {row["phase"]: row["seconds"] for row in found["ledger"]["rows"]}
+    ours = ("prepare", "boot", "stage_in", "execute", "stage_out", "shut_down")
+    assert sum(rows.get(phase, 0.0) for phase in ours) < 60, rows  # Slurm would not have ended it before
     assert slurm.ghv("wait", job, check=False).code == 124
 
 
 def test_a_pilot_stopped_beyond_its_walltime_is_ended_on_its_node(slurm: SlurmLab) -> None:
-    job = slurm.detach(*TINY, "--walltime", "20s", "--", "sleep", "1000")
+    job = slurm.detach(*TINY, "--walltime", SHORT, "--", "sleep", "1000")
     slurm.wait_phase(job, "execute")
     os.kill(slurm.pilot(job), signal.SIGSTOP)
     found = slurm.wait(job)
@@ -92,12 +101,15 @@ def test_a_pilot_stopped_beyond_its_walltime_is_ended_on_its_node(slurm: SlurmLa
 
 
 def test_a_killed_pilot_takes_its_guest_along_and_the_job_runs_again(slurm: SlurmLab) -> None:
-    job = slurm.detach(*TINY, "--out", "made", "--to", "again", "--", "sh", "-c", "echo run >> made; sleep 4")
-    slurm.wait_phase(job, "execute")
+    seconds = slurm.work / "seconds"
+    seconds.write_text("1000\n")
+    job = slurm.detach(*TINY, "--in", "seconds", "--out", "made", "--to", "again", "--", "sh", "-c", RERUN)
+    slurm.wait_word(job)
+    seconds.write_text("0\n")
     os.kill(slurm.pilot(job), signal.SIGKILL)
     found = slurm.wait(job)
     assert (found["job"]["state"], found["job"]["exit_code"]) == ("done", 0), found
-    assert [reason for _, reason in attempts(found)] == ["pilot", "exited"], found
+    assert reasons(found) == ["pilot", "exited"], found
     assert (slurm.work / "again/made").read_text() == "run\n"
 
 
@@ -121,7 +133,7 @@ def test_batch_jobs_deleted_by_an_administrator_are_told_as_that(slurm: SlurmLab
 
     words = ("--retry", "0", "--out", "result", "--to", "deleted")
     running = slurm.detach(*TINY, *words, "--", "sh", "-c", PATIENT)
-    slurm.wait_started(running)
+    slurm.wait_word(running)
     slurm.site.admin("scancel", slurm.batch_id(running))
     found = slurm.wait(running)
     assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "evicted"), found
@@ -136,11 +148,11 @@ def test_the_science_case_gives_there_what_the_host_makes(
     tool = REPOSITORY / "examples" / "images" / "xmm" / "evproducts"
     subprocess.run([tool, "events.fits"], cwd=tmp_path, check=True, capture_output=True)
     native = {path.name: path.read_bytes() for path in (tmp_path / "products").iterdir()}
-    with tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         lab = SlurmLab(Path(folder), node_scratch, science_template, slurm_site)
         with contextlib.closing(lab):
             job = str(REPOSITORY / "examples/xmm/job.yaml")
-            lab.ghv("run", "-f", job, "--site", "slurm", "--to", "results", timeout=280)
+            lab.ghv("run", "-f", job, "--site", "slurm", "--to", "results", timeout=900)
             products = lab.work / "results" / "products"
             assert {path.name: path.read_bytes() for path in products.iterdir()} == native
             lab.assert_clean()

@@ -14,6 +14,8 @@ from tests.properties.protocol_model import steps
 from tests.properties.protocol_search import search, settle
 from tests.properties.protocol_state import FAULTS, MUTATIONS, State, done, guests, violation
 
+pytestmark = pytest.mark.timeout(1800)  # the longest search takes half a minute of a core, where it is fast and free
+
 RARE = FAULTS | {"user-cancels"}
 
 CRITICAL = {

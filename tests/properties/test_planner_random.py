@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +115,7 @@ async def do(world: World, deed: Deed) -> None:
             hurt(site, what, deed.to)
 
 
+@pytest.mark.timeout(1800)
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(
     deeds=deeds(),

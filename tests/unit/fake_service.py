@@ -17,7 +17,7 @@ from gridhypervisor.service.api import make_app
 from gridhypervisor.service.server import serve
 from tests.unit.fake_backend import FakeBackend
 
-WAIT = 20.0
+WAIT = 60.0
 """Seconds after which a test gives up waiting for what must happen."""
 
 

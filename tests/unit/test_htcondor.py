@@ -184,8 +184,8 @@ TOO_LONG = "Job disconnected too long: JobLeaseDuration (20 seconds) expired"
         ({"JobStatus": 3, **THERE, "RemoveReason": "via condor_rm (by user ada)"}, "ending", "condor_rm", None),
         # The node has let it go, and told how it ended.
         ({"JobStatus": 5, **LEFT, **LATE, "ExitCode": 5}, "ended", "walltime", 5),
-        ({"JobStatus": 3, **LEFT, "ExitCode": 5, "LastHoldReason": LATE["HoldReason"], "RemoveReason": POLICY}, "ended",
-         "duration", 5),
+        ({"JobStatus": 3, **LEFT, "ExitCode": 5, "LastHoldReason": LATE["HoldReason"],
+          "LastHoldReasonCode": LATE["HoldReasonCode"], "RemoveReason": POLICY}, "ended", "walltime", 5),
         ({"JobStatus": 3, **LEFT, "ExitSignal": 9, "RemoveReason": "via condor_rm (by user ada)"}, "ended",
          "condor_rm", 137),
         ({"JobStatus": 1, **LEFT, "ExitCode": 5}, "ended", "not to begin again", 5),

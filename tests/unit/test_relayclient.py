@@ -48,7 +48,7 @@ async def requests(peer: Peer, count: int) -> list[dict[str, Any]]:
 
 def test_replies_find_their_requests_in_whatever_order_they_come() -> None:
     async def scenario(link: RelayLink, peer: Peer, notes: list[dict[str, Any]]) -> None:
-        calls = [asyncio.create_task(link.call(Op.GET, {"path": str(i)}, timeout=5)) for i in range(3)]
+        calls = [asyncio.create_task(link.call(Op.GET, {"path": str(i)}, timeout=60)) for i in range(3)]
         for request in reversed(await requests(peer, 3)):
             peer[1].write(wire.encode({"note": "entry"}))
             peer[1].write(wire.encode({"id": request["id"], "ok": {"size": 1}}, request["path"].encode()))
@@ -60,7 +60,7 @@ def test_replies_find_their_requests_in_whatever_order_they_come() -> None:
 
 def test_an_error_reply_names_operation_object_and_site_and_keeps_its_kind() -> None:
     async def scenario(link: RelayLink, peer: Peer, _: list[dict[str, Any]]) -> None:
-        call = asyncio.create_task(link.call(Op.REMOVE, {"entry": "a1-j1-1"}, timeout=5))
+        call = asyncio.create_task(link.call(Op.REMOVE, {"entry": "a1-j1-1"}, timeout=60))
         [request] = await requests(peer, 1)
         error = {"kind": "busy", "message": "a pilot has it", "hint": "wait"}
         peer[1].write(wire.encode({"id": request["id"], "error": error}))
@@ -76,7 +76,7 @@ def test_no_answer_in_time_is_unknown_a_late_one_is_dropped_and_the_link_lives()
         with pytest.raises(LinkLost, match="scan at site-x: no answer"):
             await link.call(Op.SCAN, {}, timeout=0.01)
         [late] = await requests(peer, 1)
-        call = asyncio.create_task(link.call(Op.USAGE, {}, timeout=5))
+        call = asyncio.create_task(link.call(Op.USAGE, {}, timeout=60))
         [request] = await requests(peer, 1)
         for message in (late, request):
             peer[1].write(wire.encode({"id": message["id"], "ok": {"op": message["op"]}}))
@@ -88,7 +88,7 @@ def test_no_answer_in_time_is_unknown_a_late_one_is_dropped_and_the_link_lives()
 @pytest.mark.parametrize("said", [b"", b"Segmentation fault\n", b'{"id": 1, "payl'])
 def test_when_the_relay_ends_or_talks_nonsense_all_requests_are_unknown_and_the_reason_is_told(said: bytes) -> None:
     async def scenario(link: RelayLink, peer: Peer, _: list[dict[str, Any]]) -> None:
-        calls = [asyncio.create_task(link.call(Op.SCAN, {}, timeout=5)) for _ in range(3)]
+        calls = [asyncio.create_task(link.call(Op.SCAN, {}, timeout=60)) for _ in range(3)]
         await requests(peer, 3)
         peer[1].write(said)
         peer[1].close()
@@ -98,7 +98,7 @@ def test_when_the_relay_ends_or_talks_nonsense_all_requests_are_unknown_and_the_
         with pytest.raises(LinkLost, match="site-x"):
             await link.lost()
         with pytest.raises(LinkLost):
-            await link.call(Op.SCAN, {}, timeout=5)
+            await link.call(Op.SCAN, {}, timeout=60)
 
     with_peer(scenario)
 
@@ -116,10 +116,10 @@ def test_against_the_real_relay_commands_run_and_files_resume(tmp_path: Path) ->
         for left in (data[: PIECE + 1], data, b"of another file" * PIECE):  # by an upload that was cut
             part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             part.write_bytes(left)
-            await link.upload(tmp_path / "file", "cache/x", {"sha256": digest}, timeout=20)
+            await link.upload(tmp_path / "file", "cache/x", {"sha256": digest}, timeout=120)
             assert (tmp_path / "work" / "cache" / "x").read_bytes() == data
             part_of(tmp_path / "got", "cache/x", digest).write_bytes(left)
-            await link.download("cache/x", tmp_path / "got", sha256=digest, timeout=20)
+            await link.download("cache/x", tmp_path / "got", sha256=digest, timeout=120)
             assert (tmp_path / "got").read_bytes() == data and not list(tmp_path.glob(".ghv-*"))
         relay.cancel()
 

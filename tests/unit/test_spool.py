@@ -98,7 +98,7 @@ def test_readers_see_the_old_or_the_new_and_never_a_part(
         while not done.is_set():
             seen.append(spool.read_json(path, OwnerRecord))
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     for turn in range(100):
         write(path, wire.canonical(records[turn % 2]), 0o640)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,26 +15,28 @@ import pytest
 from gridhypervisor.model.errors import InputError
 from gridhypervisor.model.spec import InputSpec
 from gridhypervisor.staging import Fetched, Stager, stager
+from gridhypervisor.staging.fetch import Report
 from gridhypervisor.staging.keeping import FORGOTTEN, IN_USE, prune
 
 SLOW = InputSpec(url="http://slow/data")
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
-    """A source that answers when it is told to, and who asked."""
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[str]]]:
+    """A source that answers when it is told to and reports until then, and who asked."""
     go_on, asked = threading.Event(), list[str]()
 
-    def fetch(url: str, sha256: str, cache: Path, progress: object, *, wait: object) -> Fetched:
+    def fetch(url: str, sha256: str, cache: Path, progress: Report, *, wait: object) -> Fetched:
         asked.append(url)
-        if "slow" in url:
-            assert go_on.wait(20)
+        while "slow" in url and not go_on.wait(0.01):
+            progress(0, None)
         if "absent" in url:
             raise InputError("it is not there", "look again")
         return Fetched(cache / "x", "0" * 64, 1)
 
     monkeypatch.setattr(stager, "fetch", fetch)
-    return go_on, asked
+    yield go_on, asked
+    go_on.set()
 
 
 def test_one_slow_url_is_fetched_once_and_holds_nobody(slow: tuple[threading.Event, list[str]], tmp_path: Path) -> None:
@@ -42,9 +45,16 @@ def test_one_slow_url_is_fetched_once_and_holds_nobody(slow: tuple[threading.Eve
 
     async def jobs() -> None:
         stager = Stager(tmp_path)
-        waiting = [asyncio.create_task(stager.stage([SLOW], tmp_path, lambda *_: None)) for _ in range(50)]
-        quick = await asyncio.wait_for(stager.stage(["local", "http://quick/x"], tmp_path, lambda *_: None), 10)
-        assert [each.described.path for each in quick] == ["local", "x"]
+        told = set[int]()
+        waiting = [
+            asyncio.create_task(stager.stage([SLOW], tmp_path, lambda *_, number=number: told.add(number)))
+            for number in range(50)
+        ]
+        async with asyncio.timeout(60):
+            quick = await stager.stage(["local", "http://quick/x"], tmp_path, lambda *_: None)
+            assert [each.described.path for each in quick] == ["local", "x"]
+            while len(told) < 50:  # until all of them wait for it
+                await asyncio.sleep(0.01)
         waiting[0].cancel()
         go_on.set()
         rest = await asyncio.gather(*waiting[1:])

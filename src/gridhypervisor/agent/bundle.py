@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gridhypervisor.agent import cpio
-from gridhypervisor.agent.debworld import BuiltWorld, BundleError, build_world, compile_bytecode, tar_of
+from gridhypervisor.agent.debworld import BuiltWorld, BundleError, build_world, compile_bytecode, last_change, tar_of
 
 __all__ = ["BundleError", "BundleInfo", "build"]
 
@@ -129,6 +129,6 @@ def _agent(source: Path, world: BuiltWorld) -> Path:
         (work / "archive").rename(made)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    for old in sorted(world.folder.glob("agent-*.tar"), key=lambda path: path.stat().st_mtime_ns)[:-4]:
+    for old in sorted(world.folder.glob("agent-*.tar"), key=last_change)[:-4]:
         old.unlink(missing_ok=True)
     return made

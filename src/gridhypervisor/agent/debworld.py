@@ -68,6 +68,14 @@ class BuiltWorld:
         return [str(tree / "ld.so"), "--library-path", str(tree / "so"), str(tree / "bin/python3.11"), *ISOLATED]
 
 
+def last_change(path: Path) -> int:
+    """When, to sort by, oldest first: what another builder has pruned meanwhile counts as the oldest."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def build_world(cache: Path, progress: Callable[[str], None], *, refresh: bool) -> BuiltWorld:
     """Give the world of this recipe from `cache`, made anew where there is none or (`refresh`) packages have moved on.
 
@@ -75,7 +83,7 @@ def build_world(cache: Path, progress: Callable[[str], None], *, refresh: bool) 
         BundleError: a tool or a package is missing, or a step failed.
     """
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    made = sorted((cache / "worlds").glob(f"{recipe}-*/done"), key=lambda done: done.stat().st_mtime_ns)
+    made = sorted((cache / "worlds").glob(f"{recipe}-*/done"), key=last_change)
     if made and not refresh:
         return BuiltWorld(made[-1].parent)
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -107,7 +115,7 @@ def build_world(cache: Path, progress: Callable[[str], None], *, refresh: bool) 
     shutil.rmtree(root)
     (folder / "packages").write_text(versions + "\n")
     (folder / "done").touch()
-    for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-WORLDS_KEPT]:
+    for old in sorted(folder.parent.iterdir(), key=last_change)[:-WORLDS_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return BuiltWorld(folder)
 
