@@ -105,15 +105,24 @@ class Connected:
     ) -> tuple[str, Submitted]:
         """Submit a batch job whose pilot is a script of ours; its name and the site's answer."""
         name = name or self.new_name()
+        job = await self.prepared(script, name=name, cpus=cpus, walltime=walltime, memory=memory)
+        return name, (await self.submitted(job))[name]
+
+    async def submitted(self, *jobs: Submission) -> dict[str, Submitted]:
+        """The site's answers to all of them, submitted together."""
+        return self.driver.submitted(jobs, await self.link.commands(self.driver.submit(jobs, self.account.site)))
+
+    async def prepared(
+        self, script: str, *, name: str = "", cpus: int = 2, walltime: int = 600, memory: int = 64 << 20
+    ) -> Submission:
+        """What is to be submitted; its entry at the site holds the script."""
+        name = name or self.new_name()
         self.account.log.parent.mkdir(parents=True, exist_ok=True)
         local = self.account.log.parent / f"{name}.sh"
         local.write_text(script)
         await self.link.upload(local, f"spool/{name}/start", {}, timeout=120)
         entry = f"{self.workdir}/spool/{name}"
-        job = Submission(name, entry, f"{entry}/start", self.account.site.scratch, cpus, memory, walltime)
-        results = await self.link.commands(self.driver.submit([job], self.account.site))
-        [answer] = self.driver.submitted(results)
-        return name, answer
+        return Submission(name, entry, f"{entry}/start", self.account.site.scratch, cpus, memory, walltime)
 
     async def accepted(self, script: str, *, cpus: int = 2, walltime: int = 600) -> str:
         name, answer = await self.submit(script, cpus=cpus, walltime=walltime)

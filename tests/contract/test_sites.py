@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,36 @@ def test_a_job_beyond_the_capacity_waits_and_can_be_cancelled_before_it_began(ac
             await at.cancel(*running)
             for name in running:
                 await at.until(name, BatchState.ENDED)
+
+    asyncio.run(scenario())
+
+
+def test_many_that_are_submitted_at_once_are_jobs_of_their_own(account: Account) -> None:
+    async def scenario() -> None:
+        async with account.connect() as at:
+            jobs = [await at.prepared(f"echo $5; {WAITS}") for _ in range(2 * CAPACITY)]
+            jobs = [replace(job, start=jobs[0].start) for job in jobs]
+            first, second, *waiting = names = [job.name for job in jobs]
+            answers = await at.submitted(*jobs)
+            assert all(answers[name].accepted for name in names), answers
+            listing, problem = await at.listing()
+            assert listing is not None, problem
+            assert {name: listing.jobs[name].id for name in names} == {name: answers[name].batch_id for name in names}
+            for name in (first, second):
+                await at.until(name, BatchState.RUNNING)
+                await at.begun(name)
+                await at.said(name, f"{at.workdir}/spool/{name}\n")
+            await at.cancel(first, waiting[0])
+            await at.until(first, BatchState.ENDED)
+            await at.over(waiting[0])
+            await at.begun(waiting[1])
+            await at.until(waiting[1], BatchState.RUNNING)
+            assert (await at.until(second, BatchState.RUNNING, BatchState.ENDED)).state is BatchState.RUNNING
+            assert not (at.entry(waiting[0]) / "began").exists()
+            await at.cancel(second, waiting[1])
+            for name in (second, waiting[1]):
+                await at.until(name, BatchState.ENDED)
+                assert set((at.entry(name) / "seen").read_text().split()) in ({"TERM"}, {"USR2"})
 
     asyncio.run(scenario())
 

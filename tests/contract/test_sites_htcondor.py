@@ -217,7 +217,7 @@ def test_a_queue_that_does_not_answer_makes_no_empty_listing_and_the_submission_
                 late = Submission(at.new_name(), at.workdir, f"{at.workdir}/none", "", 1, 64 << 20, 600)
                 asked = (*at.driver.submit([late], account.site), *at.driver.query(OURS))
                 submit, query = await at.link.commands([replace(each, timeout=3.0) for each in asked])
-                assert at.driver.submitted([submit])[0].accepted is None, submit
+                assert at.driver.submitted([late], [submit])[late.name].accepted is None, submit
                 listing, problem = at.driver.listing([query], 0.0)
                 assert listing is None and problem
             finally:

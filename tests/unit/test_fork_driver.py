@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -56,7 +57,8 @@ def test_a_listing_that_failed_is_no_listing_and_says_why(stdout: str, code: int
 
 def test_an_answer_is_yes_no_or_unclear() -> None:
     results = [CommandResult(0, "12\n"), CommandResult(None), CommandResult(-9), CommandResult(78, "", "damaged")]
-    answers = ForkDriver(site(), "/w", "d").submitted(results)
+    jobs = [replace(JOB, name=f"{JOB.name}{number}") for number in range(len(results))]
+    answers = list(ForkDriver(site(), "/w", "d").submitted(jobs, results).values())
     assert [answer.accepted for answer in answers] == [True, None, None, False]
     assert answers[0].batch_id == "12" and "damaged" in answers[3].message
 

@@ -162,7 +162,7 @@ def test_an_end_that_nobody_tells_is_looked_for_ever_more_seldom_and_not_for_eve
     ],
 )  # fmt: skip
 def test_an_answer_is_yes_no_or_unclear(code: int | None, stdout: str, stderr: str, accepted: bool | None) -> None:
-    [answer] = driver().submitted([CommandResult(code, stdout, stderr)])
+    [answer] = driver().submitted([job()], [CommandResult(code, stdout, stderr)]).values()
     assert answer.accepted is accepted
     assert answer.batch_id == ("17" if accepted else "")
     assert accepted or "qsub" in answer.message
@@ -181,7 +181,7 @@ def test_an_answer_is_yes_no_or_unclear(code: int | None, stdout: str, stderr: s
     ],
 )
 def test_a_refusal_says_what_to_change(words: str, mend: str) -> None:
-    [answer] = driver().submitted([CommandResult(1, "", f"Unable to run job: {words}\nExiting.\n")])
+    [answer] = driver().submitted([job()], [CommandResult(1, "", f"Unable to run job: {words}\nExiting.\n")]).values()
     assert words in answer.message and mend in answer.message
 
 

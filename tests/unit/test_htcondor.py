@@ -147,7 +147,7 @@ UNUSED = "\nWARNING: the line 'allowed_job_duration = 60' was unused by condor_s
     ],
 )
 def test_an_answer_is_yes_no_or_unclear(code: int | None, stdout: str, stderr: str, accepted: bool | None) -> None:
-    [answer] = HTCondorDriver(site()).submitted([CommandResult(code, stdout, stderr)])
+    [answer] = HTCondorDriver(site()).submitted([job()], [CommandResult(code, stdout, stderr)]).values()
     assert answer.accepted is accepted
     assert answer.batch_id == ("17.0" if accepted else "")
     assert accepted or "condor_submit" in answer.message
@@ -155,7 +155,7 @@ def test_an_answer_is_yes_no_or_unclear(code: int | None, stdout: str, stderr: s
 
 def test_a_refusal_says_what_to_change() -> None:
     words = "ERROR: Invalid accounting_group: x y\n"
-    [answer] = HTCondorDriver(site()).submitted([CommandResult(1, "", words)])
+    [answer] = HTCondorDriver(site()).submitted([job()], [CommandResult(1, "", words)]).values()
     assert "Invalid accounting_group" in answer.message and "option `account`" in answer.message
 
 

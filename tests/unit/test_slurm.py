@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,15 @@ def listed(stdout: str, code: int | None = 0, stderr: str = "") -> dict[str, Bat
 
 
 def row(
-    word: str, reason: str = "None", status: int = 0, name: str = f"{OURS}-j1-1", restarts: str = "0", node: str = "n1"
+    word: str,
+    reason: str = "None",
+    status: int = 0,
+    name: str = f"{OURS}-j1-1",
+    restarts: str = "0",
+    node: str = "n1",
+    task: str = "N/A",
 ) -> str:
-    return f"7|{OURS}|{word}|{reason}|{status}|{restarts}|{node}|{name}|\n"
+    return f"7|{OURS}|7|{task}|{word}|{reason}|{status}|{restarts}|{node}|{name}|\n"
 
 
 # What we say
@@ -56,6 +63,29 @@ def test_a_submission_carries_the_users_options_verbatim_and_the_sites_environme
 def test_a_percent_sign_in_the_entry_is_no_pattern_of_sbatch() -> None:
     [command] = SlurmDriver(site()).submit([job(entry="/w/100%u/x")], site())
     assert "--output=/w/100%%u/x/batch.log" in command.argv and "--chdir=/w/100%u/x" in command.argv
+
+
+def test_jobs_that_are_alike_go_as_one_array_whose_elements_have_names_and_ids_of_their_own() -> None:
+    names = [f"{OURS}-j{number}-1" for number in (1700, 1703, 1701)]
+    some = [replace(job(entry=f"/w/spool/{name}"), name=name) for name in names]
+    driver = SlurmDriver(site())
+    [command] = driver.submit(some, site())
+    array = f"{OURS}-j1700+-1"
+    assert f"--job-name={array}" in command.argv and "--array=0,1,3" in command.argv
+    answers = driver.submitted(some, [CommandResult(0, "12\n", "")])
+    assert [answers[name].batch_id for name in names] == ["12_0", "12_3", "12_1"]
+    jobs = listed(row("RUNNING", name=array, task="3") + row("PENDING", name=array, task="1", node=""))
+    assert jobs is not None
+    assert {name: (found.id, found.state) for name, found in jobs.items()} == {
+        names[1]: ("7_3", BatchState.RUNNING),
+        names[2]: ("7_1", BatchState.PENDING),
+    }
+    [by_name, by_id] = driver.cancel([(names[1], "7_3")])
+    assert by_name.argv == ("scancel", f"--name={names[1]}") and by_id.argv[-2:] == ("7_3", array)
+
+
+def test_what_slurm_keeps_of_an_array_without_its_elements_is_no_job() -> None:
+    assert listed(row("CANCELLED", name=f"{OURS}-j1+-1", node="")) == {}
 
 
 @pytest.mark.parametrize(("walltime", "warned"), [(60, False), (299, False), (300, True), (7200, True)])
@@ -118,7 +148,7 @@ def test_options_that_would_be_ignored_are_refused_with_those_that_exist() -> No
     ],
 )  # fmt: skip
 def test_an_answer_is_yes_no_or_unclear(code: int | None, stdout: str, stderr: str, accepted: bool | None) -> None:
-    [answer] = SlurmDriver(site()).submitted([CommandResult(code, stdout, stderr)])
+    [answer] = SlurmDriver(site()).submitted([job()], [CommandResult(code, stdout, stderr)]).values()
     assert answer.accepted is accepted
     assert answer.batch_id == ("17" if accepted else "")
     assert accepted or "sbatch" in answer.message
@@ -126,7 +156,7 @@ def test_an_answer_is_yes_no_or_unclear(code: int | None, stdout: str, stderr: s
 
 def test_a_refusal_says_what_to_change() -> None:
     words = "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
-    [answer] = SlurmDriver(site()).submitted([CommandResult(1, "", words)])
+    [answer] = SlurmDriver(site()).submitted([job()], [CommandResult(1, "", words)]).values()
     assert "Invalid partition name" in answer.message and "option `partition`" in answer.message
 
 

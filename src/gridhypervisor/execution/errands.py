@@ -18,6 +18,7 @@ from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.ports import Listener
 from gridhypervisor.execution.prolog import Damaged, Prolog
 from gridhypervisor.execution.results import Unfit
+from gridhypervisor.execution.submissions import Submissions
 from gridhypervisor.model.batch import Submission
 from gridhypervisor.model.errors import InputError, LinkError, LinkLost
 from gridhypervisor.model.records import ActionKind, Allocation, Job
@@ -47,6 +48,7 @@ class Errands:
         ask_listing: Callable[[], None],
         used: Callable[[float], None],
     ) -> None:
+        self._submissions = Submissions(connection)
         self._connection, self._prolog, self._logs, self._listener = connection, prolog, logs, listener
         self._clock, self._progress, self._ask_listing, self._used = clock, progress, ask_listing, used
 
@@ -113,8 +115,7 @@ class Errands:
             memory=parse_size(resources.memory),
             walltime=parse_duration(resources.walltime),
         )
-        results = await connection.batch(connection.driver.submit([submission], connection.site))
-        [answer] = connection.driver.submitted(results)
+        answer = await self._submissions.submit(submission)
         self._ask_listing()
         result = {True: Result.OK, False: Result.REFUSED, None: Result.UNKNOWN}[answer.accepted]
         reason = Reason.SUBMIT if result is Result.REFUSED else None

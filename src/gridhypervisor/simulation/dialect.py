@@ -55,13 +55,13 @@ class Dialect:
             for j in jobs
         ]
 
-    def submitted(self, results: Sequence[CommandResult]) -> list[Submitted]:
-        return [
-            Submitted(True, r.stdout.strip())
-            if r.code == 0
-            else Submitted(None if r.code is None else False, message=r.stderr)
-            for r in results
-        ]
+    def submitted(self, jobs: Sequence[Submission], results: Sequence[CommandResult]) -> dict[str, Submitted]:
+        return {
+            job.name: Submitted(True, result.stdout.strip())
+            if result.code == 0
+            else Submitted(None if result.code is None else False, message=result.stderr)
+            for job, result in zip(jobs, results, strict=True)
+        }
 
     def query(self, installation: str) -> list[Command]:
         return [Command((*_QUEUE, "list"))]

@@ -24,15 +24,17 @@ def batch_script(job: Submission, log: str = "") -> str:
     Without a configured scratch it is the job's TMPDIR, unless that is a folder which only the front-end has.
     `log`: where the script's own words go, if the batch system cannot be told.
     """
-    lines = ["#!/bin/sh"]
-    if log:
-        lines.append(f"exec >>{shlex.quote(log)} 2>&1")
-    scratch = shlex.quote(job.scratch)
+    redirect = [f"exec >>{shlex.quote(log)} 2>&1"] if log else []
+    return "\n".join(("#!/bin/sh", *redirect, *become_pilot(job, shlex.quote(job.entry)), ""))
+
+
+def become_pilot(job: Submission, entry: str) -> list[str]:
+    """The lines of shell by which a batch script becomes the pilot of an entry, which is given as a word of shell."""
+    lines, scratch = [], shlex.quote(job.scratch)
     if not job.scratch:
         lines.append('[ -d "${TMPDIR-}" ] || TMPDIR=/tmp')
         scratch = '"$TMPDIR"'
-    lines.append(f"exec /bin/sh {shlex.quote(job.start)} pilot --scratch {scratch} --entry {shlex.quote(job.entry)}")
-    return "\n".join(lines) + "\n"
+    return [*lines, f"exec /bin/sh {shlex.quote(job.start)} pilot --scratch {scratch} --entry {entry}"]
 
 
 def by_name(jobs: Iterable[BatchJob]) -> dict[str, BatchJob]:
@@ -68,6 +70,18 @@ def seconds_option(site: Site, key: str, default: float) -> float:
     except ValueError:
         pass
     raise LinkError(f"configure site {site.name}: options.{key}: {text!r} is not a number of seconds, e.g. {default:g}")
+
+
+def choice_option(site: Site, key: str, *allowed: str) -> str:
+    """An option of the site that is one of these words, the first unless it says otherwise.
+
+    Raises:
+        LinkError: it is none of them.
+    """
+    word = site.options.get(key, allowed[0])
+    if word not in allowed:
+        raise LinkError(f"configure site {site.name}: options.{key}: {word!r} is not one of {', '.join(allowed)}")
+    return word
 
 
 def known_options(site: Site, known: frozenset[str]) -> None:

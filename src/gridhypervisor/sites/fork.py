@@ -61,8 +61,8 @@ class ForkDriver:
             for job in jobs
         ]  # fmt: skip
 
-    def submitted(self, results: Sequence[CommandResult]) -> list[Submitted]:
-        return [_submitted(result) for result in results]
+    def submitted(self, jobs: Sequence[Submission], results: Sequence[CommandResult]) -> dict[str, Submitted]:
+        return {job.name: _submitted(result) for job, result in zip(jobs, results, strict=True)}
 
     def query(self, installation: str) -> list[Command]:
         return [self._command("list")]

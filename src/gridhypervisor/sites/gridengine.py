@@ -157,8 +157,8 @@ class GridEngineDriver:
             self._command(*self._qsub(job), stdin=batch_script(job, log=f"{job.entry}/{BATCH_LOG}")) for job in jobs
         ]
 
-    def submitted(self, results: Sequence[CommandResult]) -> list[Submitted]:
-        return [_submitted(result) for result in results]
+    def submitted(self, jobs: Sequence[Submission], results: Sequence[CommandResult]) -> dict[str, Submitted]:
+        return {job.name: _submitted(result) for job, result in zip(jobs, results, strict=True)}
 
     def query(self, installation: str) -> list[Command]:
         """First what lives; then, if called for, whose node is silent, why one is in error, and what has ended."""

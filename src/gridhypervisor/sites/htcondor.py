@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
 from gridhypervisor.model.errors import LinkError
@@ -159,10 +160,14 @@ class HTCondorDriver:
         )
 
     def submit(self, jobs: Sequence[Submission], site: Site) -> list[Command]:
-        return [self._command("condor_submit", "-terse", "-", stdin=self._description(job)) for job in jobs]
+        """All of them are processes of one cluster, each with a name of its own: taken all, or none."""
+        own = "".join(self._description(job) for job in jobs)
+        return [self._command("condor_submit", "-terse", "-", stdin=DESCRIPTION + own)] if jobs else []
 
-    def submitted(self, results: Sequence[CommandResult]) -> list[Submitted]:
-        return [_submitted(result) for result in results]
+    def submitted(self, jobs: Sequence[Submission], results: Sequence[CommandResult]) -> dict[str, Submitted]:
+        [answer] = (_submitted(result) for result in results)
+        ids = (f"{answer.batch_id}.{process}" if answer.batch_id else "" for process in range(len(jobs)))
+        return {job.name: replace(answer, batch_id=id_) for job, id_ in zip(jobs, ids, strict=True)}
 
     def query(self, installation: str) -> list[Command]:
         ours = f'substr(GhvName, 0, {len(installation) + 1}) == "{installation}-"'
@@ -201,7 +206,7 @@ class HTCondorDriver:
             f'+GhvName = "{job.name}"',
             *self._own,
         ]
-        return DESCRIPTION + "\n".join(own) + "\nqueue\n"
+        return "\n".join(own) + "\nqueue\n"
 
     def _command(self, *argv: str, stdin: str = "") -> Command:
         # Whatever the site's habit: other users' jobs are not ours, however they call them.
@@ -224,8 +229,8 @@ def quoted(*words: str) -> str:
 
 def _submitted(result: CommandResult) -> Submitted:
     # 23.9 can die of a missing cipher after it has told the number; the number is told only when the queue has the job.
-    if found := re.search(r"^(\d+)\.0 - \1\.0$", result.stdout, re.MULTILINE):
-        return Submitted(True, f"{found[1]}.0")
+    if found := re.search(r"^(\d+)\.0 - \1\.\d+$", result.stdout, re.MULTILINE):
+        return Submitted(True, found[1])
     message = explain(result, "condor_submit")
     if result.code is None or result.code <= 0 or NO_ANSWER.search(result.stderr):
         return Submitted(None, message=message)
