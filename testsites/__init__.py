@@ -1,4 +1,4 @@
-"""Real test sites on one machine: Slurm, Grid Engine and HTCondor, behind SSH, with neither Python nor QEMU.
+"""Real test sites on one machine: Slurm, Grid Engine, HTCondor, PBS over Slurm; behind SSH, without Python or QEMU.
 
 Used by the tests and by `make demo-slurm`; the product never imports it. A site is one folder (its root) and one tree
 of processes in name spaces of its own; it vanishes when its starter ends, however that happens. It needs root, because
@@ -7,6 +7,7 @@ it mounts and because batch systems start jobs as somebody else.
 
 from testsites.gridengine import GridEngineSite
 from testsites.htcondor import HTCondorSite
+from testsites.pbs import PbsSite
 from testsites.slurm import SlurmSite
 
-__all__ = ["GridEngineSite", "HTCondorSite", "SlurmSite"]
+__all__ = ["GridEngineSite", "HTCondorSite", "PbsSite", "SlurmSite"]

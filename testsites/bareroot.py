@@ -12,11 +12,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def build(root: Path, programs: Iterable[Path], plugins: Iterable[Path] = (), source: Path = Path("/")) -> None:
-    """Fill `root` with `programs` and `plugins` (shared objects opened at run time) at the paths they have in `source`.
+def build(
+    root: Path,
+    programs: Iterable[Path],
+    plugins: Iterable[Path] = (),
+    modules: Iterable[Path] = (),
+    source: Path = Path("/"),
+) -> None:
+    """Fill `root` with `programs`, `plugins` (shared objects opened at run time) and `modules` (files and folders that
+    a program reads) at the paths they have in `source`.
 
     Raises:
-        FileNotFoundError: a program or plugin is not installed there.
+        FileNotFoundError: one of them is not installed there.
     """
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True, exist_ok=True)
@@ -26,10 +33,13 @@ def build(root: Path, programs: Iterable[Path], plugins: Iterable[Path] = (), so
     (root / "root").chmod(0o700)
     (root / "tmp").chmod(0o1777)
     wanted = [*programs, *plugins]
-    for path in (*wanted, *_libraries(wanted, source)):
-        target = root / str(path).lstrip("/")
+    for path in (*wanted, *_libraries(wanted, source), *modules):
+        there, target = source / str(path).lstrip("/"), root / str(path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source / str(path).lstrip("/"), target)
+        if there.is_dir():
+            shutil.copytree(there, target)
+        else:
+            shutil.copy(there, target)
 
 
 def _libraries(binaries: Iterable[Path], source: Path) -> set[Path]:

@@ -21,14 +21,20 @@ BUILD = Path(__file__).parents[1] / "build"
 HOOKS = Path("/usr/share/mmdebstrap/hooks/merged-usr")
 
 
-def made(suite: str, packages: Iterable[str], programs: Iterable[Path], plugins: Iterable[Path] = ()) -> Path:
-    """The root with these programs and plugins (shared objects opened at run time) of the packages: some 15 s at first.
+def made(
+    suite: str,
+    packages: Iterable[str],
+    programs: Iterable[Path],
+    plugins: Iterable[Path] = (),
+    modules: Iterable[Path] = (),
+) -> Path:
+    """The root with these programs, plugins and modules (see `bareroot`) of the packages: some 15 s at first.
 
     Raises:
         RuntimeError: mmdebstrap is missing or failed, or apt knows no mirror; says what to do.
     """
-    packages, programs, plugins = sorted(packages), sorted(programs), sorted(plugins)
-    state = hashlib.sha256(repr((suite, packages, programs, plugins)).encode())
+    packages, programs, plugins, modules = sorted(packages), sorted(programs), sorted(plugins), sorted(modules)
+    state = hashlib.sha256(repr((suite, packages, programs, plugins, modules)).encode())
     for module in (Path(__file__), Path(bareroot.__file__)):
         state.update(module.read_bytes())
     kept = BUILD / f"{suite}-{state.hexdigest()[:16]}"
@@ -40,7 +46,7 @@ def made(suite: str, packages: Iterable[str], programs: Iterable[Path], plugins:
                 tree, root = Path(work) / "tree", Path(work) / "root"
                 _unpack(suite, packages, tree)
                 root.mkdir(mode=0o755)
-                bareroot.build(root, programs, plugins, source=tree)
+                bareroot.build(root, programs, plugins, modules, source=tree)
                 root.rename(kept)
     return kept
 

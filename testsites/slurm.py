@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from testsites import bareroot, sshd
 
@@ -230,7 +230,7 @@ class SlurmSite:
             "workdir": f"/home/{USER}/.ghv", "root": str(self.root), "nodes": self.nodes,
         }  # fmt: skip
 
-    def __enter__(self) -> SlurmSite:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

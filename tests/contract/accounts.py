@@ -14,17 +14,9 @@ from typing import Any
 from gridhypervisor.model.batch import BatchJob, BatchState, Listing, Submission, Submitted
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.model.wire import PROTOCOL, Op
-from gridhypervisor.sites import (
-    Bundle,
-    ForkDriver,
-    GridEngineDriver,
-    HTCondorDriver,
-    SlurmDriver,
-    driver_for,
-    transport_for,
-)
+from gridhypervisor.sites import Bundle, Driver, driver_for, transport_for
 from gridhypervisor.sites.relayclient import RelayLink
-from testsites import GridEngineSite, HTCondorSite, SlurmSite
+from testsites import GridEngineSite, HTCondorSite, PbsSite, SlurmSite
 
 OURS = "a1b2c3d4e"
 CAPACITY = 2
@@ -64,6 +56,14 @@ def htcondor_account(pool: HTCondorSite, bundle: Bundle, log: Path, **options: s
     return Account(site, bundle, pool.home / ".ghv", log)
 
 
+def pbs_account(pbs: PbsSite, bundle: Bundle, log: Path, **options: str) -> Account:
+    """The ordinary user's account at a PBS test site."""
+    login = pbs.login
+    site = Site(pbs.name, "o", "p", SiteKind.PBS, host=login.host, port=login.port, user=login.user,
+                key=str(login.key), known_hosts=str(login.known_hosts), options=options)  # fmt: skip
+    return Account(site, bundle, pbs.home / ".ghv", log)
+
+
 @dataclass
 class Account:
     """How to get to one, and how this machine sees its workdir."""
@@ -88,7 +88,7 @@ class Account:
 class Connected:
     account: Account
     link: RelayLink
-    driver: ForkDriver | GridEngineDriver | HTCondorDriver | SlurmDriver
+    driver: Driver
     workdir: str
     hello: dict[str, Any]
     notes: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)

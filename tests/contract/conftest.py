@@ -8,7 +8,7 @@ import pytest
 
 from gridhypervisor.sites import Bundle
 from tests.making import make_bundle
-from testsites import GridEngineSite, HTCondorSite, SlurmSite
+from testsites import GridEngineSite, HTCondorSite, PbsSite, SlurmSite
 
 WARNING = 8
 """Seconds between a site's signals that ask a job to end and that kill it. In that time, on a machine that may be busy,
@@ -41,4 +41,10 @@ def gridengine_site() -> Iterator[GridEngineSite]:
 @pytest.fixture(scope="session")
 def htcondor_site() -> Iterator[HTCondorSite]:
     with HTCondorSite("htcondor-a", nodes=2, cpus=2, vacate=WARNING) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def pbs_site() -> Iterator[PbsSite]:
+    with PbsSite("pbs-a", nodes=2, cpus=2, kill_wait=2) as site:
         yield site

@@ -1,5 +1,5 @@
 """What every kind of site must do, asked of real ones through the real relay: fork here, Slurm behind SSH,
-one whose front-end sees late what its nodes write, Grid Engine, HTCondor."""
+one whose front-end sees late what its nodes write, Grid Engine, HTCondor, PBS's wrappers over Slurm."""
 
 from __future__ import annotations
 
@@ -16,10 +16,20 @@ import pytest
 from gridhypervisor.model.batch import BatchState
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.sites import Bundle
-from tests.contract.accounts import CAPACITY, WAITS, Account, gridengine_account, htcondor_account, slurm_account
+from tests.contract.accounts import (
+    CAPACITY,
+    WAITS,
+    Account,
+    gridengine_account,
+    htcondor_account,
+    pbs_account,
+    slurm_account,
+)
+
+KINDS = ["fork", "slurm_site", "late_slurm_site", "gridengine_site", "htcondor_site", "pbs_site"]
 
 
-@pytest.fixture(scope="module", params=["fork", "slurm_site", "late_slurm_site", "gridengine_site", "htcondor_site"])
+@pytest.fixture(scope="module", params=KINDS)
 def account(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Account]:
     folder = Path(tempfile.mkdtemp(prefix="ghv-contract-"))
     if request.param == "fork":
@@ -29,6 +39,7 @@ def account(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Account]
         makers: dict[str, Callable[..., Account]] = {
             "gridengine_site": gridengine_account,
             "htcondor_site": htcondor_account,
+            "pbs_site": pbs_account,
         }
         make = makers.get(request.param, slurm_account)
         yield make(request.getfixturevalue(request.param), bundle, folder / "log" / "relay")

@@ -25,6 +25,9 @@ RERUN = "echo run >> made; echo started; sleep $(cat seconds)"
 
 
 class SlurmLab(Installation):
+    kind = "slurm"
+    """Of the site, and its name."""
+
     def __init__(self, folder: Path, scratch: Path, template: Path, site: SlurmSite, spool_lag: int = 1) -> None:
         super().__init__(folder, scratch, template)
         self.site = site
@@ -33,13 +36,14 @@ class SlurmLab(Installation):
             self.commands.mkdir()
             os.chown(self.commands, UID, UID)
         # Each job by itself: tests tell batch jobs by their names, and would form arrays by chance.
-        self.add_site("slurm", "--option", f"spool_lag={spool_lag}", "--option", "arrays=no")
+        alone = ("--option", "arrays=no") if self.kind == "slurm" else ()
+        self.add_site(self.kind, "--option", f"spool_lag={spool_lag}", *alone)
         self.id: str = self.ghv("service", "status", "-o", "json").json["installation"]
 
     def add_site(self, name: str, *words: str) -> None:
         login = self.site.login
         self.ghv(
-            "site", "add", name, "--kind", "slurm", "--host", login.host, "--port", str(login.port),
+            "site", "add", name, "--kind", self.kind, "--host", login.host, "--port", str(login.port),
             "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
             "--option", "listing_interval=1", "--env", f"PATH=/home/{login.user}/commands:/usr/bin:/bin", *words,
         )  # fmt: skip
@@ -47,12 +51,12 @@ class SlurmLab(Installation):
 
     # -- the site, from above -------------------------------------------------------------------------------------
 
-    def health(self, site: str = "slurm") -> str:
-        return str(self.ghv("site", "show", site, "-o", "json").json["health"])
+    def health(self, site: str = "") -> str:
+        return str(self.ghv("site", "show", site or self.kind, "-o", "json").json["health"])
 
     def why(self) -> str:
         """Why the site cannot be used, or its batch system not be asked."""
-        return str(self.ghv("site", "show", "slurm", "-o", "json").json["health_why"])
+        return str(self.ghv("site", "show", self.kind, "-o", "json").json["health_why"])
 
     def batch_jobs(self, *states: str) -> dict[str, tuple[str, str]]:
         """This installation's batch jobs by name: the id, and Slurm's word for the state. All, or in these states."""

@@ -62,3 +62,4 @@ class SiteKind(enum.StrEnum):
     SLURM = "slurm"
     HTCONDOR = "htcondor"
     GRIDENGINE = "gridengine"
+    PBS = "pbs"

@@ -15,6 +15,7 @@ from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.sites.fork import ForkDriver
 from gridhypervisor.sites.gridengine import GridEngineDriver
 from gridhypervisor.sites.htcondor import HTCondorDriver
+from gridhypervisor.sites.pbs import PbsDriver
 from gridhypervisor.sites.slurm import SlurmDriver
 from gridhypervisor.sites.transport import Bundle, LocalTransport
 
@@ -23,17 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle",
+    "Driver",
     "ForkDriver",
     "GridEngineDriver",
     "HTCondorDriver",
     "LocalTransport",
+    "PbsDriver",
     "SlurmDriver",
     "driver_for",
     "transport_for",
 ]
 
+Driver = ForkDriver | GridEngineDriver | HTCondorDriver | PbsDriver | SlurmDriver
 
-def driver_for(site: Site, workdir: str, bundle: str) -> ForkDriver | GridEngineDriver | HTCondorDriver | SlurmDriver:
+
+def driver_for(site: Site, workdir: str, bundle: str) -> Driver:
     """The driver of the site's batch system. `workdir`: the account's, absolute; `bundle`: the digest of what is there.
 
     Raises:
@@ -48,6 +53,8 @@ def driver_for(site: Site, workdir: str, bundle: str) -> ForkDriver | GridEngine
             return GridEngineDriver(site, workdir, bundle)
         case SiteKind.HTCONDOR:
             return HTCondorDriver(site)
+        case SiteKind.PBS:
+            return PbsDriver(site, workdir, bundle)
         case other:
             assert_never(other)
 

@@ -84,6 +84,20 @@ def choice_option(site: Site, key: str, *allowed: str) -> str:
     return word
 
 
+def native_words(site: Site) -> list[str]:
+    """The option `native`: further words for the site's command, as a shell would part them.
+
+    Raises:
+        LinkError: a quote is left open.
+    """
+    try:
+        return shlex.split(site.options.get("native", ""))
+    except ValueError as error:
+        raise LinkError(
+            f"configure site {site.name}: options.native: {error}", hint="quote it as for a shell"
+        ) from error
+
+
 def known_options(site: Site, known: frozenset[str]) -> None:
     """Refuse options that the driver would silently ignore.
 

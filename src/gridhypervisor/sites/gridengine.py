@@ -9,11 +9,9 @@ from __future__ import annotations
 import html
 import math
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
-from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, BUNDLES, Command, CommandResult
 from gridhypervisor.sites.driver import (
@@ -22,6 +20,7 @@ from gridhypervisor.sites.driver import (
     by_name,
     explain,
     known_options,
+    native_words,
     seconds_option,
 )
 
@@ -103,12 +102,7 @@ class GridEngineDriver:
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
         self._site = site
         self._busybox = f"{workdir}/{BUNDLES}/{bundle}/busybox"
-        try:
-            self._native = shlex.split(site.options.get("native", ""))
-        except ValueError as error:
-            raise LinkError(
-                f"configure site {site.name}: options.native: {error}", hint="quote it as for a shell"
-            ) from error
+        self._native = native_words(site)
         self._prefix = ""  # of our jobs' names
         self._listed: dict[str, BatchJob] = {}  # by name: in qstat's last answer
         self._sought = {"": 0}  # names whose end is looked for, and how often it was; "": jobs from before our time

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
-from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, Command, CommandResult
 from gridhypervisor.sites.arrays import array_name, array_of, array_script, element, grouped, index, is_array
@@ -24,6 +22,7 @@ from gridhypervisor.sites.driver import (
     choice_option,
     explain,
     known_options,
+    native_words,
     seconds_option,
 )
 
@@ -113,12 +112,7 @@ class SlurmDriver:
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
         self._site = site
         self._span = SPAN if choice_option(site, "arrays", "yes", "no") == "yes" else 1
-        try:
-            self._native = shlex.split(site.options.get("native", ""))
-        except ValueError as error:
-            raise LinkError(
-                f"configure site {site.name}: options.native: {error}", hint="quote it as for a shell"
-            ) from error
+        self._native = native_words(site)
 
     def max_jobs(self, site: Site) -> int:
         return site.max_jobs or 100
