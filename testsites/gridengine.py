@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import MappingProxyType
 
 from testsites import bareroot, sshd
+from testsites.site import SHELL, ClusterSite, need, random_address
 from testsites.spaces import Spaces
 
-USER, UID = "scientist", 20001
 SGE_ROOT = "/opt/sge"
 CELL = f"{SGE_ROOT}/default"
 BINARIES = Path("/usr/lib/gridengine")
@@ -35,9 +30,8 @@ PACKAGES = "gridengine-master gridengine-exec gridengine-client openssh-server o
 DAEMONS = ("sge_qmaster", "sge_execd", "sge_shepherd", "sge_coshepherd", "spoolinit", "spooldefaults.bin")
 COMMANDS = ("qsub", "qstat", "qdel", "qacct", "qconf", "qhost", "qmod", "qalter", "qhold", "qrls")
 PLUGINS = ("libspoolc.so",)
-SHELL = ("dash", "cat", "chmod", "env", "id", "ls", "mkdir", "mv", "ps", "rm", "sleep", "true")
-"""All that a login or a job finds beside Grid Engine: POSIX's shell and a few of its utilities. A node's daemon looks
-with `ps` for the shepherds that a former one left; without it, it gives up jobs that run on."""
+LOOK = Path("/usr/bin/ps")
+"""A node's daemon looks with it for the shepherds that a former one left; without it, it gives up jobs that run on."""
 
 BOOTSTRAP = f"""\
 admin_user              root
@@ -109,53 +103,32 @@ xprojects             NONE
 usage_scaling         NONE
 report_variables      NONE
 """
-BASES = ("passwd", "group", "shadow", "hosts", "services")
 NETWORK = "10.9.0"
 DOORMAN = Path(__file__).with_name("doorman.py")
 
 
-class GridEngineSite:
-    """One running site; a context manager. `folder` is made, and removed at the end; it must not exist yet.
+class GridEngineSite(ClusterSite):
+    """See `ClusterSite`. `notify` is the queue's: seconds between the signal that warns a job and the end of it."""
 
-    `notify` is the queue's: seconds between the signal that warns a job and the one that kills it.
-
-    Raises:
-        PermissionError: not root.
-        FileExistsError: the folder is there.
-        RuntimeError: packages are missing, or a daemon did not come up (the message holds its log's end).
-    """
+    kind = "gridengine"
+    options = MappingProxyType({"pe": "smp"})
+    environment = MappingProxyType({"SGE_ROOT": SGE_ROOT})
+    _door = "doorman"
+    _logs = ("var/log/*.log", f"{SGE_ROOT.lstrip('/')}/spool/**/messages", "tmp/*messages*")
 
     def __init__(
         self, name: str = "sge-a", *, nodes: int = 2, slots: int = 2, notify: int = 60, folder: Path | None = None
     ) -> None:
-        if os.geteuid() != 0:
-            raise PermissionError("start a Grid Engine test site: it mounts and starts jobs as others; run it as root")
-        if folder is not None:
-            folder.mkdir(mode=0o755, parents=True)
-        self.name = name
-        self.folder = folder or Path(tempfile.mkdtemp(prefix=f"ghv-{name}-"))
-        self.folder.chmod(0o755)
-        self.root = self.folder / "root"
+        super().__init__(name, folder)
         self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
-        self.home = self.root / "home" / USER
-        """The user's home as this machine sees it; at the site it is /home/USER."""
-        self.environment = {"SGE_ROOT": SGE_ROOT}
-        """What the site's settings.sh gives to a login, but not to a command over SSH."""
         self._slots, self._notify = slots, notify
-        self._spaces: Spaces | None = None
-        try:
-            listener = _listener()
-            with listener:
-                address = listener.getsockname()[0]
-                self._make_root()
-                self._configure()
-                self._make_login(address)
-                self._spaces = Spaces(self.root, name, network=True, descriptors=[listener.fileno()])
-                self._start(listener.fileno())
-            self.login = sshd.login(self.folder / "client", address, USER)
-        except BaseException:
-            self.stop()
-            raise
+        with self._making(), _listener() as listener:
+            self.address = listener.getsockname()[0]
+            self._make_root()
+            self._configure()
+            self._make_login()
+            self._spaces = Spaces(self.root, name, network=True, descriptors=[listener.fileno()])
+            self._start(listener.fileno())
 
     # Faults and administration
 
@@ -169,15 +142,11 @@ class GridEngineSite:
             named = f'echo {daemon} >/proc/sys/kernel/hostname && exec "$@"'
             argv = ["/usr/bin/nsenter", f"--net=/run/netns/{daemon}", "/usr/bin/unshare", "--uts",
                     "/bin/sh", "-c", named, "sh", *inside, f"{BINARIES}/sge_execd"]  # fmt: skip
-        self._site.start(daemon, argv)
-
-    def signal(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to a daemon: KILL it, or STOP it for a while and CONT it."""
-        self._site.signal(daemon, number)
+        self._running.start(daemon, argv)
 
     def connect(self, node: str, there: bool) -> None:
         """Pull a node's cable, or put it back: nothing but the network is touched."""
-        self._site.run("ip", "link", "set", node, "up" if there else "down")
+        self._running.run("ip", "link", "set", node, "up" if there else "down")
 
     def lose_shepherd(self, number: str) -> None:
         """Kill the process that watches over a running job, and nothing else of it."""
@@ -189,83 +158,25 @@ class GridEngineSite:
                     return
         raise RuntimeError(f"lose the shepherd of {number} at {self.name}: there is none")
 
-    def cut_ssh(self) -> int:
-        """Kill every open SSH session, as a broken network would; how many processes that were."""
-        return self._site.cut("doorman")
-
-    def alive(self, daemon: str) -> bool:
-        return self._site.alive(daemon)
-
-    def processes(self) -> list[str]:
-        """The command names of everything that runs at the site: daemons, logins, jobs."""
-        return self._site.processes()
-
-    def admin(self, *argv: str, as_user: bool = False, check: bool = True, stdin: str = "") -> str:
-        """What a command prints, run at the front-end as root (or as the ordinary user)."""
-        who = [f"--userspec={UID}:{UID}"] if as_user else []
-        settings = ("/usr/bin/env", f"SGE_ROOT={SGE_ROOT}", f"HOME=/home/{USER}" if as_user else "HOME=/root")
-        result = subprocess.run(
-            self._site.enter(*who, str(self.root), *settings, *argv), input=stdin, capture_output=True, text=True,
-            check=False, timeout=120,
-        )  # fmt: skip
-        if check and result.returncode != 0:
-            words = result.stderr.strip() or result.stdout.strip() or result.returncode
-            raise RuntimeError(f"{' '.join(argv)} at {self.name}: {words}")
-        return result.stdout
-
     def ready_nodes(self) -> list[str]:
         """The nodes of which the queue master hears."""
         lines = self.admin("qstat", "-f", check=False).splitlines()
         rows = [line.split() for line in lines if line.startswith("batch.q@")]
         return [row[0].partition("@")[2] for row in rows if len(row) == 5]  # a sixth word names what is wrong
 
-    def wait_ready(self, timeout: float = 120.0) -> None:
+    def wait_ready(self) -> None:
         """Wait until the queue master hears of every node."""
-        deadline = time.monotonic() + timeout
-        while len(self.ready_nodes()) != len(self.nodes):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"start {self.name}: nodes missing after {timeout:.0f} s; {self._log_tails()}")
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        """End every process of the site and remove its folder."""
-        if self._spaces is not None:
-            self._spaces.stop()
-            self._spaces = None
-        shutil.rmtree(self.folder)
-
-    def describe(self) -> dict[str, Any]:
-        """What a client must know, ready for JSON."""
-        return {
-            "name": self.name, "host": self.login.host, "port": self.login.port, "user": self.login.user,
-            "key": str(self.login.key), "known_hosts": str(self.login.known_hosts),
-            "workdir": f"/home/{USER}/.ghv", "root": str(self.root), "nodes": self.nodes,
-            "environment": self.environment,
-        }  # fmt: skip
-
-    def __enter__(self) -> GridEngineSite:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        self._until("its nodes", lambda: len(self.ready_nodes()) == len(self.nodes))
 
     # How it is made
 
-    @property
-    def _site(self) -> Spaces:
-        assert self._spaces is not None, f"{self.name} is not running"
-        return self._spaces
+    def _inside(self, *chroot: str) -> list[str]:
+        return self._running.enter(*chroot)  # the front-end is a host of a network of its own
 
     def _make_root(self) -> None:
         programs = [*(BINARIES / name for name in (*DAEMONS, *COMMANDS)), *(Path("/usr/bin") / name for name in SHELL),
-                    *sshd.PROGRAMS]  # fmt: skip
-        missing = [str(path) for path in (*programs, Path("/usr/sbin/ip")) if not path.exists()]
-        if missing:
-            raise RuntimeError(
-                f"start {self.name}: {', '.join(missing)} not found; install them: apt-get install {PACKAGES}"
-            )
+                    *sshd.PROGRAMS, LOOK]  # fmt: skip
+        need(self.name, [*programs, Path("/usr/sbin/ip")], PACKAGES)
         plugins = [*(BINARIES / name for name in PLUGINS), Path("/usr/lib/x86_64-linux-gnu/libgcc_s.so.1")]
         bareroot.build(self.root, programs, plugins)
         self.root.chmod(0o755)
@@ -274,21 +185,10 @@ class GridEngineSite:
             (self.root / "usr/bin" / name).symlink_to(BINARIES / name)
 
     def _configure(self) -> None:
-        etc, root = self.root / "etc", self.root / SGE_ROOT.lstrip("/")
-        (etc / "passwd").write_text(
-            "root:x:0:0:root:/root:/bin/sh\n"
-            "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
-            f"{USER}:x:{UID}:{UID}:An ordinary user:/home/{USER}:/bin/sh\n"
-        )
-        # '*' forbids passwords; an empty or '!' field would be an open or a locked account, which sshd turns away.
-        (etc / "shadow").write_text(f"root:*:19000::::::\n{USER}:*:19000::::::\n")
-        (etc / "shadow").chmod(0o600)
-        (etc / "group").write_text(f"root:x:0:\nnogroup:x:65534:\n{USER}:x:{UID}:\n")
-        (etc / "nsswitch.conf").write_text("".join(f"{base}: files\n" for base in BASES))
-        (etc / "services").write_text("sge_qmaster 6444/tcp\nsge_execd 6445/tcp\n")
-        hosts = [f"127.0.0.1 localhost\n{NETWORK}.1 {self.name}\n"]
-        hosts += [f"{NETWORK}.{i + 2} {node}\n" for i, node in enumerate(self.nodes)]
-        (etc / "hosts").write_text("".join(hosts))
+        hosts = [f"{NETWORK}.1 {self.name}", *(f"{NETWORK}.{i + 2} {node}" for i, node in enumerate(self.nodes))]
+        self._make_users("\n".join(hosts))
+        (self.root / "etc/services").write_text("sge_qmaster 6444/tcp\nsge_execd 6445/tcp\n")
+        root = self.root / SGE_ROOT.lstrip("/")
         for folder in ("default/common", "spool/qmaster/job_scripts", "spool/execd", "bin", "utilbin", "setup"):
             (root / folder).mkdir(mode=0o755, parents=True)
         for folder in ("bin", "utilbin"):
@@ -309,13 +209,6 @@ class GridEngineSite:
         for i, node in enumerate(self.nodes):
             (root / "setup/local" / node).write_text(f"gid_range {50000 + 100 * i}-{50099 + 100 * i}\n")
 
-    def _make_login(self, address: str) -> None:
-        self.home.mkdir(mode=0o700)
-        os.chown(self.home, UID, UID)
-        client = self.folder / "client"
-        client.mkdir(mode=0o700)
-        sshd.prepare(self.root, client, address, USER, UID)
-
     def _start(self, listener: int) -> None:
         # The named name spaces are mounts, which are as private as everything else once /run is.
         wires = ["mount -t tmpfs none /run", "ip link add wires type bridge", f"ip addr add {NETWORK}.1/24 dev wires",
@@ -324,8 +217,8 @@ class GridEngineSite:
             wires += [f"ip netns add {node}", f"ip link add {node} type veth peer name eth0 netns {node}",
                       f"ip link set {node} master wires up", f"ip -n {node} addr add {NETWORK}.{i + 2}/24 dev eth0",
                       f"ip -n {node} link set eth0 up", f"ip -n {node} link set lo up"]  # fmt: skip
-        self._site.run("sh", "-e", "-c", "\n".join(wires))
-        self._site.start("doorman", [sys.executable, "-I", str(DOORMAN), str(listener), str(self.root)])
+        self._running.run("sh", "-e", "-c", "\n".join(wires))
+        self._running.start("doorman", [sys.executable, "-I", str(DOORMAN), str(listener), str(self.root)])
         tool, setup = "LD_LIBRARY_PATH=" + str(BINARIES), f"{SGE_ROOT}/setup"
         spool = f"{CELL}/common;{SGE_ROOT}/spool/qmaster"
         self.admin("env", tool, f"{BINARIES}/spoolinit", "classic", "libspoolc", spool, "init")
@@ -333,11 +226,7 @@ class GridEngineSite:
             self.admin("env", tool, f"{BINARIES}/spooldefaults.bin", what, f"{setup}/{source}")
         self.admin("env", tool, f"{BINARIES}/spooldefaults.bin", "managers", "root")
         self.start("qmaster")
-        deadline = time.monotonic() + 120
-        while self.name not in self.admin("qconf", "-sss", check=False):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"start {self.name}: its queue master does not answer; {self._log_tails()}")
-            time.sleep(0.05)
+        self._until("its queue master", lambda: self.name in self.admin("qconf", "-sss", check=False))
         self.admin("qconf", "-as", self.name)
         for node in self.nodes:
             self.admin("qconf", "-ah", node)
@@ -358,11 +247,6 @@ class GridEngineSite:
         file.write_text(_changed(self.admin("qconf", show), values))
         self.admin("qconf", add, f"{SGE_ROOT}/setup/proposal")
 
-    def _log_tails(self) -> str:
-        logs = [*self.root.glob("var/log/*.log"), *self.root.glob(f"{SGE_ROOT.lstrip('/')}/spool/**/messages"),
-                *self.root.glob("tmp/*messages*")]  # fmt: skip
-        return "; ".join(f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs)
-
 
 def _changed(text: str, values: dict[str, str]) -> str:
     """A configuration of Grid Engine with these values instead of its own."""
@@ -378,10 +262,9 @@ def _changed(text: str, values: dict[str, str]) -> str:
 def _listener() -> socket.socket:
     """A listening socket on an address in 127.0.0.0/8 that is nobody else's."""
     while True:
-        address = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
         listener = socket.socket()
         with contextlib.suppress(OSError):
-            listener.bind((address, sshd.PORT))
+            listener.bind((random_address(), sshd.PORT))
             listener.listen(100)
             return listener
         listener.close()

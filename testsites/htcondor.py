@@ -12,21 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
-import socket
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from testsites import otherdebian, sshd
+from testsites.site import SHELL, UID, ClusterSite, free_address
 from testsites.spaces import Spaces
 
-USER, UID = "scientist", 20001
 COLLEAGUE = UID + 1
 PORT = 9618
 SUITE = "trixie"
@@ -39,8 +33,7 @@ PROGRAMS = (
     Path("/usr/libexec/condor/condor_gpu_discovery"),  # without it a node does not even start
     *(Path("/usr/bin") / f"condor_{name}"
       for name in ("submit", "q", "rm", "hold", "release", "history", "status", "qedit", "vacate_job", "version")),
-    *(Path("/usr/bin") / name
-      for name in ("dash", "cat", "chmod", "mkdir", "mv", "rm", "ls", "env", "id", "sleep", "true")),
+    *(Path("/usr/bin") / name for name in SHELL),
     Path("/usr/sbin/sshd"), *(Path("/usr/lib/openssh") / name for name in ("sshd-session", "sshd-auth")),
 )  # fmt: skip
 """All that a login or a job finds: HTCondor, POSIX's shell and a few of its utilities."""
@@ -131,17 +124,15 @@ NODE = """\
 """
 
 
-class HTCondorSite:
-    """One running site; a context manager. `folder` is made, and removed at the end; it must not exist yet.
+class HTCondorSite(ClusterSite):
+    """See `ClusterSite`.
 
     `vacate`: seconds between TERM and KILL that its nodes give a job; `policy_interval`: seconds between two looks at
     the jobs' own policies.
-
-    Raises:
-        PermissionError: not root.
-        FileExistsError: the folder is there.
-        RuntimeError: HTCondor cannot be had, or a daemon did not come up (the message holds its log's end).
     """
+
+    kind = "htcondor"
+    _logs = ("var/log/**/*",)
 
     def __init__(
         self,
@@ -154,31 +145,15 @@ class HTCondorSite:
         policy_interval: int = 2,
         folder: Path | None = None,
     ) -> None:
-        if os.geteuid() != 0:
-            raise PermissionError("start an HTCondor test site: it mounts and starts jobs as other users; be root")
-        self.name = name
-        kept = otherdebian.made(SUITE, PACKAGES, PROGRAMS, PLUGINS)
-        if folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix=f"ghv-{name}-"))
-        else:
-            folder.mkdir()
-            self.folder = folder
-        self.folder.chmod(0o755)
-        self.root = self.folder / "root"
-        self.home = self.root / "home" / USER
-        """The user's home as this machine sees it; at the site it is /home/USER."""
+        super().__init__(name, folder)
         self.nodes = [f"n{i}" for i in range(1, nodes + 1)]
-        self.address = _free_address()
-        self._spaces: Spaces | None = None
-        try:
-            shutil.copytree(kept, self.root, symlinks=True)
+        self.address = free_address(PORT)
+        with self._making():
+            shutil.copytree(otherdebian.made(SUITE, PACKAGES, PROGRAMS, PLUGINS), self.root, symlinks=True)
             self._configure(CONFIG.format(name=name, address=self.address, port=PORT, cpus=cpus, memory=memory,
                                           vacate=vacate, policy_interval=policy_interval))  # fmt: skip
             self._make_login()
             self._start()
-        except BaseException:
-            self.stop()
-            raise
 
     # Faults and administration
 
@@ -193,10 +168,6 @@ class HTCondorSite:
         else:
             argv = [f"/usr/sbin/condor_{daemon}", "-f", *(["-p", str(PORT)] if daemon == "collector" else [])]
         self._running.start(daemon, ["/usr/sbin/chroot", str(self.root), *argv])
-
-    def signal(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to a daemon: KILL it, or STOP it for a while and CONT it."""
-        self._running.signal(daemon, number)
 
     def lose(self, node: str) -> None:
         """End a node's daemons and leave its jobs alone: what the rest of the pool sees of a broken network."""
@@ -219,62 +190,15 @@ class HTCondorSite:
         self._running.cut("schedd")
         self._running.signal("schedd", signal.SIGKILL)
 
-    def cut_ssh(self) -> int:
-        """Kill every open SSH session, as a broken network would; how many processes that were."""
-        return self._running.cut("sshd")
-
-    def alive(self, daemon: str) -> bool:
-        return self._running.alive(daemon)
-
-    def processes(self) -> list[str]:
-        """The command names of everything that runs at the site: daemons, logins, jobs."""
-        return self._running.processes()
-
-    def admin(self, *argv: str, uid: int = 0, check: bool = True, stdin: str = "") -> str:
-        """What a command prints, run inside the site as root (or as its ordinary user, or their colleague)."""
-        who = ["--userspec", f"{uid}:{uid}"] if uid else []
-        words = ["/usr/sbin/chroot", *who, str(self.root), *argv]
-        result = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False, timeout=120)
-        if check and result.returncode != 0:
-            raise RuntimeError(f"{' '.join(argv)} at {self.name}: {result.stderr.strip() or result.returncode}")
-        return result.stdout
-
-    def stop(self) -> None:
-        """End every process of the site and remove its folder."""
-        if self._spaces is not None:
-            self._spaces.stop()
-            self._spaces = None
-        shutil.rmtree(self.folder)
-
-    def __enter__(self) -> HTCondorSite:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    def as_colleague(self, *argv: str, stdin: str = "") -> str:
+        """What a command of another user's prints."""
+        return self._run(COLLEAGUE, argv, stdin=stdin)
 
     # How it is made
 
-    @property
-    def _running(self) -> Spaces:
-        assert self._spaces is not None, "the site has been stopped"
-        return self._spaces
-
     def _configure(self, config: str) -> None:
+        self._make_users(others=f"colleague:x:{COLLEAGUE}:{COLLEAGUE}:Another one:/:/bin/sh\n")
         etc = self.root / "etc"
-        (etc / "passwd").write_text(
-            "root:x:0:0:root:/root:/bin/sh\n"
-            "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
-            f"{USER}:x:{UID}:{UID}:An ordinary user:/home/{USER}:/bin/sh\n"
-            f"colleague:x:{COLLEAGUE}:{COLLEAGUE}:Another one:/:/bin/sh\n"
-        )
-        # '*' forbids passwords; an empty or '!' field would be an open or a locked account, which sshd turns away.
-        (etc / "shadow").write_text(f"root:*:19000::::::\n{USER}:*:19000::::::\n")
-        (etc / "shadow").chmod(0o600)
-        (etc / "group").write_text(f"root:x:0:\nnogroup:x:65534:\n{USER}:x:{UID}:\n")
-        (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
-        (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
         (etc / "condor").mkdir()
         (etc / "condor/condor_config").write_text(config + "".join(NODE.format(node=node) for node in self.nodes))
         folders = ["run/condor", "run/lock", "var/log/condor", "var/spool/condor", "var/lib/condor/execute"]
@@ -283,20 +207,12 @@ class HTCondorSite:
             (self.root / folder).mkdir(mode=0o755, parents=True)
         (self.root / "bin/sh").symlink_to("dash")
 
-    def _make_login(self) -> None:
-        self.home.mkdir(mode=0o700)
-        os.chown(self.home, UID, UID)
-        client = self.folder / "client"
-        client.mkdir(mode=0o700)
-        sshd.prepare(self.root, client, self.address, USER, UID)
-        self.login = sshd.login(client, self.address, USER)
-
     def _start(self) -> None:
         self._spaces = Spaces(self.root, self.name)
         for daemon in ("sshd", *DAEMONS, *self.nodes):
             self.start(daemon)
         self.wait_idle()
-        self._until("its sshd", lambda: _listens(self.login.host, self.login.port))
+        self._until_it_listens()
 
     def wait_idle(self) -> None:
         """Wait until every node is up and has all of its cores free, and the queue can be asked."""
@@ -310,35 +226,9 @@ class HTCondorSite:
 
         self._until("its nodes and its queue", idle)
 
-    def _until(self, what: str, holds: Callable[[], object], timeout: float = 120.0) -> None:
-        deadline = time.monotonic() + timeout
-        while not holds():
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"start {self.name}: {what} did not come up in {timeout:.0f} s; {self._log_tails()}")
-            time.sleep(0.1)
-
     def _own_processes(self) -> Iterator[tuple[int, str]]:
         """This machine's numbers of the site's processes, with their command lines, words parted by spaces."""
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if (process / "root").readlink() == self.root:
                     yield int(process.name), (process / "cmdline").read_text().replace("\0", " ").strip()
-
-    def _log_tails(self) -> str:
-        logs = (log for log in sorted(self.root.glob("var/log/**/*")) if log.is_file())
-        return "; ".join(f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs)
-
-
-def _free_address() -> str:
-    """An address in 127.0.0.0/8 that nobody listens on."""
-    while True:
-        address = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((address, PORT))
-            return address
-
-
-def _listens(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((host, port)) == 0

@@ -35,6 +35,8 @@ BEHIND = "usr/lib/torque"
 class PbsSite(SlurmSite):
     """See `SlurmSite`: the same faults and administration behind another dialect."""
 
+    kind = "pbs"
+
     def _make_root(self) -> None:
         super()._make_root()
         kept = otherdebian.made(SUITE, PACKAGES, PROGRAMS, PLUGINS, MODULES)

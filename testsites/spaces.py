@@ -37,9 +37,9 @@ class Spaces:
         inner = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()[0]
         self._door = ["/usr/bin/nsenter", f"--target={inner}", "--net", "--uts", "--pid", "--mount"]
 
-    def start(self, name: str, argv: Sequence[str]) -> None:
-        """Start a daemon; what it prints goes to the root's `var/log/NAME.log`."""
-        self._ask({"start": name, "argv": list(argv)})
+    def start(self, name: str, argv: Sequence[str]) -> int:
+        """Start a daemon, whose number in there is returned; what it prints goes to the root's `var/log/NAME.log`."""
+        return int(self._ask({"start": name, "argv": list(argv)})["pid"])
 
     def run(self, *argv: str) -> str:
         """What a command of this machine prints, run in there.

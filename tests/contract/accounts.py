@@ -16,7 +16,7 @@ from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.model.wire import PROTOCOL, Op
 from gridhypervisor.sites import Bundle, Driver, driver_for, transport_for
 from gridhypervisor.sites.relayclient import RelayLink
-from testsites import GridEngineSite, HTCondorSite, PbsSite, SlurmSite
+from testsites.site import ClusterSite
 
 OURS = "a1b2c3d4e"
 CAPACITY = 2
@@ -31,37 +31,13 @@ WAITS = (
 _numbers = itertools.count(1)
 
 
-def slurm_account(slurm: SlurmSite, bundle: Bundle, log: Path, **options: str) -> Account:
-    """The ordinary user's account at a Slurm test site."""
-    login = slurm.login
-    site = Site(slurm.name, "o", "p", SiteKind.SLURM, host=login.host, port=login.port, user=login.user,
-                key=str(login.key), known_hosts=str(login.known_hosts), options=options)  # fmt: skip
-    return Account(site, bundle, slurm.home / ".ghv", log)
-
-
-def gridengine_account(grid: GridEngineSite, bundle: Bundle, log: Path, **options: str) -> Account:
-    """The ordinary user's account at a Grid Engine test site."""
-    login = grid.login
-    site = Site(grid.name, "o", "p", SiteKind.GRIDENGINE, host=login.host, port=login.port, user=login.user,
-                key=str(login.key), known_hosts=str(login.known_hosts), options={"pe": "smp", **options},
-                environment=dict(grid.environment))  # fmt: skip
-    return Account(site, bundle, grid.home / ".ghv", log)
-
-
-def htcondor_account(pool: HTCondorSite, bundle: Bundle, log: Path, **options: str) -> Account:
-    """The ordinary user's account at an HTCondor test site."""
-    login = pool.login
-    site = Site(pool.name, "o", "p", SiteKind.HTCONDOR, host=login.host, port=login.port, user=login.user,
-                key=str(login.key), known_hosts=str(login.known_hosts), options=options)  # fmt: skip
-    return Account(site, bundle, pool.home / ".ghv", log)
-
-
-def pbs_account(pbs: PbsSite, bundle: Bundle, log: Path, **options: str) -> Account:
-    """The ordinary user's account at a PBS test site."""
-    login = pbs.login
-    site = Site(pbs.name, "o", "p", SiteKind.PBS, host=login.host, port=login.port, user=login.user,
-                key=str(login.key), known_hosts=str(login.known_hosts), options=options)  # fmt: skip
-    return Account(site, bundle, pbs.home / ".ghv", log)
+def account_at(cluster: ClusterSite, bundle: Bundle, log: Path, **options: str) -> Account:
+    """The ordinary user's account at a test site."""
+    login = cluster.login
+    site = Site(cluster.name, "o", "p", SiteKind(cluster.kind), host=login.host, port=login.port, user=login.user,
+                key=str(login.key), known_hosts=str(login.known_hosts), options={**cluster.options, **options},
+                environment=dict(cluster.environment))  # fmt: skip
+    return Account(site, bundle, cluster.home / ".ghv", log)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +16,7 @@ import pytest
 from gridhypervisor.model.batch import BatchState
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.sites import Bundle
-from tests.contract.accounts import (
-    CAPACITY,
-    WAITS,
-    Account,
-    gridengine_account,
-    htcondor_account,
-    pbs_account,
-    slurm_account,
-)
+from tests.contract.accounts import CAPACITY, WAITS, Account, account_at
 
 KINDS = ["fork", "slurm_site", "late_slurm_site", "gridengine_site", "htcondor_site", "pbs_site"]
 
@@ -36,13 +28,7 @@ def account(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Account]
         site = Site("local", "o", "p", SiteKind.FORK, workdir=str(folder / "work"), scratch="/tmp", slots=CAPACITY)
         yield Account(site, bundle, folder / "work", folder / "log" / "relay")
     else:
-        makers: dict[str, Callable[..., Account]] = {
-            "gridengine_site": gridengine_account,
-            "htcondor_site": htcondor_account,
-            "pbs_site": pbs_account,
-        }
-        make = makers.get(request.param, slurm_account)
-        yield make(request.getfixturevalue(request.param), bundle, folder / "log" / "relay")
+        yield account_at(request.getfixturevalue(request.param), bundle, folder / "log" / "relay")
     shutil.rmtree(folder)
 
 

@@ -15,7 +15,7 @@ import pytest
 from gridhypervisor.model.batch import BatchState
 from gridhypervisor.model.errors import LinkLost
 from gridhypervisor.sites import Bundle
-from tests.contract.accounts import OURS, WAITS, Account, Connected, gridengine_account, until
+from tests.contract.accounts import OURS, WAITS, Account, Connected, account_at, until
 from testsites import GridEngineSite
 
 DEAF = "trap 'echo USR2 >>$5/seen' USR2; echo $$ >$5/began; while :; do echo . >>$5/alive; sleep 0.1; done"
@@ -23,7 +23,7 @@ DEAF = "trap 'echo USR2 >>$5/seen' USR2; echo $$ >$5/began; while :; do echo . >
 
 @pytest.fixture
 def account(gridengine_site: GridEngineSite, bundle: Bundle, tmp_path: Path) -> Account:
-    return gridengine_account(gridengine_site, bundle, tmp_path / "log" / "relay")
+    return account_at(gridengine_site, bundle, tmp_path / "log" / "relay")
 
 
 async def lives_on(at: Connected, name: str) -> None:
@@ -76,7 +76,7 @@ def test_what_the_site_refuses_is_refused_with_the_mend(
     gridengine_site: GridEngineSite, bundle: Bundle, tmp_path: Path
 ) -> None:
     async def scenario(mend: str, walltime: int = 600, cpus: int = 2, **options: str) -> None:
-        account = gridengine_account(gridengine_site, bundle, tmp_path / "log", **options)
+        account = account_at(gridengine_site, bundle, tmp_path / "log", **options)
         async with account.connect() as at:
             _, answer = await at.submit("exit 0", cpus=cpus, walltime=walltime)
             assert answer.accepted is False and mend in answer.message
@@ -92,7 +92,7 @@ def test_what_the_user_configured_for_a_site_is_what_the_job_asks_for(
     gridengine_site: GridEngineSite, bundle: Bundle, tmp_path: Path
 ) -> None:
     options = {"queue": "batch.q@sge-a-n2", "memory": "mem_free", "native": "-js 5 -w w"}
-    account = gridengine_account(gridengine_site, bundle, tmp_path / "log", **options)
+    account = account_at(gridengine_site, bundle, tmp_path / "log", **options)
 
     async def scenario() -> None:
         async with account.connect() as at:

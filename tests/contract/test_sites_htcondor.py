@@ -15,9 +15,8 @@ import pytest
 from gridhypervisor.model.batch import BatchState, Submission
 from gridhypervisor.model.errors import LinkLost
 from gridhypervisor.sites import Bundle
-from tests.contract.accounts import OURS, WAITS, Account, Connected, htcondor_account, until
+from tests.contract.accounts import OURS, WAITS, Account, Connected, account_at, until
 from testsites import HTCondorSite
-from testsites.htcondor import COLLEAGUE, UID
 
 LEASE = 30
 """Seconds after which a node that does not answer is given up, where a test waits for that, and sees before that it is
@@ -26,7 +25,7 @@ waited for."""
 
 @pytest.fixture
 def account(htcondor_site: HTCondorSite, bundle: Bundle, tmp_path: Path) -> Account:
-    return htcondor_account(htcondor_site, bundle, tmp_path / "log" / "relay")
+    return account_at(htcondor_site, bundle, tmp_path / "log" / "relay")
 
 
 def value(pool: HTCondorSite, number: str, key: str) -> str:
@@ -52,7 +51,7 @@ async def never_again(at: Connected, pool: HTCondorSite, name: str, number: str)
 
 def test_neither_the_front_end_nor_a_node_has_python_or_qemu(account: Account, htcondor_site: HTCondorSite) -> None:
     look = "for p in python3 python qemu-system-x86_64 qemu-img perl gcc; do command -v $p; done; echo looked"
-    assert htcondor_site.admin("sh", "-c", look, uid=UID) == "looked\n"
+    assert htcondor_site.admin("sh", "-c", look, as_user=True) == "looked\n"
 
     async def scenario() -> None:
         async with account.connect() as at:
@@ -64,11 +63,12 @@ def test_neither_the_front_end_nor_a_node_has_python_or_qemu(account: Account, h
 
 
 def test_the_jobs_of_others_and_of_the_users_own_are_not_ours(account: Account, htcondor_site: HTCondorSite) -> None:
-    def foreign(uid: int, name: str) -> str:
+    def foreign(name: str, *, as_user: bool = True) -> str:
         words = f'executable = /bin/true\ninitialdir = /tmp\nhold = true\n+GhvName = "{name}"\nqueue\n'
-        return htcondor_site.admin("condor_submit", "-terse", "-", uid=uid, stdin=words).split()[0]
+        submit = htcondor_site.admin if as_user else htcondor_site.as_colleague
+        return submit("condor_submit", "-terse", "-", stdin=words).split()[0]
 
-    ids = [foreign(UID, "my own"), foreign(UID, "b00000000-j1-1"), foreign(COLLEAGUE, f"{OURS}-j999-1")]
+    ids = [foreign("my own"), foreign("b00000000-j1-1"), foreign(f"{OURS}-j999-1", as_user=False)]
 
     async def scenario() -> None:
         async with account.connect() as at:
@@ -88,7 +88,7 @@ def test_a_workdir_of_any_name_is_handed_over_unchanged(
     htcondor_site: HTCondorSite, bundle: Bundle, tmp_path: Path
 ) -> None:
     folder = """a 'b' "c" $(d) $$(e) $ENV(HOME) ${f} %g # \\"""
-    account = htcondor_account(htcondor_site, bundle, tmp_path / "log" / "relay")
+    account = account_at(htcondor_site, bundle, tmp_path / "log" / "relay")
     account.site = replace(account.site, workdir=f"/home/scientist/{folder}")
     account.folder = htcondor_site.home / folder
 
@@ -104,7 +104,7 @@ def test_a_workdir_of_any_name_is_handed_over_unchanged(
 def test_what_the_site_refuses_is_refused_with_the_mend(
     htcondor_site: HTCondorSite, bundle: Bundle, tmp_path: Path
 ) -> None:
-    account = htcondor_account(htcondor_site, bundle, tmp_path / "log", constraint="HasGlass ==")
+    account = account_at(htcondor_site, bundle, tmp_path / "log", constraint="HasGlass ==")
 
     async def scenario() -> None:
         async with account.connect() as at:
@@ -170,7 +170,7 @@ def test_a_node_that_fell_silent_is_waited_for_and_then_lost_which_is_not_ended_
     htcondor_site: HTCondorSite, bundle: Bundle, tmp_path: Path
 ) -> None:
     lease = f"job_lease_duration = {LEASE}"
-    account = htcondor_account(htcondor_site, bundle, tmp_path / "log" / "relay", native=lease)
+    account = account_at(htcondor_site, bundle, tmp_path / "log" / "relay", native=lease)
 
     async def scenario() -> None:
         async with account.connect() as at:

@@ -13,13 +13,13 @@ import pytest
 
 from gridhypervisor.model.batch import BatchState
 from gridhypervisor.sites import Bundle
-from tests.contract.accounts import OURS, WAITS, Account, pbs_account, until
+from tests.contract.accounts import OURS, WAITS, Account, account_at, until
 from testsites import PbsSite
 
 
 @pytest.fixture
 def account(pbs_site: PbsSite, bundle: Bundle, tmp_path: Path) -> Account:
-    return pbs_account(pbs_site, bundle, tmp_path / "log" / "relay")
+    return account_at(pbs_site, bundle, tmp_path / "log" / "relay")
 
 
 def test_neither_the_front_end_nor_a_node_has_python_or_qemu(account: Account, pbs_site: PbsSite) -> None:
@@ -55,7 +55,7 @@ def test_the_jobs_of_others_and_of_the_users_own_are_not_ours(account: Account, 
 
 
 def test_what_the_site_refuses_is_refused_with_the_mend(pbs_site: PbsSite, bundle: Bundle, tmp_path: Path) -> None:
-    account = pbs_account(pbs_site, bundle, tmp_path / "log", queue="nonesuch")
+    account = account_at(pbs_site, bundle, tmp_path / "log", queue="nonesuch")
 
     async def scenario() -> None:
         async with account.connect() as at:
@@ -70,7 +70,7 @@ def test_what_the_user_configured_for_a_site_is_what_the_job_asks_for(
     pbs_site: PbsSite, bundle: Bundle, tmp_path: Path
 ) -> None:
     options = {"queue": "short", "constraint": "pbs-a-n2", "native": "-p 7"}
-    account = pbs_account(pbs_site, bundle, tmp_path / "log", **options)
+    account = account_at(pbs_site, bundle, tmp_path / "log", **options)
 
     async def scenario() -> None:
         async with account.connect() as at:

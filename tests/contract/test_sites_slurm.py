@@ -14,13 +14,13 @@ import pytest
 from gridhypervisor.model.batch import BatchState
 from gridhypervisor.model.errors import LinkLost
 from gridhypervisor.sites import Bundle
-from tests.contract.accounts import OURS, WAITS, Account, slurm_account, until
+from tests.contract.accounts import OURS, WAITS, Account, account_at, until
 from testsites import SlurmSite
 
 
 @pytest.fixture
 def account(slurm_site: SlurmSite, bundle: Bundle, tmp_path: Path) -> Account:
-    return slurm_account(slurm_site, bundle, tmp_path / "log" / "relay")
+    return account_at(slurm_site, bundle, tmp_path / "log" / "relay")
 
 
 def test_neither_the_front_end_nor_a_node_has_python_or_qemu(account: Account, slurm_site: SlurmSite) -> None:
@@ -69,7 +69,7 @@ def test_slurm_gets_the_walltime_in_whole_minutes_and_must_not_requeue(account: 
 
 
 def test_what_the_site_refuses_is_refused_with_the_mend(slurm_site: SlurmSite, bundle: Bundle, tmp_path: Path) -> None:
-    account = slurm_account(slurm_site, bundle, tmp_path / "log", partition="nonesuch")
+    account = account_at(slurm_site, bundle, tmp_path / "log", partition="nonesuch")
 
     async def scenario() -> None:
         async with account.connect() as at:
@@ -83,7 +83,7 @@ def test_what_the_site_refuses_is_refused_with_the_mend(slurm_site: SlurmSite, b
 def test_a_job_that_will_never_start_is_held_with_the_reason(
     slurm_site: SlurmSite, bundle: Bundle, tmp_path: Path
 ) -> None:
-    account = slurm_account(slurm_site, bundle, tmp_path / "log", partition="short")
+    account = account_at(slurm_site, bundle, tmp_path / "log", partition="short")
 
     async def scenario() -> None:
         async with account.connect() as at:

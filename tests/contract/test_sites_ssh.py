@@ -16,15 +16,15 @@ from gridhypervisor.model.wire import Op
 from gridhypervisor.sites import Bundle
 from gridhypervisor.sites.relayclient import RelayLink, part_of
 from gridhypervisor.sites.transport import SUMS
-from tests.contract.accounts import Account, slurm_account, until
+from tests.contract.accounts import Account, account_at, until
 from testsites import SlurmSite
-from testsites.slurm import UID
+from testsites.site import UID
 
 
 @pytest.fixture
 def account(slurm_site: SlurmSite, bundle: Bundle, tmp_path: Path) -> Account:
     """An account whose workdir is still empty."""
-    account = slurm_account(slurm_site, bundle, tmp_path / "log" / "relay")
+    account = account_at(slurm_site, bundle, tmp_path / "log" / "relay")
     name = tmp_path.name
     return replace(account, site=replace(account.site, workdir=f"~/{name}"), folder=slurm_site.home / name)
 

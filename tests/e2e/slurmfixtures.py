@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.cluster import joined
 from tests.e2e.slurmsite import SlurmLab
 from testsites import SlurmSite
 
@@ -20,12 +20,8 @@ def slurm_site() -> Iterator[SlurmSite]:
 
 @pytest.fixture(scope="session")
 def shared_slurm(template: Path, node_scratch: Path, slurm_site: SlurmSite) -> Iterator[SlurmLab]:
-    with tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        made = SlurmLab(Path(folder), node_scratch, template, slurm_site)
-        try:
-            yield made
-        finally:
-            made.close()
+    with joined(SlurmLab, slurm_site, node_scratch, template) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,62 +1,42 @@
-"""An installation that uses a real Slurm over SSH as an ordinary user: what the Slurm tests share.
-
-The site's nodes are processes of this machine, so the tests see their files and processes from below, as they do with
-the local site. Batch commands are found through a folder of the user's own first, where a test can put another one.
+"""An installation that uses a real Slurm: what the Slurm tests share. Batch commands are found through a folder of the
+user's own first, where a test can put another one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from tests.e2e.installation import Installation, _processes, wait_for
+from tests.e2e.cluster import ClusterLab, tiny
+from tests.e2e.installation import _processes, wait_for
 from testsites import SlurmSite
-from testsites.slurm import UID
+from testsites.site import UID
 
-TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", "slurm")
-PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
-"""A program that goes on until it is stopped."""
+TINY = tiny("slurm")
 RERUN = "echo run >> made; echo started; sleep $(cat seconds)"
 """A program that lasts as long as its input `seconds` says. Each attempt takes its inputs anew."""
 
 
-class SlurmLab(Installation):
-    kind = "slurm"
-    """Of the site, and its name."""
+class SlurmLab(ClusterLab):
+    site: SlurmSite
+    # Each job by itself: tests tell batch jobs by their names, and would form arrays by chance.
+    defaults = MappingProxyType({"arrays": "no"})
 
-    def __init__(self, folder: Path, scratch: Path, template: Path, site: SlurmSite, spool_lag: int = 1) -> None:
-        super().__init__(folder, scratch, template)
-        self.site = site
-        self.commands = site.home / "commands"
+    @property
+    def commands(self) -> Path:
+        return self.site.home / "commands"
+
+    def settings(self) -> dict[str, str]:
         if not self.commands.exists():
             self.commands.mkdir()
             os.chown(self.commands, UID, UID)
-        # Each job by itself: tests tell batch jobs by their names, and would form arrays by chance.
-        alone = ("--option", "arrays=no") if self.kind == "slurm" else ()
-        self.add_site(self.kind, "--option", f"spool_lag={spool_lag}", *alone)
-        self.id: str = self.ghv("service", "status", "-o", "json").json["installation"]
-
-    def add_site(self, name: str, *words: str) -> None:
-        login = self.site.login
-        self.ghv(
-            "site", "add", name, "--kind", self.kind, "--host", login.host, "--port", str(login.port),
-            "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
-            "--option", "listing_interval=1", "--env", f"PATH=/home/{login.user}/commands:/usr/bin:/bin", *words,
-        )  # fmt: skip
-        wait_for(f"site {name}", lambda: self.health(name) == "up", 600)
+        return {"PATH": f"/home/{self.site.login.user}/commands:/usr/bin:/bin"}
 
     # -- the site, from above -------------------------------------------------------------------------------------
-
-    def health(self, site: str = "") -> str:
-        return str(self.ghv("site", "show", site or self.kind, "-o", "json").json["health"])
-
-    def why(self) -> str:
-        """Why the site cannot be used, or its batch system not be asked."""
-        return str(self.ghv("site", "show", self.kind, "-o", "json").json["health_why"])
 
     def batch_jobs(self, *states: str) -> dict[str, tuple[str, str]]:
         """This installation's batch jobs by name: the id, and Slurm's word for the state. All, or in these states."""
@@ -71,15 +51,6 @@ class SlurmLab(Installation):
     def show(self, number: str) -> str:
         """All that Slurm knows of a batch job."""
         return self.site.admin("scontrol", "-o", "show", "job", number)
-
-    def batch_id(self, job: str) -> str:
-        """The batch job of the job's newest attempt."""
-
-        def look() -> str:
-            attempts = self.job(job)["attempts"]
-            return str(attempts[-1]["batch_id"]) if attempts else ""
-
-        return wait_for(f"the batch job of {job}", look)
 
     def start_again(self, number: str) -> None:
         """Let a batch job that was requeued begin. Slurm puts it off by two minutes, so that the end of the first run
@@ -125,10 +96,6 @@ class SlurmLab(Installation):
 
     # -- the site, from below -------------------------------------------------------------------------------------
 
-    @property
-    def workdir(self) -> Path:
-        return self.site.home / ".ghv"
-
     def entry(self, job: str) -> Path | None:
         found = sorted(self.spool.glob(f"{self.id}-{job}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         return found[-1] if found else None
@@ -141,19 +108,9 @@ class SlurmLab(Installation):
         mine = [pid for pid, words in self.processes().items() if f"spool/{entry.name} " in words]
         return next(pid for pid in mine if _inner_number(pid) == number)
 
-    def processes(self) -> dict[int, str]:
-        marks = (f"spool/{self.id}-", f"-name {self.id}-")
-        return {pid: words for pid, words in _processes() if any(mark in words for mark in marks)}
-
     def guests(self, job: str) -> list[int]:
         """The hypervisors of all its attempts."""
         return [pid for pid, words in self.processes().items() if f"-name {self.id}-{job}-" in words]
-
-    def close(self) -> None:
-        super().close()
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     def assert_clean(self, seconds: float = 120) -> None:
         """No stray process, entry, batch job or file on a node; every job ended exactly once."""

@@ -10,44 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import fresh
-from tests.e2e.installation import Installation, _processes, wait_for
+from tests.e2e.cluster import PATIENT, ClusterLab, joined, tiny
+from tests.e2e.installation import wait_for
 from testsites import GridEngineSite
 
-TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", "grid")
-PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
+TINY = tiny("gridengine")
 
 
-class GridEngineLab(Installation):
+class GridEngineLab(ClusterLab):
     site: GridEngineSite
-
-    def join(self, site: GridEngineSite) -> None:
-        """Add the site, and wait until it can be used."""
-        self.site, login = site, site.login
-        self.ghv(
-            "site", "add", "grid", "--kind", "gridengine", "--host", login.host, "--port", str(login.port),
-            "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
-            "--option", "spool_lag=1", "--option", "listing_interval=1", "--option", "pe=smp",
-            *(word for key, value in site.environment.items() for word in ("--env", f"{key}={value}")),
-        )  # fmt: skip
-        wait_for("the site", lambda: self.ghv("site", "show", "grid", "-o", "json").json["health"] == "up", 120)
-
-    @property
-    def workdir(self) -> Path:
-        return self.site.home / ".ghv"
-
-    def processes(self) -> dict[int, str]:
-        marks = (f"spool/{self.id}-", f"-name {self.id}-")
-        return {pid: words for pid, words in _processes() if any(mark in words for mark in marks)}
-
-    def batch_id(self, job: str) -> str:
-        return wait_for(f"the batch job of {job}", lambda: str(self.job(job)["attempts"][-1]["batch_id"]))
-
-    def close(self) -> None:
-        super().close()
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     def assert_clean(self, seconds: float = 60) -> None:
         """No stray process, entry, batch job or file on a node; every job ended exactly once."""
@@ -59,9 +30,10 @@ class GridEngineLab(Installation):
 
 @pytest.fixture(scope="module")
 def shared_grid(template: Path, node_scratch: Path) -> Iterator[GridEngineLab]:
-    with GridEngineSite("sge-e", nodes=2, slots=2) as site, fresh(node_scratch, template, GridEngineLab) as made:
-        assert isinstance(made, GridEngineLab)
-        made.join(site)
+    with (
+        GridEngineSite("sge-e", nodes=2, slots=2) as site,
+        joined(GridEngineLab, site, node_scratch, template) as made,
+    ):
         yield made
 
 
@@ -82,7 +54,7 @@ def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(g
     assert (grid.work / "made/deep/copy").read_text() == "from home\n"
     job = grid.ghv("list", "-o", "json").json[0]["id"]
     [attempt] = grid.wait(job)["attempts"]
-    assert attempt["site"] == "grid" and attempt["node"] in grid.site.nodes
+    assert attempt["site"] == "gridengine" and attempt["node"] in grid.site.nodes
 
 
 def test_a_job_cancelled_on_hold_in_the_queue_never_runs(grid: GridEngineLab) -> None:

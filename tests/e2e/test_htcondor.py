@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.installation import Installation, _processes, wait_for
+from tests.e2e.cluster import PATIENT, ClusterLab, joined, tiny
+from tests.e2e.installation import wait_for
 from testsites import HTCondorSite
-from testsites.htcondor import UID
+from testsites.site import UID
 
-TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", "pool")
-PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
+TINY = tiny("htcondor")
 
 
-class HTCondorLab(Installation):
-    def __init__(self, folder: Path, scratch: Path, template: Path, site: HTCondorSite) -> None:
-        super().__init__(folder, scratch, template)
-        self.site, login = site, site.login
-        self.ghv(
-            "site", "add", "pool", "--kind", "htcondor", "--host", login.host, "--port", str(login.port),
-            "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
-            "--option", "spool_lag=1", "--option", "listing_interval=1", "--option", "native=job_lease_duration = 20",
-        )  # fmt: skip
-        wait_for("the site", lambda: self.ghv("site", "show", "pool", "-o", "json").json["health"] == "up", 120)
-
-    @property
-    def workdir(self) -> Path:
-        return self.site.home / ".ghv"
+class HTCondorLab(ClusterLab):
+    site: HTCondorSite
 
     def processes(self) -> dict[int, str]:
-        marks = (f"spool/{self.id}-", f"-name {self.id}-")
-        shadows = {pid: words for pid, words in _processes() if any(mark in words for mark in marks)}
-        return {pid: words for pid, words in shadows.items() if "condor_" not in words}
+        return {pid: words for pid, words in super().processes().items() if "condor_" not in words}
 
     def batch_jobs(self) -> dict[str, str]:
         """This installation's batch jobs by name: HTCondor's number for the state, and which node has it."""
@@ -50,22 +33,13 @@ class HTCondorLab(Installation):
         """While this lasts all that is left of the nodes is other work, and what is submitted waits."""
         words = "executable = /bin/sleep\ntransfer_executable = false\nshould_transfer_files = NO\ninitialdir = /\n"
         words += "arguments = 600\nrequest_memory = 1\nrequest_cpus = 1\nqueue 4\n"
-        cluster = self.site.admin("condor_submit", "-terse", "-", uid=UID, stdin=words).split(".")[0]
+        cluster = self.site.admin("condor_submit", "-terse", "-", as_user=True, stdin=words).split(".")[0]
         busy = ("condor_q", "-allusers", cluster, "-constraint", "JobStatus == 2", "-af", "ProcId")
         wait_for("full nodes", lambda: len(self.site.admin(*busy).split()) == 4)
         try:
             yield
         finally:
             self.site.admin("condor_rm", cluster)
-
-    def batch_id(self, job: str) -> str:
-        return wait_for(f"the batch job of {job}", lambda: str(self.job(job)["attempts"][-1]["batch_id"]))
-
-    def close(self) -> None:
-        super().close()
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     def assert_clean(self, seconds: float = 60) -> None:
         """No stray process, entry, batch job or file on a node; every job ended exactly once."""
@@ -80,13 +54,9 @@ class HTCondorLab(Installation):
 def shared_pool(template: Path, node_scratch: Path) -> Iterator[HTCondorLab]:
     with (
         HTCondorSite("htcondor-e", nodes=2, cpus=2) as site,
-        tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp") as folder,
+        joined(HTCondorLab, site, node_scratch, template, native="job_lease_duration = 20") as made,
     ):
-        made = HTCondorLab(Path(folder), node_scratch, template, site)
-        try:
-            yield made
-        finally:
-            made.close()
+        yield made
 
 
 @pytest.fixture
@@ -104,7 +74,7 @@ def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(p
     assert (pool.work / "made/deep/copy").read_text() == "from home\n"
     job = pool.ghv("list", "-o", "json").json[0]["id"]
     [attempt] = pool.wait(job)["attempts"]
-    assert (attempt["site"], attempt["state"]) == ("pool", "cleaned")
+    assert (attempt["site"], attempt["state"]) == ("htcondor", "cleaned")
 
 
 def test_a_job_cancelled_in_a_full_queue_never_runs(pool: HTCondorLab) -> None:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
+from tests.e2e.cluster import joined, tiny
 from tests.e2e.installation import wait_for
 from tests.e2e.slurmsite import SlurmLab
 from testsites import PbsSite
 
-TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", "pbs")
+TINY = tiny("pbs")
 
 
 class PbsLab(SlurmLab):
-    kind = "pbs"
+    defaults = MappingProxyType({})
 
 
 @pytest.fixture(scope="module")
 def shared_pbs(template: Path, node_scratch: Path) -> Iterator[PbsLab]:
-    with PbsSite("pbs-e", nodes=2, cpus=2) as site, tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp") as folder:
-        made = PbsLab(Path(folder), node_scratch, template, site)
-        try:
-            yield made
-        finally:
-            made.close()
+    with PbsSite("pbs-e", nodes=2, cpus=2) as site, joined(PbsLab, site, node_scratch, template) as made:
+        yield made
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import signal
 import pytest
 
 from gridhypervisor.model import wire
+from tests.e2e.cluster import PATIENT
 from tests.e2e.installation import wait_for
-from tests.e2e.slurmsite import PATIENT, RERUN, TINY, SlurmLab, reasons
-from testsites.slurm import UID
+from tests.e2e.slurmsite import RERUN, TINY, SlurmLab, reasons
+from testsites.site import UID
 
 pytest_plugins = ("tests.e2e.slurmfixtures",)
 pytestmark = pytest.mark.timeout(900)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.cluster import PATIENT, joined
 from tests.e2e.installation import REPOSITORY, wait_for
-from tests.e2e.slurmsite import PATIENT, RERUN, TINY, SlurmLab, reasons
+from tests.e2e.slurmsite import RERUN, TINY, SlurmLab, reasons
 from tests.making import BUILD
 from testsites import SlurmSite
 
@@ -190,11 +189,9 @@ def test_the_science_case_gives_there_what_the_host_makes(
     tool = REPOSITORY / "examples" / "images" / "xmm" / "evproducts"
     subprocess.run([tool, "events.fits"], cwd=tmp_path, check=True, capture_output=True)
     native = {path.name: path.read_bytes() for path in (tmp_path / "products").iterdir()}
-    with tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        lab = SlurmLab(Path(folder), node_scratch, science_template, slurm_site)
-        with contextlib.closing(lab):
-            job = str(REPOSITORY / "examples/xmm/job.yaml")
-            lab.ghv("run", "-f", job, "--site", "slurm", "--to", "results", timeout=900)
-            products = lab.work / "results" / "products"
-            assert {path.name: path.read_bytes() for path in products.iterdir()} == native
-            lab.assert_clean()
+    with joined(SlurmLab, slurm_site, node_scratch, science_template) as lab:
+        job = str(REPOSITORY / "examples/xmm/job.yaml")
+        lab.ghv("run", "-f", job, "--site", "slurm", "--to", "results", timeout=900)
+        products = lab.work / "results" / "products"
+        assert {path.name: path.read_bytes() for path in products.iterdir()} == native
+        lab.assert_clean()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.model import wire
+from tests.e2e.cluster import PATIENT, joined
 from tests.e2e.installation import wait_for
-from tests.e2e.slurmsite import PATIENT, TINY, SlurmLab
+from tests.e2e.slurmsite import TINY, SlurmLab
 from testsites import SlurmSite
 
 pytestmark = pytest.mark.timeout(900)
@@ -29,8 +29,7 @@ DELAY = 6
 def shared_lab(template: Path, node_scratch: Path) -> Iterator[SlurmLab]:
     with (
         SlurmSite("slurm-late", nodes=2, cpus=2, spool_delay=DELAY) as site,
-        tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        contextlib.closing(SlurmLab(Path(folder), node_scratch, template, site, spool_lag=DELAY + 1)) as made,
+        joined(SlurmLab, site, node_scratch, template, spool_lag=str(DELAY + 1)) as made,
     ):
         yield made
 

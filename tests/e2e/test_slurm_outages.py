@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import time
 
+from tests.e2e.cluster import PATIENT
 from tests.e2e.installation import wait_for
-from tests.e2e.slurmsite import PATIENT, TINY, SlurmLab
+from tests.e2e.slurmsite import TINY, SlurmLab
 
 pytest_plugins = ("tests.e2e.slurmfixtures",)
 

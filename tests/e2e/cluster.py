@@ -1,0 +1,103 @@
+"""An installation that uses a test site's cluster over SSH as an ordinary user: what is the same on every kind of one.
+
+The site's nodes are processes of this machine, so the tests see their files and processes from below, as they do with
+the local site.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from tests.e2e.installation import Installation, _processes, wait_for
+from testsites.site import ClusterSite
+
+PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
+"""A program that goes on until it is stopped."""
+
+
+class ClusterLab(Installation):
+    """Its site is called what its kind is. `options`: of `ghv site add`, beside what every site of these tests has."""
+
+    defaults: Mapping[str, str] = {}
+    """Options that this one's site has unless it is told otherwise."""
+
+    def __init__(self, folder: Path, scratch: Path, template: Path, site: ClusterSite, **options: str) -> None:
+        super().__init__(folder, scratch, template)
+        self.site = site
+        self.id: str = self.ghv("service", "status", "-o", "json").json["installation"]
+        self.add_site(site.kind, **{**self.defaults, **options})
+
+    def add_site(self, name: str, *words: str, **options: str) -> None:
+        """Add the site, with further words for `ghv site add`, and wait until it can be used."""
+        login = self.site.login
+        options = {"spool_lag": "1", "listing_interval": "1", **self.site.options, **options}
+        self.ghv(
+            "site", "add", name, "--kind", self.site.kind, "--host", login.host, "--port", str(login.port),
+            "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
+            *(word for key, value in options.items() for word in ("--option", f"{key}={value}")),
+            *(word for key, value in self.settings().items() for word in ("--env", f"{key}={value}")),
+            *words,
+        )  # fmt: skip
+        wait_for(f"site {name}", lambda: self.health(name) == "up", 600)
+
+    def settings(self) -> dict[str, str]:
+        """What batch commands find in theirs."""
+        return dict(self.site.environment)
+
+    # -- the site, from above -------------------------------------------------------------------------------------
+
+    def health(self, name: str = "") -> str:
+        return str(self.ghv("site", "show", name or self.site.kind, "-o", "json").json["health"])
+
+    def why(self) -> str:
+        """Why the site cannot be used, or its batch system not be asked."""
+        return str(self.ghv("site", "show", self.site.kind, "-o", "json").json["health_why"])
+
+    def batch_id(self, job: str) -> str:
+        """The batch job of the job's newest attempt."""
+
+        def look() -> str:
+            attempts = self.job(job)["attempts"]
+            return str(attempts[-1]["batch_id"]) if attempts else ""
+
+        return wait_for(f"the batch job of {job}", look)
+
+    # -- the site, from below -------------------------------------------------------------------------------------
+
+    @property
+    def workdir(self) -> Path:
+        return self.site.home / ".ghv"
+
+    def processes(self) -> dict[int, str]:
+        marks = (f"spool/{self.id}-", f"-name {self.id}-")
+        return {pid: words for pid, words in _processes() if any(mark in words for mark in marks)}
+
+    def close(self) -> None:
+        super().close()
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+Lab = TypeVar("Lab", bound=ClusterLab)
+
+
+@contextlib.contextmanager
+def joined(kind: type[Lab], site: ClusterSite, scratch: Path, template: Path, **options: str) -> Iterator[Lab]:
+    """An installation that uses the site, for as long as the context lasts."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ghv-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        contextlib.closing(kind(Path(folder), scratch, template, site, **options)) as made,
+    ):
+        yield made
+
+
+def tiny(site: str) -> tuple[str, ...]:
+    """Words of `ghv run` for a job there that needs as little as possible."""
+    return "--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", site

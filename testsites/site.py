@@ -1,0 +1,218 @@
+"""What all test sites have in common: a folder, a root with an ordinary user in it, name spaces, an SSH front-end.
+
+A kind of site says what its root holds, how it is configured, which daemons it starts and when it is up. Nothing here
+knows a batch system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from testsites import sshd
+from testsites.spaces import Spaces
+
+USER, UID = "scientist", 20001
+BOUND = 120.0
+"""Seconds that whatever takes a moment may take: on a machine that has much else to do, or stands still for a while."""
+
+SHELL = ("dash", "cat", "chmod", "mkdir", "mv", "rm", "ls", "env", "id", "setsid", "sleep", "true")
+"""All that a login or a job finds beside the batch system: POSIX's shell and a few of its utilities."""
+
+BASES = ("passwd", "group", "shadow", "hosts", "services")
+
+
+class ClusterSite:
+    """One running site; a context manager. `folder` is made, and removed at the end; it must not exist yet. With `keep`
+    it stays, and may be there before.
+
+    Raises:
+        PermissionError: not root.
+        FileExistsError: the folder is there.
+        RuntimeError: something that a site of the kind needs cannot be had, or a daemon did not come up (the message
+            holds its log's end).
+    """
+
+    kind = ""
+    """What `ghv site add` calls it."""
+    options: Mapping[str, str] = {}
+    """Options of `ghv site add` without which jobs would not do here what they do at every other site."""
+    environment: Mapping[str, str] = {}
+    """What a login gets from the site's settings, but a command over SSH does not."""
+
+    _door = "sshd"  # the daemon whose children are the open sessions
+    _logs: Sequence[str] = ("var/log/*.log",)
+
+    def __init__(self, name: str, folder: Path | None = None, *, keep: bool = False) -> None:
+        if os.geteuid() != 0:
+            raise PermissionError(f"start {name}: a test site mounts and starts jobs as other users; run it as root")
+        if folder is not None and not keep:
+            folder.mkdir(mode=0o755, parents=True)
+        self.name, self.keep = name, keep
+        self.folder = folder or Path(tempfile.mkdtemp(prefix=f"ghv-{name}-"))
+        self.folder.chmod(0o755)
+        self.root = self.folder / "root"
+        self.home = self.root / "home" / USER
+        """The user's home as this machine sees it; at the site it is /home/USER."""
+        self.address = ""
+        self.nodes: list[str] = []
+        self._spaces: Spaces | None = None
+
+    # Faults and administration
+
+    def signal(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a daemon: KILL it, or STOP it for a while and CONT it."""
+        self._running.signal(daemon, number)
+
+    def cut_ssh(self) -> int:
+        """Kill every open SSH session, as a broken network would; how many processes that were."""
+        return self._running.cut(self._door)
+
+    def alive(self, daemon: str) -> bool:
+        return self._running.alive(daemon)
+
+    def processes(self) -> list[str]:
+        """The command names of everything that runs at the site: daemons, logins, jobs."""
+        return self._running.processes()
+
+    def admin(self, *argv: str, as_user: bool = False, check: bool = True, stdin: str = "") -> str:
+        """What a command prints, run inside the site as root (or as its ordinary user)."""
+        return self._run(UID if as_user else 0, argv, check, stdin)
+
+    def stop(self) -> None:
+        """End every process of the site and remove its folder, unless it is kept."""
+        if self._spaces is not None:
+            self._spaces.stop()
+            self._spaces = None
+        if not self.keep:
+            shutil.rmtree(self.folder)
+
+    @property
+    def login(self) -> sshd.Login:
+        """How the ordinary user gets in."""
+        return sshd.login(self.folder / "client", self.address, USER)
+
+    def describe(self) -> dict[str, Any]:
+        """What a client must know, ready for JSON."""
+        return {
+            "name": self.name, "host": self.login.host, "port": self.login.port, "user": self.login.user,
+            "key": str(self.login.key), "known_hosts": str(self.login.known_hosts),
+            "workdir": f"/home/{USER}/.ghv", "root": str(self.root), "nodes": self.nodes,
+            "environment": dict(self.environment),
+        }  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # How it is made
+
+    @property
+    def _running(self) -> Spaces:
+        assert self._spaces is not None, f"{self.name} is not running"
+        return self._spaces
+
+    @contextlib.contextmanager
+    def _making(self) -> Iterator[None]:
+        """What fails in here leaves nothing behind."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+
+    def _make_users(self, hosts: str = "", others: str = "") -> None:
+        """The ordinary user, and what tells names: `hosts` and `others` are lines for etc/hosts and etc/passwd."""
+        etc = self.root / "etc"
+        (etc / "passwd").write_text(
+            "root:x:0:0:root:/root:/bin/sh\n"
+            "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
+            f"{USER}:x:{UID}:{UID}:An ordinary user:/home/{USER}:/bin/sh\n{others}"
+        )
+        # '*' forbids passwords; an empty or '!' field would be an open or a locked account, which sshd turns away.
+        (etc / "shadow").write_text(f"root:*:19000::::::\n{USER}:*:19000::::::\n")
+        (etc / "shadow").chmod(0o600)
+        (etc / "group").write_text(f"root:x:0:\nnogroup:x:65534:\n{USER}:x:{UID}:\n")
+        (etc / "hosts").write_text(f"127.0.0.1 localhost\n{hosts or f'{self.address} {self.name}'}\n")
+        (etc / "nsswitch.conf").write_text("".join(f"{base}: files\n" for base in BASES))
+
+    def _make_login(self) -> None:
+        self.home.mkdir(mode=0o700)
+        os.chown(self.home, UID, UID)
+        client = self.folder / "client"
+        client.mkdir(mode=0o700)
+        sshd.prepare(self.root, client, self.address, USER, UID)
+        if invoker := os.environ.get("SUDO_UID"):  # the key is for whoever asked, not for root
+            for path in (client, *client.iterdir()):
+                os.chown(path, int(invoker), pwd.getpwuid(int(invoker)).pw_gid)
+
+    def _inside(self, *chroot: str) -> list[str]:
+        """The command line that runs `chroot` with these arguments at the site's front-end."""
+        return ["/usr/sbin/chroot", *chroot]
+
+    def _run(self, uid: int, argv: Sequence[str], check: bool = True, stdin: str = "") -> str:
+        who = [f"--userspec={uid}:{uid}"] if uid else []
+        home = {0: "/root", UID: f"/home/{USER}"}.get(uid, "/")
+        settings = [f"{key}={value}" for key, value in {"HOME": home, **self.environment}.items()]
+        result = subprocess.run(
+            self._inside(*who, str(self.root), "/usr/bin/env", *settings, *argv), input=stdin, capture_output=True,
+            text=True, check=False, timeout=BOUND,
+        )  # fmt: skip
+        if check and result.returncode != 0:
+            words = result.stderr.strip() or result.stdout.strip() or result.returncode
+            raise RuntimeError(f"{' '.join(argv)} at {self.name}: {words}")
+        return result.stdout
+
+    def _until(self, what: str, holds: Callable[[], object], timeout: float = BOUND) -> None:
+        """Wait for a condition; raises RuntimeError, with the ends of all logs, when it does not come true."""
+        deadline = time.monotonic() + timeout
+        while not holds():
+            if time.monotonic() > deadline:
+                logs = (log for pattern in self._logs for log in sorted(self.root.glob(pattern)) if log.is_file())
+                tails = "; ".join(f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs)
+                raise RuntimeError(f"start {self.name}: {what} did not come up in {timeout:.0f} s; {tails}")
+            time.sleep(0.05)
+
+    def _until_it_listens(self) -> None:
+        self._until("its sshd", lambda: listens(self.address, sshd.PORT))
+
+
+def need(name: str, programs: Sequence[Path], packages: str) -> None:
+    """Raises RuntimeError if this machine lacks a program that a site is made of; the message says what to install."""
+    if missing := [str(path) for path in programs if not path.exists()]:
+        raise RuntimeError(f"start {name}: {', '.join(missing)} not found; install them: apt-get install {packages}")
+
+
+def random_address() -> str:
+    return f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+
+
+def free_address(port: int) -> str:
+    """An address in 127.0.0.0/8 on whose port nobody listens."""
+    while True:
+        address = random_address()
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            return address
+
+
+def listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0
