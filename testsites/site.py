@@ -28,7 +28,7 @@ USER, UID = "scientist", 20001
 BOUND = 120.0
 """Seconds that whatever takes a moment may take: on a machine that has much else to do, or stands still for a while."""
 
-SHELL = ("dash", "cat", "chmod", "mkdir", "mv", "rm", "ls", "env", "id", "setsid", "sleep", "true")
+SHELL = ("dash", "cat", "chmod", "mkdir", "mv", "rm", "ls", "env", "id", "sleep", "true")
 """All that a login or a job finds beside the batch system: POSIX's shell and a few of its utilities."""
 
 BASES = ("passwd", "group", "shadow", "hosts", "services")

@@ -181,7 +181,7 @@ class SlurmSite(ClusterSite):
 
     def _make_root(self) -> None:
         programs = [*(Path("/usr/sbin") / name for name in DAEMONS),
-                    *(Path("/usr/bin") / name for name in (*COMMANDS, *SHELL)), *sshd.PROGRAMS]  # fmt: skip
+                    *(Path("/usr/bin") / name for name in (*COMMANDS, *SHELL, "setsid")), *sshd.PROGRAMS]  # fmt: skip
         need(self.name, [*programs, LIBRARIES], PACKAGES)
         # slurmd opens every MPI plugin that it finds, and these need libraries that no package of ours brings.
         plugins = [path for path in LIBRARIES.glob("*.so") if not path.name.startswith("mpi_pmix")]

@@ -63,12 +63,13 @@ def test_neither_the_front_end_nor_a_node_has_python_or_qemu(account: Account, h
 
 
 def test_the_jobs_of_others_and_of_the_users_own_are_not_ours(account: Account, htcondor_site: HTCondorSite) -> None:
-    def foreign(name: str, *, as_user: bool = True) -> str:
-        words = f'executable = /bin/true\ninitialdir = /tmp\nhold = true\n+GhvName = "{name}"\nqueue\n'
-        submit = htcondor_site.admin if as_user else htcondor_site.as_colleague
-        return submit("condor_submit", "-terse", "-", stdin=words).split()[0]
+    def described(name: str) -> str:
+        return f'executable = /bin/true\ninitialdir = /tmp\nhold = true\n+GhvName = "{name}"\nqueue\n'
 
-    ids = [foreign("my own"), foreign("b00000000-j1-1"), foreign(f"{OURS}-j999-1", as_user=False)]
+    submit = ("condor_submit", "-terse", "-")
+    told = [htcondor_site.admin(*submit, as_user=True, stdin=described(name)) for name in ("my own", "b00000000-j1-1")]
+    told.append(htcondor_site.as_colleague(*submit, stdin=described(f"{OURS}-j999-1")))
+    ids = [words.split()[0] for words in told]
 
     async def scenario() -> None:
         async with account.connect() as at:

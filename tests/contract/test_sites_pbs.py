@@ -135,6 +135,7 @@ def test_an_end_that_no_node_confirmed_is_a_lost_node_for_the_job_runs_on(accoun
             node = (await at.until(name, BatchState.RUNNING)).node
             await at.begun(name)
             pbs_site.signal(node)
+            pbs_site.admin("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=silent")  # as it will find
             try:
                 job = await at.until(name, BatchState.NODE_LOST)
                 assert f"{node} has not confirmed" in job.reason
