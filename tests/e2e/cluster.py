@@ -30,8 +30,8 @@ class ClusterLab(Installation):
     def __init__(self, folder: Path, scratch: Path, template: Path, site: ClusterSite, **options: str) -> None:
         super().__init__(folder, scratch, template)
         self.site = site
-        self.id: str = self.ghv("service", "status", "-o", "json").json["installation"]
         self.add_site(site.kind, **{**self.defaults, **options})
+        assert self.id  # asked once, while the service is there
 
     def add_site(self, name: str, *words: str, **options: str) -> None:
         """Add the site, with further words for `ghv site add`, and wait until it can be used."""
