@@ -58,11 +58,10 @@ class ClusterSite:
     def __init__(self, name: str, folder: Path | None = None, *, keep: bool = False) -> None:
         if os.geteuid() != 0:
             raise PermissionError(f"start {name}: a test site mounts and starts jobs as other users; run it as root")
-        if folder is not None and not keep:
-            folder.mkdir(mode=0o755, parents=True)
+        if folder is not None:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=keep)
         self.name, self.keep = name, keep
         self.folder = folder or Path(tempfile.mkdtemp(prefix=f"ghv-{name}-"))
-        self.folder.chmod(0o755)
         self.root = self.folder / "root"
         self.home = self.root / "home" / USER
         """The user's home as this machine sees it; at the site it is /home/USER."""
@@ -132,6 +131,7 @@ class ClusterSite:
     def _making(self) -> Iterator[None]:
         """What fails in here leaves nothing behind."""
         try:
+            self.folder.chmod(0o755)  # whatever the umask
             yield
         except BaseException:
             self.stop()
