@@ -11,7 +11,7 @@ import importlib
 from benchmarks import report
 
 QUICK = 3
-FIGURES = ("science", "ready", "overhead", "simulated")
+FIGURES = ("science", "ready", "overhead", "hypervisors", "simulated")
 
 
 def main() -> None:

@@ -80,13 +80,19 @@ class Lab:
     def json(self, *words: str) -> Any:
         return json.loads(self.ghv(*words))
 
-    def warm_up(self, image: str) -> dict[str, Any]:
+    def warm_up(self, image: str, hypervisor: str = "auto") -> dict[str, Any]:
         """Have service, bundle and image in place, at the site and on the node; the record of the job that did it."""
         tags = [tag for found in self.json("image", "list", "-o", "json") for tag in found["tags"]]
         if not any(tag.partition(":")[0] == image for tag in tags):
             self.ghv("image", "build", str((IMAGES / image / "image.yaml").absolute()))
-        found: dict[str, Any] = self.json("run", "-q", "-o", "json", "--image", image, "--", "true")
+        words = ("run", "-q", "-o", "json", "--image", image, "--hypervisor", hypervisor, "--", "true")
+        found: dict[str, Any] = self.json(*words)
         return found
+
+    def hypervisors(self, image: str) -> list[str]:
+        """What runs guests on this machine: KVM where it is proven, and what needs no proof of the processor."""
+        best = self.warm_up(image)["ledger"]["hypervisor"].rpartition(" ")[2]
+        return ["kvm", "uml", "tcg"] if best == "kvm" else ["uml", "tcg"]
 
 
 def wait_for(what: str, look: Callable[[], T | None], seconds: float = 120.0) -> T:

@@ -116,7 +116,7 @@ def measure(runs: int | None) -> Report:
             figure("its hypervisor", "CPU s", [cost.hypervisor for cost in long]),
             figure("share", "%", [100 * cost.ours / cost.hypervisor for cost in long], "at most 1"),
         ),
-        acceleration=used,
+        hypervisor=used,
         notes=(
             f"The {MINUTES}-minute job computes without a pause, and prints nothing; {AT_ONCE} run at once.",
             "Pilots unpack nothing: the bundle and the image were on the node.",

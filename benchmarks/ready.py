@@ -30,10 +30,10 @@ READY = 180.0
 """Seconds within which a guest must be ready."""
 
 
-def through_ghv(lab: Lab) -> tuple[float, float]:
+def through_ghv(lab: Lab, kind: wire.HypervisorKind) -> tuple[float, float]:
     """Seconds to guest-ready, and how many of them passed before QEMU was started."""
     began = time.time()
-    ghv = lab.start("run", "-q", "--image", IMAGE, "--", "true")
+    ghv = lab.start("run", "-q", "--image", IMAGE, "--hypervisor", kind, "--", "true")
 
     def look() -> wire.Status | None:
         for path in (lab.workdir / wire.SPOOL).glob(f"*/{wire.STATUS}"):
@@ -54,7 +54,7 @@ def through_ghv(lab: Lab) -> tuple[float, float]:
     return ready, ready - (boot.end - boot.start)
 
 
-def bare(lab: Lab, acceleration: wire.Acceleration) -> float:
+def bare(lab: Lab, kind: wire.HypervisorKind) -> float:
     """Seconds to guest-ready of a QEMU that this process starts, with nothing else around it."""
     world = World(lab.world, lab.world / "guest.cpio")
     image = Repository(lab.data / "images").show(IMAGE)
@@ -75,7 +75,7 @@ def bare(lab: Lab, acceleration: wire.Acceleration) -> float:
     pairs = {name: socket.socketpair() for name in ("monitor", "console", *CHANNELS)}
     numbers = {name: theirs.fileno() for name, (_, theirs) in pairs.items()}
     descriptors = Descriptors(numbers["monitor"], numbers["console"], tuple(numbers[name] for name in CHANNELS))
-    command = Qemu(world).command(machine, acceleration, descriptors)
+    command = Qemu(world, kind).command(machine, descriptors)
     began = time.time()
     with subprocess.Popen(command.argv, env=command.environment, pass_fds=numbers.values()) as qemu:
         for _, theirs in pairs.values():
@@ -104,15 +104,15 @@ def measure(runs: int | None) -> Report:
     theirs: list[float] = []
     cold: list[float] = []
     with open_lab() as lab:
-        used = lab.warm_up(IMAGE)["ledger"]["hypervisor"]
-        acceleration = wire.Acceleration(used.rpartition(" ")[2])
-        bare(lab, acceleration)
+        kind = wire.HypervisorKind("kvm" if "kvm" in lab.hypervisors(IMAGE) else "tcg")
+        used = lab.warm_up(IMAGE, kind)["ledger"]["hypervisor"]
+        bare(lab, kind)
         for _ in range(runs or RUNS):
-            ours.append(through_ghv(lab))
-            theirs.append(bare(lab, acceleration))
+            ours.append(through_ghv(lab, kind))
+            theirs.append(bare(lab, kind))
         for _ in range(runs or RUNS):
             lab.ghv("service", "stop")
-            cold.append(through_ghv(lab)[0])
+            cold.append(through_ghv(lab, kind)[0])
     ratios = [ready / alone for (ready, _), alone in zip(ours, theirs, strict=True)]
     return Report(
         f"`ghv run` of `true` in image {IMAGE} to guest-ready, against a bare QEMU",
@@ -123,6 +123,6 @@ def measure(runs: int | None) -> Report:
             figure("ratio, pair by pair", "", ratios, "the interval's end at most 1.15"),
             figure("ghv run, service not started", "s", cold),
         ),
-        acceleration=used,
+        hypervisor=used,
         notes=("The service is up and the image in memory, except in the last line.",),
     )

@@ -37,7 +37,7 @@ class Figure:
 class Report:
     title: str
     figures: tuple[Figure, ...]
-    acceleration: str = "none: no guest runs"
+    hypervisor: str = "none: no guest runs"
     notes: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=lambda: machine())
 
@@ -96,7 +96,7 @@ def show(report: Report) -> None:
         print("  TOO FEW RUNS to be quoted: an interval of fewer than 15 says little")
     m = report.machine
     print(f"  on {m['cpu']}, {m['cores']} cores, {m['memory']}, load {m['load']:.1f}")
-    print(f"  {m['system']}; Python {m['python']}; {report.acceleration}")
+    print(f"  {m['system']}; Python {m['python']}; {report.hypervisor}")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -115,7 +115,7 @@ def markdown(report: dict[str, Any]) -> str:
         *rows,
         "",
         *report["notes"],
-        f"On {where}{m['python']}, SQLite {m['sqlite']}; {report['acceleration']}.",
+        f"On {where}{m['python']}, SQLite {m['sqlite']}; {report['hypervisor']}.",
     ])  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_run_says_loudly_and_once_that_the_guest_is_emulated(ghv: Ghv) -> None:
 
 
 def test_quiet_run_adds_nothing_of_its_own(ghv: Ghv) -> None:
-    result = ghv("run", "-q", "--acceleration", "tcg", "--image", "xmm", "warn", "w", "exit", "0")
+    result = ghv("run", "-q", "--hypervisor", "tcg", "--image", "xmm", "warn", "w", "exit", "0")
     ours = [line for line in result.stderr.splitlines() if "ghv:" in line]
     assert all("EMULATED" in line for line in ours), "a warning is no progress"
 

@@ -75,7 +75,7 @@ class ClusterLab(Installation):
         return self.site.home / ".ghv"
 
     def processes(self) -> dict[int, str]:
-        marks = (f"spool/{self.id}-", f"-name {self.id}-")
+        marks = (f"spool/{self.id}-", f"-name {self.id}-", f"umid={self.id}-")
         return {pid: words for pid, words in _processes() if any(mark in words for mark in marks)}
 
     def close(self) -> None:

@@ -31,6 +31,9 @@ from gridhypervisor.model.wire import (
 from tests import making
 from tests.making import BUILD
 
+HYPERVISORS = ("tcg", "uml")
+"""What the tests of one VM run under: all of them everywhere, for KVM is nowhere to be counted on."""
+
 MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "squashfs", "overlay", "virtio_rng", "virtio_net")
 
 
@@ -139,7 +142,8 @@ def _archive(folder: Path) -> bytes:
 class Site:
     """A workdir and a node's scratch, with pilots as processes."""
 
-    def __init__(self, root: Path, image: ImageManifest, layers: Path) -> None:
+    def __init__(self, root: Path, image: ImageManifest, layers: Path, hypervisor: str = "uml") -> None:
+        self.hypervisor = hypervisor  # of the entries that do not say
         self.workdir, self.scratch = root / "work", root / "scratch"
         for folder in (self.workdir / "spool", self.workdir / "cache", self.scratch):
             folder.mkdir(parents=True)
@@ -171,7 +175,7 @@ class Site:
         record = Manifest(
             protocol=wire.PROTOCOL, installation="test", entry=entry.name, vm="vm1", epoch=1, allocation="a1",
             job="j1", image=image or self.image, image_digest="0" * 64, program=program, resources=resources,
-            stop_grace=5, acceleration="tcg",
+            stop_grace=5, hypervisor=self.hypervisor,
         )  # fmt: skip
         record = dataclasses.replace(record, **manifest)  # type: ignore[arg-type]
         spool.write_durable(entry / wire.MANIFEST, wire.canonical(record))
@@ -220,17 +224,22 @@ class Site:
         return status
 
     def hypervisors(self, entry: Path) -> list[int]:
-        """The processes whose command line names the entry as a guest, and are not dead."""
+        """The processes that run the entry's guest, and are not dead: QEMU's one, or User-Mode Linux' first and then
+        its family."""
         out = []
+        names = (b"-name\0%s\0" % entry.name.encode(), b"\0umid=%s\0" % entry.name.encode())
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-                ours = os.fsencode(str(self.scratch)) in b" ".join(words)
-                if ours and b"-name" in words and words[words.index(b"-name") + 1] == entry.name.encode():
-                    out.append(int(folder.name))
+                words = (folder / "cmdline").read_bytes()
+                # Behind its walls the one knows no path of ours, but what its disks are mounted from.
+                if any(name in words for name in names) and (
+                    os.fsencode(self.scratch) in words or str(self.scratch) in (folder / "mountinfo").read_text()
+                ):
+                    within = (folder / "status").read_text().split("NSpid:", 1)[1].split("\n", 1)[0].split()
+                    out.append((len(within) > 1 and within[-1] != "1", int(folder.name)))
             except OSError:
                 continue
-        return out
+        return [number for _, number in sorted(out)]
 
     def is_clean(self, entry: Path) -> None:
         """Assert that nothing is left of the run: no process, no folder."""
@@ -255,8 +264,8 @@ def wait_for(condition: Callable[[], bool], timeout: float, what: str) -> None:
         time.sleep(0.05)
 
 
-def sites(root: Path) -> Iterator[Site]:
+def sites(root: Path, hypervisor: str) -> Iterator[Site]:
     image, layers = tiny_image()
-    site = Site(root, image, layers)
+    site = Site(root, image, layers, hypervisor)
     yield site
     site.close()

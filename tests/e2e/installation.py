@@ -57,6 +57,7 @@ class Ghv:
 class Installation:
     def __init__(self, folder: Path, scratch: Path, template: Path | None = None) -> None:
         self.folder, self.data, self.work, self.scratch = folder, folder / "data", folder / "work", scratch
+        self.hypervisor_asked = "auto"  # of jobs that do not say
         self.steps = folder / "die-at"
         self.steps.touch()
         for path in (self.data, self.work):
@@ -79,7 +80,7 @@ class Installation:
     def ghv(self, *words: str, check: bool = True, timeout: float = 240, stdin: bytes = b"") -> Ghv:
         """Run the command line in the work folder; `check`: it must end with 0."""
         done = subprocess.run(
-            [sys.executable, "-m", "gridhypervisor.cli", *words],
+            [sys.executable, "-m", "gridhypervisor.cli", *self._words(words)],
             cwd=self.work,
             env=self.environment,
             input=stdin,
@@ -95,13 +96,16 @@ class Installation:
         """Begin a command line and go on; the caller waits for it. Ctrl-C reaches it even where it does not reach the
         tests, which a shell may have started in the background."""
         return subprocess.Popen(
-            ["env", "--default-signal=INT", sys.executable, "-m", "gridhypervisor.cli", *words],
+            ["env", "--default-signal=INT", sys.executable, "-m", "gridhypervisor.cli", *self._words(words)],
             cwd=self.work,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+    def _words(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        return ("run", "--hypervisor", self.hypervisor_asked, *words[1:]) if words[:1] == ("run",) else words
 
     def detach(self, *words: str) -> str:
         """Hand in a job and give its id."""
@@ -183,12 +187,15 @@ class Installation:
 
     def watchdog(self, job: str) -> int:
         """The process between pilot and hypervisor."""
-        return _parent(self.hypervisor(job))
+        number, pilot = self.hypervisor(job), self.pilot(job)
+        while (above := _parent(number)) != pilot:  # User-Mode Linux has a process before its first
+            number = above
+        return number
 
     def hypervisor(self, job: str) -> int:
         def look() -> list[int]:
             entry = self.entry(job)
-            return [pid for pid, words in _processes() if entry and f" -name {entry.name} " in words]
+            return guests(f"{entry.name} ") if entry else []
 
         return wait_for(f"the hypervisor of {job}", look)[0]
 
@@ -259,10 +266,11 @@ class Installation:
     def processes(self) -> dict[int, str]:
         """Processes of this installation's jobs, by their command lines: all but the service, its relay, and the fork
         queue that the relay keeps. (What that forks for a job has the same command line, and another parent.)"""
+        marks = (f"{self.folder}/", f" -name {self.id}-", f" umid={self.id}-")
         ours = {
             pid: words
             for pid, words in _processes()
-            if (f"{self.folder}/" in words or f" -name {self.id}-" in words) and "gridhypervisor.app serve" not in words
+            if any(mark in words for mark in marks) and "gridhypervisor.app serve" not in words
         }
         relays = {pid for pid, words in ours.items() if " relay --workdir " in words}
 
@@ -285,6 +293,16 @@ class Installation:
             if event["kind"] == "job" and event["before"] != event["after"]:
                 ends[event["job"]] = ends.get(event["job"], 0) + (event["after"] in FINAL)
         assert set(ends.values()) <= {1}, ends
+
+
+def guests(name: str) -> list[int]:
+    """The hypervisors of the guests whose names begin so: of User-Mode Linux' family the first."""
+    found = {pid for pid, words in _processes() if f" -name {name}" in words or f" umid={name}" in words}
+    first = []
+    for pid in found:
+        with contextlib.suppress(OSError):
+            first += [pid] * (_parent(pid) not in found)
+    return first
 
 
 def _link(source: str, target: str) -> None:

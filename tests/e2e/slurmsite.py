@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tests.e2e.cluster import ClusterLab, tiny
-from tests.e2e.installation import _processes, wait_for
+from tests.e2e.installation import _processes, guests, wait_for
 from testsites import SlurmSite
 from testsites.site import UID
 
@@ -110,7 +110,7 @@ class SlurmLab(ClusterLab):
 
     def guests(self, job: str) -> list[int]:
         """The hypervisors of all its attempts."""
-        return [pid for pid, words in self.processes().items() if f"-name {self.id}-{job}-" in words]
+        return guests(f"{self.id}-{job}-")
 
     def assert_clean(self, seconds: float = 120) -> None:
         """No stray process, entry, batch job or file on a node; every job ended exactly once."""

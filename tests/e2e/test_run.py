@@ -13,11 +13,17 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.guestkit import HYPERVISORS
 from tests.e2e.installation import Installation, wait_for
 from tests.e2e.webserver import WebServer
 
 SMALL = ("--image", "tiny", "--memory", "128M", "--scratch", "64M")
 PHASES = {"wait", "prolog", "queue", "prepare", "boot", "stage_in", "execute", "stage_out", "shut_down", "epilog"}
+
+
+@pytest.fixture(scope="module", params=HYPERVISORS)
+def hypervisor(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def test_inputs_of_all_kinds_go_in_and_outputs_come_out(lab: Installation) -> None:
@@ -71,7 +77,7 @@ def test_output_is_streamed_byte_for_byte_while_the_program_runs(lab: Installati
     assert b"cancelled" in err
 
 
-def test_a_job_file_detached_followed_and_forgotten(lab: Installation) -> None:
+def test_a_job_file_detached_followed_and_forgotten(lab: Installation, hypervisor: str) -> None:
     (lab.work / "job.yaml").write_text(
         "kind: Job\nname: from-a-file\nimage: tiny\n"
         "command: [sh, -c, 'for i in 1 2 3; do echo $i; sleep 1; done; echo kept > result; exit 4']\n"
@@ -114,7 +120,8 @@ def test_a_job_file_detached_followed_and_forgotten(lab: Installation) -> None:
     # A little less than the program's 3 s is no lie: the guest sleeps by its own clock.
     assert next(row["seconds"] for row in ledger["rows"] if row["phase"] == "execute") >= 2.5
     assert {"pilot", "hypervisor", "relay", "controller"} <= ledger["cpu"].keys()
-    assert ledger["hypervisor"].startswith("qemu")
+    assert ledger["hypervisor"].endswith(f", {hypervisor}")
+    assert f"hypervisor: {ledger['hypervisor']}: the job asks for {hypervisor}" in lab.ghv("explain", job).out.decode()
 
     lab.ghv("delete", job)
     wait_for("its records to be gone", lambda: lab.ghv("show", job, check=False).code == 66)
@@ -193,6 +200,7 @@ def test_the_service_lives_on_its_own_and_its_jobs_outlive_it(lab: Installation)
     assert lab.wait(job)["job"]["state"] == "done"
 
 
+@pytest.mark.parametrize("hypervisor", ["tcg"], indirect=True)
 def test_a_qcow2_and_a_raw_disk_are_imported_and_run(lab: Installation, tmp_path: Path) -> None:
     """A disk with a system of its own: its root is writable, and what is written there goes with the machine."""
     raw, qcow2 = tmp_path / "own.raw", tmp_path / "own.qcow2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -16,7 +17,7 @@ from gridhypervisor.model.yamlspec import SpecError
 
 NOTHING = Flags(
     file=None, image=None, command=(), name=None, inputs=(), outputs=(), environment=(), cpus=None, memory=None,
-    scratch=None, walltime=None, site=None, retry=None, network=None, acceleration=None, destination=".",
+    scratch=None, walltime=None, site=None, retry=None, network=None, hypervisor=None, destination=".",
 )  # fmt: skip
 
 JOB = """
@@ -89,6 +90,15 @@ def test_a_place_that_cannot_take_results_is_found_at_once(here: Path) -> None:
     make_request(flags(image="xmm", command=("true",), outputs=("*",), destination="not/yet"))
 
 
+@pytest.mark.parametrize(("more", "why"), [({"cpus": 2}, "1 CPU"), ({"network": "outbound"}, "no network")])
+def test_what_a_hypervisor_cannot_give_is_refused_at_once(here: Path, more: dict[str, Any], why: str) -> None:
+    asked = {"image": "xmm", "command": ("true",), **more}
+    with pytest.raises(click.UsageError, match=f"uml gives a guest {why}"):
+        make_request(flags(hypervisor="uml", **asked))
+    assert make_request(flags(hypervisor="tcg", **asked)).spec.hypervisor == "tcg"
+    assert make_request(flags(**asked)).spec.hypervisor == "auto"
+
+
 def test_what_leaves_the_jobs_folder_is_refused(here: Path) -> None:
     with pytest.raises(click.UsageError, match="stays inside the job's folder"):
         make_request(flags(image="xmm", command=("true",), outputs=("../*",)))
@@ -118,7 +128,7 @@ def test_the_help_names_the_defaults_in_force() -> None:
     for flag, default in [
         ("--cpus", spec.resources.cpus), ("--memory", spec.resources.memory), ("--scratch", spec.resources.scratch),
         ("--walltime", spec.resources.walltime), ("--retry", spec.retry.times), ("--network", spec.network),
-        ("--acceleration", spec.acceleration),
+        ("--hypervisor", spec.hypervisor),
     ]:  # fmt: skip
         assert f"[default: {default}]" in shown.partition(flag)[2].partition(" --")[0], flag
 

@@ -18,10 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gridhypervisor.agent import channel, kvmproof, node, outputs, spool
+from gridhypervisor.agent import channel, node, outputs, spool
 from gridhypervisor.agent.channel import Exit, Lines, Stream
 from gridhypervisor.agent.ending import Ending, leave_in_any_case, leave_sentinel, settle
-from gridhypervisor.agent.kvmproof import Proof
 from gridhypervisor.agent.limits import Limits
 from gridhypervisor.agent.outputs import Outputs
 from gridhypervisor.agent.verdict import stopped
@@ -379,19 +378,6 @@ def test_what_a_killed_pilot_had_begun_to_copy_is_swept(tmp_path: Path) -> None:
         os.utime(place.cache / name, (moment, moment))
     place.sweep()
     assert [path.name for path in place.cache.iterdir()] == [".new.1"]
-
-
-@pytest.mark.parametrize(
-    ("proof", "key", "moment", "holds"),
-    [
-        (Proof("7", True, "", "k", 10.0), "k", 1e9, True),
-        (Proof("7", False, "", "k", 10.0), "k", 11.0, True),
-        (Proof("7", False, "", "k", 10.0), "k", 11.0 + kvmproof.DOUBT, False),
-        (Proof("7", True, "", "k", 10.0), "another boot", 11.0, False),
-    ],
-)
-def test_that_kvm_failed_is_remembered_for_minutes_only(proof: Proof, key: str, moment: float, holds: bool) -> None:
-    assert proof.holds(key, moment) is holds
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gridhypervisor.agent import kvmproof
-from gridhypervisor.agent.hypervisor import Descriptors, Disk, Machine
-from gridhypervisor.agent.qemu import Qmp, arguments
-from gridhypervisor.model.wire import Acceleration
+from gridhypervisor.agent.hypervisor import Command, Descriptors, Disk, Machine
+from gridhypervisor.agent.qemu import Qemu, Qmp, arguments
+from gridhypervisor.agent.trial import Trial
+from gridhypervisor.agent.watchdog import Watchdog
+from gridhypervisor.agent.world import World
+from gridhypervisor.model.wire import HypervisorKind
 
 DESCRIPTORS = Descriptors(10, 11, (12, 13, 14))
 
@@ -25,7 +29,7 @@ def after(words: list[str], option: str) -> list[str]:
 
 
 def test_nothing_listens_and_nothing_is_there_that_was_not_asked_for() -> None:
-    words = arguments(machine(), Acceleration.TCG, DESCRIPTORS)
+    words = arguments(machine(), HypervisorKind.TCG, DESCRIPTORS)
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(words)
     assert after(words, "-name") == ["a,,b"]
     assert after(words, "-netdev") == []
@@ -35,18 +39,18 @@ def test_nothing_listens_and_nothing_is_there_that_was_not_asked_for() -> None:
 
 @pytest.mark.parametrize(("network", "restrict"), [("restricted", "on"), ("outbound", "off")])
 def test_a_network_is_restricted_unless_outbound_is_asked(network: str, restrict: str) -> None:
-    words = arguments(machine(network), Acceleration.TCG, DESCRIPTORS)
+    words = arguments(machine(network), HypervisorKind.TCG, DESCRIPTORS)
     assert after(words, "-netdev") == [f"user,id=net,restrict={restrict}"]
 
 
 def test_kvm_only_where_it_was_chosen() -> None:
-    assert "kvm" in after(arguments(machine(), Acceleration.KVM, DESCRIPTORS), "-accel")
-    assert not any("kvm" in word for word in arguments(machine(), Acceleration.TCG, DESCRIPTORS))
+    assert "kvm" in after(arguments(machine(), HypervisorKind.KVM, DESCRIPTORS), "-accel")
+    assert not any("kvm" in word for word in arguments(machine(), HypervisorKind.TCG, DESCRIPTORS))
 
 
 def test_disks_keep_their_order_their_serials_and_whether_they_may_be_written() -> None:
     disks = (Disk("base", Path("/c/a,b"), readonly=True), Disk("scratch", Path("/r/s")))
-    words = arguments(machine("none", *disks), Acceleration.TCG, DESCRIPTORS)
+    words = arguments(machine("none", *disks), HypervisorKind.TCG, DESCRIPTORS)
     nodes = [json.loads(word) for word in after(words, "-blockdev")]
     assert [(n["node-name"], n["file"]["filename"], n["read-only"]) for n in nodes] == [
         ("base", "/c/a,b", True),
@@ -66,33 +70,45 @@ def test_the_monitor_tells_a_restart_from_a_power_off_and_survives_what_it_does_
     assert monitor.feed(b'{"event": "BLOCK_IO_ERROR", "data": {"nospace": false}}\n') == []
 
 
-def test_the_micro_guest_runs_on_a_processor_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def trial(tmp_path: Path) -> Iterator[Trial]:
+    watchdog = Watchdog()
+    yield Trial(watchdog, tmp_path)
+    watchdog.dismiss()
+
+
+def test_the_micro_guest_runs_on_a_processor_that_works(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the emulator, with the system's QEMU: the same bytes are the proof of KVM."""
     monkeypatch.setattr(kvmproof, "LIMIT", 120.0)  # the emulator's start may take a busy machine longer than KVM's
     qemu = ["/usr/bin/qemu-system-x86_64"]
-    assert kvmproof.run_micro_guest(qemu, {}, ["-accel", "tcg"]) == ""
-    assert "did not run" in kvmproof.run_micro_guest(qemu, {}, ["-accel", "no-such-accelerator"])
+    assert kvmproof.run_micro_guest(qemu, {}, ["-accel", "tcg"], trial) == ""
+    assert "did not run" in kvmproof.run_micro_guest(qemu, {}, ["-accel", "no-such-accelerator"], trial)
 
 
-def test_a_qemu_that_does_not_start_is_said_and_not_remembered(tmp_path: Path) -> None:
-    proof = kvmproof.remembered(["/no/such/qemu"], {}, tmp_path)
-    assert (proof.version, proof.kvm) == ("", False)
-    assert "/no/such/qemu" in proof.why
-    assert list(tmp_path.iterdir()) == []
+def test_a_qemu_that_does_not_start_is_said(trial: Trial, tmp_path: Path) -> None:
+    for name in ("ld.so", "bin/qemu-system-x86_64"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("#!/bin/sh\necho no such library >&2\nexit 3\n")
+        (tmp_path / name).chmod(0o755)
+    found = Qemu(World(tmp_path), HypervisorKind.TCG).prove(trial)
+    assert (found.program, found.works) == ("", False)
+    assert "ended with status 3: no such library" in found.why
 
 
-def test_a_proof_is_remembered_for_this_boot_and_this_qemu(tmp_path: Path) -> None:
-    qemu = tmp_path / "qemu"
-    qemu.write_text(f"#!/bin/sh\necho x >> {tmp_path}/calls\n[ $1 = --version ] && echo QEMU emulator version 9.9\n")
-    qemu.chmod(0o755)
-    folder = tmp_path / "node"
-    folder.mkdir()
-    first = kvmproof.remembered([str(qemu)], {"PATH": "/bin"}, folder)
-    calls = (tmp_path / "calls").read_text()
-    assert (first.version, first.kvm) == ("9.9", False)
-    assert kvmproof.remembered([str(qemu)], {"PATH": "/bin"}, folder) == first
-    assert (tmp_path / "calls").read_text() == calls
-    other = tmp_path / "other"
-    other.symlink_to(qemu)
-    kvmproof.remembered([str(other)], {"PATH": "/bin"}, folder)
-    assert (tmp_path / "calls").read_text() != calls
+def test_a_trial_is_ended_at_its_limit_and_another_may_follow(trial: Trial) -> None:
+    ended = trial.run(Command(("/bin/sleep", "1000"), {}), 0.2)
+    assert (ended.status, ended.well) == (None, False)
+    ended = trial.run(Command(("/bin/bash", "-c", "echo said; echo heard >&11"), {}), 60)
+    assert (ended.well, ended.said) == (True, "said\n")
+    heard = b""
+
+    def hear(data: bytes) -> bool:
+        nonlocal heard
+        heard += data
+        return heard == b"heard\n"
+
+    assert (
+        trial.run(Command(("/bin/bash", "-c", "echo heard >&11; exec sleep 1000"), {"PATH": "/bin"}), 60, hear).status
+        is None
+    )
+    assert heard == b"heard\n"

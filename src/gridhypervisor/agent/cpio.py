@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import stat
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 
 def guest_archive(folder: Path) -> bytes:
@@ -20,7 +21,20 @@ def guest_archive(folder: Path) -> bytes:
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     for inode, path in enumerate(files, 2):
         out += _member(inode, f"ghv/{path.stem}", stat.S_IFREG | 0o755, path.read_bytes())
-    out += _member(len(files) + 2, "init", stat.S_IFLNK | 0o777, b"ghv/init")
+    return _close(out + _member(len(files) + 2, "init", stat.S_IFLNK | 0o777, b"ghv/init"))
+
+
+def archive(files: Mapping[str, bytes]) -> bytes:
+    """These files, by their paths without a leading slash, and the folders that they are in."""
+    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
+    out = bytearray()
+    for inode, name in enumerate((*sorted(folders), *files), 1):
+        kind = stat.S_IFREG | 0o644 if name in files else stat.S_IFDIR | 0o755
+        out += _member(inode, name, kind, files.get(name, b""))
+    return _close(out)
+
+
+def _close(out: bytearray) -> bytes:
     out += _member(0, "TRAILER!!!", 0)
     return bytes(out) + bytes(-len(out) % 512)  # the kernel wants the next archive on a multiple of 4
 

@@ -1,4 +1,5 @@
-"""The recipe of the world that travels: CPython, QEMU and a few tools out of Debian packages, with all they need.
+"""The recipe of the world that travels: CPython, the hypervisors and a few tools out of Debian packages, with all they
+need.
 
 An ordinary user can follow it: apt resolves and fetches against an empty package list in folders of its own, packages
 are opened but not installed. The result holds the programs named below, exactly the shared libraries that they load,
@@ -17,9 +18,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gridhypervisor.agent.world import UML_MODULES
+
 PACKAGES = (
-    "qemu-system-x86", "qemu-utils", "seabios", "python3.11-minimal", "libpython3.11-stdlib", "e2fsprogs", "zstd",
-    "busybox-static",
+    "qemu-system-x86", "qemu-utils", "seabios", "user-mode-linux", "python3.11-minimal", "libpython3.11-stdlib",
+    "e2fsprogs", "zstd", "busybox-static",
 )  # fmt: skip
 PROGRAMS = {
     "python3.11": "usr/bin/python3.11",
@@ -33,6 +36,8 @@ FIRMWARE = {
     "usr/share/qemu/": ("kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin", "multiboot.bin", "multiboot_dma.bin",
                         "pvh.bin"),
 }  # fmt: skip
+UML = "usr/bin/linux.uml"
+UML_MODULES_FOLDER = "usr/lib/uml/modules"
 LOADER = "lib64/ld-linux-x86-64.so.2"
 LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 STDLIB = "usr/lib/python3.11"
@@ -46,7 +51,7 @@ EXTENSIONS_LEFT_OUT = (
     "audioop", "nis", "ossaudiodev", "readline", "xxlimited",
 )  # fmt: skip
 TOOLS = ("apt-get", "dpkg-deb")
-COMPRESSION = "-9"  # 22.8 MB in 2 s of CPU; -19 would save 2.7 MB once per account, and take 55 s of each first run
+COMPRESSION = "-9"  # 27.8 MB in 3 s of CPU; -19 would save a tenth once per account, and take a minute of a first run
 WORLDS_KEPT = 3  # 100 MB each: this recipe's, and what an older version may still want
 ISOLATED = ("-I", "-S", "-B", "-X", "utf8")
 """Python without anything of the machine's or the user's: environment, site packages, caches."""
@@ -82,7 +87,7 @@ def build_world(cache: Path, progress: Callable[[str], None], *, refresh: bool) 
     Raises:
         BundleError: a tool or a package is missing, or a step failed.
     """
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    recipe = hashlib.sha256(Path(__file__).read_bytes() + repr(UML_MODULES).encode()).hexdigest()[:16]
     made = sorted((cache / "worlds").glob(f"{recipe}-*/done"), key=last_change)
     if made and not refresh:
         return BuiltWorld(made[-1].parent)
@@ -153,7 +158,7 @@ def _fetch(apt: Path, progress: Callable[[str], None]) -> list[Path]:
 
 def _gather(root: Path, tree: Path) -> None:
     """Copy from an opened root what the world holds."""
-    for folder in ("bin", "so", "qemu", "firmware"):
+    for folder in ("bin", "so", "qemu", "firmware", "uml"):
         (tree / folder).mkdir(parents=True)
     _copy(root / LOADER, tree / "ld.so", root)
     roots: list[Path] = []
@@ -163,6 +168,11 @@ def _gather(root: Path, tree: Path) -> None:
     for module in QEMU_MODULES:
         _copy(root / LIBRARY_FOLDERS[1] / "qemu" / f"{module}.so", tree / "qemu" / f"{module}.so", root)
         roots.append(tree / "qemu" / f"{module}.so")
+    _copy(root / UML, tree / "uml/linux", root)
+    roots.append(tree / "uml/linux")
+    for module in UML_MODULES:
+        [found] = (root / UML_MODULES_FOLDER).rglob(f"{module}.ko")
+        _copy(found, tree / "uml" / found.name, root)
     for place, names in FIRMWARE.items():
         for name in names:
             _copy(root / place / name, tree / "firmware" / name, root)

@@ -8,28 +8,26 @@ from gridhypervisor.agent import scratchdisk
 from gridhypervisor.agent.ending import Ending
 from gridhypervisor.agent.hypervisor import Disk, Machine
 from gridhypervisor.agent.world import World
-from gridhypervisor.model.wire import Layer, Manifest, Reason
+from gridhypervisor.model.wire import Layer, Manifest, Needs, Reason
 
 
-def compose(manifest: Manifest, paths: dict[str, Path], run: Path, world: World) -> Machine:
-    """The machine, with the disks of its own made in `run` (`scratch` must be there); `paths` by layer digest.
+def compose(manifest: Manifest, paths: dict[str, Path], run: Path, world: World, modules: bytes = b"") -> Machine:
+    """The machine, with the disks of its own made in `run` (`scratch` must be there); `paths` by layer digest,
+    `modules` the hypervisor's own.
 
     Raises:
         Ending: the image's layers make no machine (image), or the node is full (node-disk).
     """
-    by_role: dict[str, list[Layer]] = {}
-    for layer in manifest.image.layers:
-        by_role.setdefault(layer.role, []).append(layer)
-    kernel, initrd = _one(manifest, by_role, "kernel"), _one(manifest, by_role, "initrd")
-    if "disk" in by_role:
-        disk = _one(manifest, by_role, "disk")
+    kernel, initrd = only(manifest, "kernel"), only(manifest, "initrd")
+    if needs(manifest).whole_disk:
+        disk = only(manifest, "disk")
         disks = [Disk("base", scratchdisk.make_overlay(world, run, paths[disk.digest], disk.format), "qcow2")]
         words = ["ghv.disk=1"]
     else:
-        base = _one(manifest, by_role, "base")
+        base = only(manifest, "base")
         disks = [Disk("base", paths[base.digest], readonly=True)]
         words = [f"ghv.base={base.format}"]
-    for number, app in enumerate(by_role.get("app", [])):
+    for number, app in enumerate(layer for layer in manifest.image.layers if layer.role == "app"):
         # It becomes a word on the kernel's command line, split at spaces and colons.
         if not app.mount.startswith("/") or len(app.mount.split()) != 1 or ".." in app.mount.split("/"):
             raise Ending(
@@ -45,25 +43,37 @@ def compose(manifest: Manifest, paths: dict[str, Path], run: Path, world: World)
         words.append(f"ghv.net={manifest.network}")
     return Machine(
         name=manifest.entry, cpus=manifest.resources.cpus, memory=manifest.resources.memory,
-        kernel=paths[kernel.digest], initrd=_join(paths[initrd.digest], run, world),
+        kernel=paths[kernel.digest], initrd=join(paths[initrd.digest], run, world, modules),
         cmdline=" ".join([*words, manifest.image.cmdline]).strip(), disks=tuple(disks), network=manifest.network,
     )  # fmt: skip
 
 
-def _join(initrd: Path, run: Path, world: World) -> Path:
-    """The image's initrd with the bundle's guest archive after it."""
+def needs(manifest: Manifest) -> Needs:
+    """What the job asks of a hypervisor."""
+    roles = [layer.role for layer in manifest.image.layers]
+    own = roles.count("app") + len(("base", "scratch", "out"))
+    return Needs(manifest.resources.cpus, own, manifest.network, "disk" in roles)
+
+
+def join(initrd: Path, run: Path, world: World, modules: bytes) -> Path:
+    """The image's initrd with the hypervisor's modules and the bundle's guest archive after it."""
     path = run / "initrd"
     try:
         data = initrd.read_bytes()
         # The kernel unpacks archive after archive; each must begin on a multiple of four bytes.
-        path.write_bytes(data + bytes(-len(data) % 512) + world.guest_archive())
+        path.write_bytes(data + bytes(-len(data) % 512) + modules + world.guest_archive())
     except OSError as error:
         raise scratchdisk.full(f"write {path}", error) from error
     return path
 
 
-def _one(manifest: Manifest, by_role: dict[str, list[Layer]], role: str) -> Layer:
-    found = by_role.get(role, [])
+def only(manifest: Manifest, role: str) -> Layer:
+    """The image's one layer of that role.
+
+    Raises:
+        Ending: there is none, or another beside it (image).
+    """
+    found = [layer for layer in manifest.image.layers if layer.role == role]
     if len(found) != 1:
         raise Ending(
             Reason.IMAGE,

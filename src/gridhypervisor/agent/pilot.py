@@ -32,9 +32,9 @@ from gridhypervisor.agent.watchdog import Watchdog
 from gridhypervisor.agent.world import World, WorldError
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import (
-    Acceleration,
     CpuUsage,
     ExitRecord,
+    HypervisorKind,
     Manifest,
     Outcome,
     OutputFile,
@@ -131,8 +131,8 @@ class Pilot:
     def _live(self) -> ExitRecord:
         """The VM's life; the record of its end, unless `Ending` is raised."""
         self._listen()
-        machine, acceleration, vm = self._prepare()
-        self._boot(vm, machine, acceleration)
+        machine, vm = self._prepare()
+        self._boot(vm, machine)
         self._stage_in(vm)
         self._execute(vm)
         self._stage_out(vm)
@@ -183,7 +183,7 @@ class Pilot:
         names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
         self.loop.signals({number: stop(number.name) for number in names} | {signal.SIGHUP: lambda: None})
 
-    def _prepare(self) -> tuple[Machine, Acceleration, Vm]:
+    def _prepare(self) -> tuple[Machine, Vm]:
         """Everything that the VM needs, verified, on the node."""
         manifest, run = self.manifest, self.run_folder
         assert run is not None
@@ -206,15 +206,15 @@ class Pilot:
             )  # fmt: skip
             try:  # the file system is made meanwhile, so here is the time for everything that can wait until now
                 from gridhypervisor.agent.machine import compose
-                from gridhypervisor.agent.qemu import Qemu
+                from gridhypervisor.agent.probe import settle
                 from gridhypervisor.agent.vm import Vm
 
                 processes.be_subreaper()
-                hypervisor = Qemu(world)
-                used = hypervisor.choose(manifest.acceleration, self.node.root)
                 there = {digest: path for digest, path in paths.items() if path is not None}
-                machine = compose(manifest, there, run, world)
-                return machine, used, lambda: Vm(self.loop, self.watchdog, hypervisor, self.entry, run / "qemu.log")
+                hypervisor, used = settle(manifest, there, run, world, self.node.root, self.watchdog)
+                machine = compose(manifest, there, run, world, hypervisor.modules())
+                log = run / "hypervisor.log"
+                return machine, used, lambda: Vm(self.loop, self.watchdog, hypervisor, self.entry, log)
             finally:
                 made()
 
@@ -227,16 +227,17 @@ class Pilot:
         except WorldError as error:
             raise Ending(Reason.BUNDLE, f"prepare the node: {error}", "upload the bundle again, or retry") from error
         self.report.hypervisor = used
-        if used.acceleration is not Acceleration.KVM and manifest.acceleration != Acceleration.TCG:
-            self.log(f"NO KVM: this guest is EMULATED, 5 to 30 times slower ({used.why})")
-            sys.stderr.write(f"ghv: no KVM on {os.uname().nodename}, emulating: {used.why}\n")
+        self.log(f"hypervisor: {used.program}, {used.kind}: {used.why}")
+        if used.kind is HypervisorKind.TCG and manifest.hypervisor != HypervisorKind.TCG:
+            self.log("this guest is EMULATED, 5 to 30 times slower")
+            sys.stderr.write(f"ghv: emulating on {os.uname().nodename}: {used.why}\n")
         self._check_stop()
-        return machine, used.acceleration, make_vm()
+        return machine, make_vm()
 
-    def _boot(self, vm: Vm, machine: Machine, acceleration: Acceleration) -> None:
+    def _boot(self, vm: Vm, machine: Machine) -> None:
         self.report.enter(Phase.BOOT, self.report.note)
         self.vm = vm
-        vm.start(machine, acceleration)
+        vm.start(machine)
         self.log("hypervisor started")
         if self.wishes is None:
             self._hear_wishes()

@@ -1,6 +1,6 @@
 """QEMU behind the `Hypervisor` Protocol: its command line (a pure function), its monitor, its version.
 
-Starts only QEMU's own `--version`; the machine is started by the watchdog. What the flags are for is said beside them;
+It starts nothing itself; the machine is started by the watchdog. What the flags are for is said beside them;
 figures are from Debian 12's QEMU 7.2 under emulation.
 """
 
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from gridhypervisor.agent import kvmproof
-from gridhypervisor.agent.ending import Ending
-from gridhypervisor.agent.hypervisor import CHANNELS, Capabilities, Command, Descriptors, Machine
+from gridhypervisor.agent.choice import Finding
+from gridhypervisor.agent.hypervisor import CHANNELS, Command, Descriptors, Machine
+from gridhypervisor.agent.trial import Trial
 from gridhypervisor.agent.world import World
-from gridhypervisor.model.wire import Acceleration, HypervisorUsed, Reason
+from gridhypervisor.model.wire import HypervisorKind
 
 PROGRAM = "qemu-system-x86_64"
 
-_CAPABILITIES = Capabilities(smp=True, network=True, whole_disks=True)
+_START = 30.0  # seconds for QEMU to say its version, on a node whose disks are busy
 
 CMDLINE = (
     # A panic must end QEMU (with -no-reboot) and leave its words on the console; nothing else is worth the time.
@@ -31,12 +30,12 @@ CMDLINE = (
 """The kernel's command line that every guest of QEMU gets."""
 
 
-def arguments(machine: Machine, acceleration: Acceleration, descriptors: Descriptors) -> list[str]:
+def arguments(machine: Machine, kind: HypervisorKind, descriptors: Descriptors) -> list[str]:
     """QEMU's words for a machine: no configuration, no default device, no display, no TCP port."""
     out = ["-name", _escape(machine.name), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     out += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     out += ["-machine", "q35,sata=off,smbus=off,usb=off,vmport=off,i8042=off,hpet=off"]
-    if acceleration is Acceleration.KVM:
+    if kind is HypervisorKind.KVM:
         out += ["-accel", "kvm", "-cpu", "host"]
     else:
         # Debian's kernel boots as fast on `max` as on `qemu64`, and programs built for newer processors run too.
@@ -76,6 +75,8 @@ def _escape(value: str) -> str:
 class Qmp:
     """QEMU's monitor protocol, as far as a pilot needs it. Sans-I/O."""
 
+    voice = "monitor"
+
     def __init__(self) -> None:
         self._buffer = b""
 
@@ -105,30 +106,31 @@ class Qmp:
 
 @dataclass(frozen=True)
 class Qemu:
-    """The bundle's QEMU."""
+    """The bundle's QEMU, with KVM or as an emulator."""
 
     world: World
-    capabilities: Capabilities = field(default=_CAPABILITIES)
+    kind: HypervisorKind
 
-    def choose(self, wanted: str, memory_of_proof: Path) -> HypervisorUsed:
-        """KVM where a guest of a few bytes ran under it, else the emulator; see `kvmproof`."""
-        proof = kvmproof.remembered(self._words(), self.world.environment(), memory_of_proof)
-        if not proof.version:
-            raise Ending(Reason.HYPERVISOR, f"start {PROGRAM}: {proof.why}", "run `ghv site check` on this site")
-        if wanted == Acceleration.TCG:
-            return HypervisorUsed("qemu", proof.version, Acceleration.TCG, "the job asks for tcg")
-        if proof.kvm:
-            return HypervisorUsed("qemu", proof.version, Acceleration.KVM, proof.why)
-        if wanted == Acceleration.KVM:
-            raise Ending(
-                Reason.HYPERVISOR,
-                f"run the guest under KVM, as the job asks: {proof.why}",
-                "ask for acceleration auto, or for a site whose nodes have KVM",
-            )
-        return HypervisorUsed("qemu", proof.version, Acceleration.TCG, proof.why)
+    def prove(self, trial: Trial) -> Finding:
+        """KVM where a guest of a few bytes ran under it, see `kvmproof`; the emulator where QEMU starts."""
+        environment = self.world.environment()
+        ended = trial.run(Command((*self._words(), "--version"), environment), _START)
+        words = ended.said.split()
+        if not ended.well or "version" not in words[:-1]:
+            return Finding(self.kind, "", False, f"start {PROGRAM}: {ended.why}")
+        program = f"qemu {words[words.index('version') + 1]}"
+        if self.kind is HypervisorKind.TCG:
+            return Finding(self.kind, program, True, "tcg: emulated")
+        from gridhypervisor.agent import kvmproof  # most find the proof made
 
-    def command(self, machine: Machine, acceleration: Acceleration, descriptors: Descriptors) -> Command:
-        words = [*self._words(), *arguments(machine, acceleration, descriptors)]
+        failure = kvmproof.prove(self._words(), environment, trial)
+        return Finding(self.kind, program, not failure, f"kvm: {failure or 'the micro-guest ran'}")
+
+    def modules(self) -> bytes:
+        return b""
+
+    def command(self, machine: Machine, descriptors: Descriptors) -> Command:
+        words = [*self._words(), *arguments(machine, self.kind, descriptors)]
         return Command(tuple(words), {"PATH": "/usr/bin:/bin", **self.world.environment()})
 
     def monitor(self) -> Qmp:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from gridhypervisor.agent.channel import Exit, Lines, Stream, number
 from gridhypervisor.agent.ending import Ending, now
-from gridhypervisor.agent.hypervisor import CHANNELS, Descriptors, Hypervisor, Machine
+from gridhypervisor.agent.hypervisor import Descriptors, Hypervisor, Machine, lines
 from gridhypervisor.agent.loop import Loop
 from gridhypervisor.agent.verdict import STREAM_LIMIT
-from gridhypervisor.agent.watchdog import FIRST_DESCRIPTOR, Watchdog
+from gridhypervisor.agent.watchdog import Watchdog
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import Acceleration, Reason
+from gridhypervisor.model.wire import Reason
 
 CONSOLE_LIMIT = 1 << 20
 """Bytes of the console that are kept: a guest that prints without end must not fill the spool."""
@@ -78,26 +78,18 @@ class Vm:
         }
         loop.read(watchdog.socket, self._hear_watchdog)
 
-    def start(self, machine: Machine, acceleration: Acceleration) -> None:
+    def start(self, machine: Machine) -> None:
         """Have the watchdog start the hypervisor."""
-        names = ("monitor", "console", *CHANNELS)
-        theirs = []
-        for name in names:
-            ours, other = socket.socketpair()
-            ours.setblocking(False)
-            self._sockets[name] = ours
-            theirs.append(other)
-        numbers = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + len(names))
-        descriptors = Descriptors(numbers[0], numbers[1], tuple(numbers[2:]))
-        command = self._hypervisor.command(machine, acceleration, descriptors)
+        self._sockets, theirs = lines()
+        command = self._hypervisor.command(machine, Descriptors())
         self._watchdog.spawn(command, [other.fileno() for other in theirs], self._log)
         self.running = True
         for other in theirs:
             other.close()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._console_file = os.open(self._entry / wire.CONSOLE, flags, 0o600)
-        for name in names:
-            self._loop.read(self._sockets[name], functools.partial(self._receive, name))
+        for name, ours in self._sockets.items():
+            self._loop.read(ours, functools.partial(self._receive, name))
         self._send("monitor", self._monitor.greet())
         self._loop.every(_TICK, self._tick)
 
@@ -155,8 +147,11 @@ class Vm:
         return b" | ".join(last[-lines:]).decode(errors="replace") or "(it printed nothing)"
 
     def quit(self) -> None:
-        """Ask the hypervisor to end at once."""
-        self._send("monitor", self._monitor.quit())
+        """Ask the hypervisor to end at once; kill one that cannot be asked."""
+        if word := self._monitor.quit():
+            self._send("monitor", word)
+        else:
+            self.kill()
 
     def kill(self) -> None:
         """Have the hypervisor killed."""
@@ -250,6 +245,8 @@ class Vm:
         self._write(self._streams[name][1], keep)
 
     def _hear_console(self, data: bytes) -> None:
+        if self._monitor.voice == "console":
+            self._hear_monitor(data)
         self._console = (self._console + data)[-_TAIL - len(data) :]
         if self._panicked is None and _PANIC in self._console:
             self._panicked = now()
@@ -266,6 +263,12 @@ class Vm:
                     Reason.NODE_DISK,
                     "run the guest: the node's scratch is full, so the guest's disk cannot grow",
                     "free space on the node's scratch, or configure another scratch for the site",
+                )
+            if event == "stopped":
+                raise Ending(
+                    Reason.HYPERVISOR,
+                    f"run the guest: its processes were stopped, which {self._hypervisor.kind} does not survive",
+                    "retry; where the site suspends jobs, ask for another hypervisor",
                 )
 
     def _hear_watchdog(self) -> None:

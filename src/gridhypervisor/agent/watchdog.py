@@ -7,7 +7,7 @@ nothing else. `Watchdog` below is the pilot's end of it.
 
 Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's descriptors: there they are 10, 11, ….
 
-    pilot -> watchdog    arm {entry, run, claim, epoch, node, started, deadline} · spawn {argv, environment, log}
+    pilot -> watchdog    arm {entry, run, claim, epoch, node, started, deadline} · spawn {argv, environment, walls, log}
                          kill {} · done {}
     watchdog -> pilot    exited {status, cpu, own_cpu}
 """
@@ -15,6 +15,7 @@ Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -27,14 +28,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gridhypervisor.agent import processes, spool
 from gridhypervisor.agent.ending import leave_sentinel, now, settle
+from gridhypervisor.agent.hypervisor import FIRST_DESCRIPTOR
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import CpuUsage, ExitRecord, Outcome, Reason, Status
 
 if TYPE_CHECKING:
     from gridhypervisor.agent.hypervisor import Command
-
-FIRST_DESCRIPTOR = 10
-"""Where the descriptors given to `spawn` begin in the hypervisor's process."""
 
 DEAF = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 """What watchdog and hypervisor do not hear: the guest is ended by the pilot, gracefully, or by SIGKILL."""
@@ -60,8 +59,14 @@ class Watchdog:
         self._send({"op": "arm", **what})
 
     def spawn(self, command: Command, descriptors: list[int], log: Path) -> None:
-        """Start the hypervisor; `exited` follows, also where it cannot be started (status 127 << 8)."""
-        message = {"op": "spawn", "argv": command.argv, "environment": command.environment, "log": str(log)}
+        """Start a hypervisor where none runs; `exited` follows, also where it cannot be started (status 127 << 8)."""
+        message: dict[str, Any] = {
+            "op": "spawn",
+            "argv": command.argv,
+            "environment": command.environment,
+            "log": str(log),
+        }
+        message["walls"] = None if command.walls is None else dataclasses.asdict(command.walls)
         data = json.dumps(message).encode() + b"\n"
         sent = socket.send_fds(self.socket, [data], descriptors)
         self.socket.sendall(data[sent:])
@@ -101,6 +106,7 @@ class _Process:
         self.pilot = pilot
         self.pilot_pid = os.getppid()
         self.hypervisor = 0
+        self.status: int | None = None  # with which it ended, while others of its family may yet be ending
         self.cpu = 0.0
         self.duty: dict[str, Any] = {}
         self.buffer = b""
@@ -180,9 +186,9 @@ class _Process:
         self.hypervisor = os.fork()
         if self.hypervisor == 0:
             try:
-                self._become(message["argv"], message["environment"], log, me)
+                self._become(message, log, me)
             except BaseException as error:
-                os.write(log, f"start {message['argv'][0]}: {error}\n".encode())
+                os.write(2, f"start {message['argv'][0]}: {error}\n".encode())
             finally:
                 os._exit(127)
         os.close(log)
@@ -190,7 +196,7 @@ class _Process:
             os.close(descriptor)
         self.descriptors = []
 
-    def _become(self, argv: list[str], environment: dict[str, str], log: int, parent: int) -> NoReturn:
+    def _become(self, message: dict[str, Any], log: int, parent: int) -> NoReturn:
         """In the child: become the hypervisor, in a session of its own, deaf, and dying with the watchdog."""
         os.setsid()
         processes.die_with_parent()
@@ -207,29 +213,34 @@ class _Process:
         moved = [os.dup2(fd, FIRST_DESCRIPTOR + 100 + i, False) for i, fd in enumerate(self.descriptors)]
         for i, fd in enumerate(moved):
             os.dup2(fd, FIRST_DESCRIPTOR + i)
-        os.execve(argv[0], argv, environment)
+        if message["walls"] is not None:
+            from gridhypervisor.agent import walls  # most hypervisors need none
+
+            walls.enter(walls.Walls.of(message["walls"]))
+        os.execve(message["argv"][0], message["argv"], message["environment"])
 
     def _reap(self, *, wait: bool = False) -> None:
-        """Collect whoever has ended; tell the pilot when it was the hypervisor."""
-        while True:
-            try:
-                pid, status, usage = os.wait4(self.hypervisor if wait else -1, 0 if wait else os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if pid == self.hypervisor:
-                self.hypervisor = 0
-                self.cpu = usage.ru_utime + usage.ru_stime
-                word = {"op": "exited", "status": status, "cpu": self.cpu, "own_cpu": _own_cpu()}
-                with contextlib.suppress(OSError):
-                    self.pilot.send(json.dumps(word).encode() + b"\n", socket.MSG_DONTWAIT)
-                if wait:
+        """Collect whoever has ended, and tell the pilot when the hypervisor has: when there is no child any more. What
+        a hypervisor started is inherited here when it dies, and is as much the guest as itself."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status, usage = os.wait4(-1, 0 if wait else os.WNOHANG)
+                if pid == 0:
                     return
+                self.cpu += usage.ru_utime + usage.ru_stime
+                if pid == self.hypervisor:
+                    self.status = status
+        if self.hypervisor:
+            word = {"op": "exited", "status": self.status, "cpu": self.cpu, "own_cpu": _own_cpu()}
+            self.hypervisor, self.status = 0, None
+            with contextlib.suppress(OSError):
+                self.pilot.send(json.dumps(word).encode() + b"\n", socket.MSG_DONTWAIT)
 
     def _kill(self) -> None:
-        if self.hypervisor:
+        if self.hypervisor and self.status is None:
             os.kill(self.hypervisor, signal.SIGKILL)
+        elif self.hypervisor:  # what it left behind should be ending by itself
+            processes.signal_descendants(signal.SIGKILL)
 
     def _end_hypervisor(self) -> None:
         if self.hypervisor:

@@ -13,11 +13,24 @@ from pathlib import Path
 SYSTEM = "system"
 """The value of `GHV_WORLD` that means this machine's own programs: for development and tests, never at a site."""
 
+UML_MODULES = ("overlay", "squashfs", "erofs")
+"""What User-Mode Linux needs beside what is built in (ext4, its disks and lines)."""
+
 _SYSTEM_FOLDERS = ("/usr/local/bin", "/usr/bin", "/usr/sbin", "/bin", "/sbin")
 
 
 class WorldError(RuntimeError):
     """A program that travels is not where it should be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class UmlParts:
+    """User-Mode Linux: a kernel, modules of it, and what the kernel as a program needs to start."""
+
+    kernel: Path
+    modules: tuple[Path, ...]
+    loader: Path
+    libc: Path
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,29 @@ class World:
         if not path.is_file():
             raise WorldError(f"find {program}: no {path}; remove {self.root}, it is unpacked anew")
         return [str(self.root / "ld.so"), "--library-path", str(self.root / "so"), "--argv0", program, str(path)]
+
+    def uml(self) -> UmlParts:
+        """What User-Mode Linux is made of: its file is no position-independent program, so `ld.so` cannot start it.
+
+        Raises:
+            WorldError: it is not there.
+        """
+        if self.root is None:
+            found = Path("/usr/lib/uml/modules").glob("*/kernel/fs/*/*.ko")
+            parts = UmlParts(
+                Path("/usr/bin/linux.uml"), tuple(path for path in found if path.stem in UML_MODULES),
+                Path("/lib64/ld-linux-x86-64.so.2"), Path("/lib/x86_64-linux-gnu/libc.so.6"),
+            )  # fmt: skip
+        else:
+            uml = self.root / "uml"
+            modules = tuple(uml / f"{name}.ko" for name in UML_MODULES)
+            parts = UmlParts(uml / "linux", modules, self.root / "ld.so", self.root / "so/libc.so.6")
+        if not parts.kernel.is_file():
+            what = (
+                "not installed" if self.root is None else f"no {parts.kernel}; remove {self.root}, it is unpacked anew"
+            )
+            raise WorldError(f"find User-Mode Linux: {what}")
+        return parts
 
     def environment(self) -> dict[str, str]:
         """What must be added to the environment of QEMU."""

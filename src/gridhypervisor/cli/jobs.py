@@ -313,5 +313,7 @@ def explain(job: str, output: str) -> None:
             rank = "-" if candidate.rank is None else f"{candidate.rank:g}"
             rows.append((candidate.site, mark, rank, candidate.verdict))
         table(("SITE", "CHOSEN", "RANK", "WHY"), rows, indent="  ")
+    if explanation.hypervisor:
+        echo(f"\n{dim('hypervisor:')} {plain(explanation.hypervisor)}")
     if explanation.hint:
         echo(f"\n{dim('next:')} {explanation.hint}")

@@ -35,7 +35,7 @@ class Flags(msgspec.Struct, frozen=True):
     site: str | None
     retry: int | None
     network: Literal["none", "restricted", "outbound"] | None
-    acceleration: Literal["auto", "kvm", "tcg"] | None
+    hypervisor: Literal["auto", "kvm", "uml", "tcg"] | None
     destination: str
 
 
@@ -84,7 +84,7 @@ def _override(base: JobSpec, flags: Flags) -> JobSpec:
         "site": flags.site,
         "retry": msgspec.structs.replace(base.retry, **_present({"times": flags.retry})),
         "network": flags.network,
-        "acceleration": flags.acceleration,
+        "hypervisor": flags.hypervisor,
     }  # fmt: skip
     return msgspec.structs.replace(base, **_present(given))
 

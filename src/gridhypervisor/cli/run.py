@@ -68,9 +68,9 @@ from gridhypervisor.model.wire import Phase
     help="What the guest may reach.  [default: none]",
 )
 @click.option(
-    "--acceleration",
-    type=click.Choice(["auto", "kvm", "tcg"]),
-    help="How the guest's CPU runs: kvm is native speed, tcg is emulation.  [default: auto]",
+    "--hypervisor",
+    type=click.Choice(["auto", "kvm", "uml", "tcg"]),
+    help="What runs the guest: kvm and uml compute at native speed, tcg emulates.  [default: auto]",
 )
 @click.option("--detach", is_flag=True, help="Hand in the job, print its id, and leave.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")

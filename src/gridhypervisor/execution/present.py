@@ -6,7 +6,7 @@ from gridhypervisor.model.batch import BatchState
 from gridhypervisor.model.commit import JobRecords
 from gridhypervisor.model.records import Allocation, AllocationState, Event, JobState, Ledger
 from gridhypervisor.model.views import AttemptView, EventView, JobDetail, JobView
-from gridhypervisor.model.wire import HypervisorUsed, Phase
+from gridhypervisor.model.wire import Phase
 from gridhypervisor.planning.world import Case, Observed, Seen
 
 
@@ -63,7 +63,6 @@ def _attempt(case: Case, a: Allocation, now: float) -> AttemptView:
     status = sight.view.status if sight.view is not None else None
     exit = a.exit
     note, age = _note(sight, a, now)
-    used = exit.hypervisor if exit is not None else status.hypervisor if status is not None else None
     return AttemptView(
         id=a.id,
         epoch=a.epoch,
@@ -75,7 +74,7 @@ def _attempt(case: Case, a: Allocation, now: float) -> AttemptView:
         note=note,
         note_age=age,
         node=exit.node if exit is not None else status.node if status is not None else "",
-        hypervisor=_hypervisor(used),
+        hypervisor=case.hypervisor(a),
         reason=exit.reason if exit is not None else a.why,
         message=exit.message if exit is not None else a.note,
     )
@@ -88,12 +87,6 @@ def _note(sight: Observed, a: Allocation, now: float) -> tuple[str, float]:
     if isinstance(sight.batch, Seen) and sight.batch.job.state in (BatchState.PENDING, BatchState.HELD):
         return sight.batch.job.reason, now - sight.batch.since
     return "", 0.0
-
-
-def _hypervisor(used: HypervisorUsed | None) -> str:
-    if used is None:
-        return ""
-    return f"{used.name} {used.version}, {used.acceleration}" + (f": {used.why}" if used.why else "")
 
 
 def case_of(records: JobRecords) -> Case:

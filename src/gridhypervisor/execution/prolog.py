@@ -143,5 +143,5 @@ class Prolog:
             network=spec.network,
             boot_timeout=parse_duration(spec.boot_timeout),
             on_silence=spec.on_silence,
-            acceleration=spec.acceleration,
+            hypervisor=spec.hypervisor,
         )

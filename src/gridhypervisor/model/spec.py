@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from gridhypervisor.model.wire import HypervisorKind, Needs
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B?)?", re.IGNORECASE)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _UNITS = {"": 1, "B": 1} | {
@@ -83,7 +85,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     environment: dict[str, str] = msgspec.field(default_factory=dict)
     resources: ResourcesSpec = ResourcesSpec()
     network: Literal["none", "restricted", "outbound"] = "none"
-    acceleration: Literal["auto", "kvm", "tcg"] = "auto"
+    hypervisor: Literal["auto", "kvm", "uml", "tcg"] = "auto"
     site: str = ""  # only there
     retry: RetrySpec = RetrySpec()
     boot_timeout: Duration = "3m"
@@ -106,6 +108,10 @@ def problems(spec: JobSpec) -> list[tuple[str, str]]:
     for i, pattern in enumerate(spec.outputs):
         if unsafe(pattern):
             found.append((f"outputs[{i}]", f"{pattern!r} must be a relative path that stays inside the job's folder"))
+    if spec.hypervisor != "auto":
+        needs = Needs(cpus=spec.resources.cpus, network=spec.network)
+        if unmet := needs.unmet(HypervisorKind(spec.hypervisor)):
+            found.append(("hypervisor", f"{unmet}; ask for another, or for auto"))
     for key in spec.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             found.append((f"environment.{key}", "is not a variable's name: letters, digits and _ only"))

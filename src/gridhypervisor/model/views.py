@@ -103,6 +103,7 @@ class Explanation(msgspec.Struct, frozen=True):
     summary: str  # one sentence: what it is waiting for, or how it ended and why
     hint: str = ""
     candidates: tuple[Candidate, ...] = ()
+    hypervisor: str = ""  # of the last attempt, and why it was chosen on its node, with the figures; once known
 
 
 class SiteView(msgspec.Struct, frozen=True):

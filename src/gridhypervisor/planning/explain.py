@@ -26,4 +26,5 @@ def explain(case: Case, sites: Mapping[str, SiteFacts], waiting: str) -> Explana
         summary = f"{job.state} at {current.site}" + (f": {waiting}" if waiting else "")
         candidates = tuple(c for c in place(job, sites).candidates if c.site != current.site)
         candidates = (Candidate(current.site, True, f"attempt {current.epoch} is there: {current.state}"), *candidates)
-    return Explanation(job.id, job.state, summary, hint, candidates)
+    hypervisor = case.hypervisor(case.allocations[-1]) if case.allocations else ""
+    return Explanation(job.id, job.state, summary, hint, candidates, hypervisor)

@@ -55,8 +55,7 @@ def ledger(job: Job, allocations: Sequence[Allocation], own_cpu: Mapping[str, fl
             if exit.usage.program is not None:
                 cpu["program"] = cpu.get("program", 0.0) + exit.usage.program
             if exit.hypervisor is not None:
-                used = exit.hypervisor
-                hypervisor = f"{used.name} {used.version}, {used.acceleration}"
+                hypervisor = str(exit.hypervisor)
         rows.append(LedgerRow(attempt, MIDDLEWARE, gap - queue + life - claimed))
         mark = ended
         if t.ended is not None:

@@ -88,6 +88,14 @@ class Case:
     def sight(self, allocation: Allocation) -> Observed:
         return self.observed.get(allocation.pilot_job, Observed())
 
+    def hypervisor(self, allocation: Allocation) -> str:
+        """What ran its guest, or runs it, and why; empty before that is known."""
+        sight = self.sight(allocation)
+        used = allocation.exit.hypervisor if allocation.exit is not None else None
+        if allocation.exit is None and sight.view is not None and sight.view.status is not None:
+            used = sight.view.status.hypervisor
+        return "" if used is None else f"{used}: {used.why}".removesuffix(": ")
+
 
 @dataclass(frozen=True)
 class SiteFacts:

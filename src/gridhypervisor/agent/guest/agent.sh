@@ -10,10 +10,16 @@
 # It runs in a control group of its own: there it can be signalled whole, its CPU time is known, and when it eats all
 # the memory it is the one that is killed.
 network=$1
+lines=$2 # the serial lines that stand for the ports, as CTL,OUT,ERR; none where there are virtio ports
 job=/sys/fs/cgroup/job
 pipes=/run/ghv
 
-for port in /sys/class/virtio-ports/*; do
+if [ -n "$lines" ]; then
+    middle=${lines#*,}
+    exec 3<>"/dev/${lines%%,*}" 5>"/dev/${middle%,*}" 6>"/dev/${lines##*,}"
+    for line in 3 5 6; do stty raw -echo <&$line; done # else they are terminals: bytes would be changed, and echoed
+fi
+[ -n "$lines" ] || for port in /sys/class/virtio-ports/*; do
     read -r name <"$port/name"
     case $name in
     ghv.ctl) exec 3<>"/dev/${port##*/}" ;;
@@ -128,7 +134,8 @@ pack() { # PATTERNS…
         fi
         number=$((number + 1))
     done
-    for block in /sys/block/vd*; do
+    for block in /sys/block/*; do
+        serial=''
         read -r serial <"$block/serial"
         [ "$serial" = out ] && device=/dev/${block##*/}
     done

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The guest's first process, from the initramfs: it builds the root that the program will see, then becomes the agent.
 #
-# It decides nothing: what to mount comes on the kernel's command line (ghv.*), disks are found by their virtio serial.
+# It decides nothing: what to mount comes on the kernel's command line (ghv.*), disks are found by their serial.
 # Under emulation a fork costs tens of milliseconds, so it forks only where a system call is needed, and never `cat`s.
 # A guest that cannot be brought up says `CANNOT <why>` on the control port and powers off.
 /bin/busybox mount -t proc proc /proc
@@ -9,12 +9,14 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 
 read -r line </proc/cmdline
-fs_base='' whole_disk='' network='' apps=''
+fs_base='' whole_disk='' network='' apps='' lines='' probe=''
 for word in $line; do
     case $word in
     ghv.base=*) fs_base=${word#*=} ;;
     ghv.disk=*) whole_disk=${word#*=} ;;
     ghv.net=*) network=${word#*=} ;;
+    ghv.probe=*) probe=${word#*=} ;;
+    ghv.lines=*) lines=${word#*=} ;; # CTL,OUT,ERR: serial lines, where the hypervisor has no virtio ports
     ghv.app=*) apps="$apps ${word#*=}" ;; # NUMBER:FORMAT:MOUNT
     esac
 done
@@ -37,29 +39,35 @@ await() {
     until [ -e "$1" ] || [ $tries -ge 100 ]; do usleep 20000; tries=$((tries + 1)); done
 }
 
-port() {
+control() { # sets $path to the device on which the pilot listens
+    [ -z "$lines" ] || { path=/dev/${lines%%,*}; return; }
     for port in /sys/class/virtio-ports/*; do
-        read -r name <"$port/name" && [ "$name" = "$1" ] && path=/dev/${port##*/} && return 0
+        read -r name <"$port/name" && [ "$name" = ghv.ctl ] && path=/dev/${port##*/} && return 0
     done 2>/dev/null
     return 1
 }
 
 cannot() {
-    port ghv.ctl && echo "CANNOT $*" >"$path"
+    control && echo "CANNOT $*" >"$path"
     echo "ghv: cannot boot: $*" >/dev/console
     sleep 1
     poweroff -f
 }
 
 disk() { # sets $path to the block device of that serial
-    for block in /sys/block/vd*; do
+    for block in /sys/block/*; do
+        serial=''
         read -r serial <"$block/serial" # (false: the attribute ends without a newline)
         [ "$serial" = "$1" ] && path=/dev/${block##*/} && return 0
     done 2>/dev/null
     return 1
 }
 
-await /dev/vda
+[ -e /dev/ubda ] || await /dev/vda # User-Mode Linux has its disks from the start
+if [ -n "$probe" ]; then
+    disk probe || cannot "the probe's disk is absent"
+    . /ghv/probe
+fi
 mkdir -p /s /b /r
 disk scratch || cannot "the scratch disk is absent: no virtio-blk driver in the image's initrd?"
 mount -t ext4 -o noatime "$path" /s || cannot "mount $path: the scratch disk is not ext4"
@@ -106,4 +114,4 @@ exec 7</s/job # the scratch disk itself will be out of sight
 cd /r || cannot "enter the new root"
 mount --move . /
 ln -s busybox /ghv/sh
-exec chroot . /run/ghv/busybox sh /run/ghv/agent "$network"
+exec chroot . /run/ghv/busybox sh /run/ghv/agent "$network" "$lines"

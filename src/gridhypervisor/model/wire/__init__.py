@@ -5,6 +5,7 @@ bytes mean; who sends them when is decided in `planning` and carried out in `age
 
     layout      where things lie in an account's workdir, and in an entry of its spool
     states      the closed sets of words: phases, how a pilot ended and why
+    hypervisors the ways to run a guest, and what each of them can
     manifest    what the controller tells a pilot, once
     entry       what an entry says of its allocation: owner, status, sentinel
     requests    what a relay is asked for, and says unasked
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gridhypervisor.model.wire.entry import *  # noqa: F403
     from gridhypervisor.model.wire.frames import *  # noqa: F403
+    from gridhypervisor.model.wire.hypervisors import *  # noqa: F403
     from gridhypervisor.model.wire.layout import *  # noqa: F403
     from gridhypervisor.model.wire.manifest import *  # noqa: F403
     from gridhypervisor.model.wire.outputs import *  # noqa: F403
@@ -35,13 +37,14 @@ PROTOCOL = 1
 """Version of everything in this package. A relay or pilot of another version is refused, never guessed at."""
 
 _STORIES = {
-    "states": "Phase WRAPPER Outcome Reason RETRYABLE Acceleration",
+    "states": "Phase WRAPPER Outcome Reason RETRYABLE",
+    "hypervisors": "HypervisorKind Capabilities CAPABILITIES Needs HypervisorUsed",
     "layout": (
         "MANIFEST OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
         "BURIED SPOOL CACHE BUNDLES"
     ),
     "manifest": "Layer ImageManifest Input Program Resources Manifest",
-    "entry": "OwnerRecord PhaseTime HypervisorUsed Status OutputFile CpuUsage ExitRecord EntryView",
+    "entry": "OwnerRecord PhaseTime Status OutputFile CpuUsage ExitRecord EntryView",
     "requests": "Op Note Command CommandResult",
     "plain": "WireError to_plain from_plain is_text canonical",
     "frames": "MAX_LINE MAX_PAYLOAD encode Decoder",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gridhypervisor.model.wire.states import Acceleration, Outcome, Phase, Reason
+from gridhypervisor.model.wire.hypervisors import HypervisorUsed
+from gridhypervisor.model.wire.states import Outcome, Phase, Reason
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,6 @@ class PhaseTime:
     phase: Phase
     start: float
     end: float | None = None
-
-
-@dataclass(frozen=True)
-class HypervisorUsed:
-    name: str  # qemu
-    version: str
-    acceleration: Acceleration
-    why: str  # e.g. "kvm: the micro-guest printed nothing in 5 s"
 
 
 @dataclass(frozen=True)

@@ -80,5 +80,5 @@ class Manifest:
     stop_grace: int = 20  # seconds that the program has between TERM and KILL, and the guest to power off
     beat: int = 10  # seconds between heartbeats
     on_silence: str = "keep"
-    acceleration: str = "auto"  # auto | kvm | tcg
+    hypervisor: str = "auto"  # or a HypervisorKind
     debug: dict[str, str] = field(default_factory=dict)  # faults to provoke, in tests only

@@ -1,4 +1,4 @@
-"""The closed sets of words: phases of a job's life, how a pilot ended and why, how a guest's CPU runs."""
+"""The closed sets of words: phases of a job's life, how a pilot ended and why."""
 
 from __future__ import annotations
 
@@ -76,8 +76,3 @@ RETRYABLE = frozenset(
     }
 )
 """Reasons that another node or another try may mend. What the program did, or the user asked, is never among them."""
-
-
-class Acceleration(enum.StrEnum):
-    KVM = "kvm"
-    TCG = "tcg"

@@ -1,0 +1,63 @@
+"""The ways to run a guest, what each of them can, and which was used. The choice is the pilot's, on the node."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class HypervisorKind(enum.StrEnum):
+    """The words that a job may ask for, beside `auto`; in the order in which a pilot looks for them."""
+
+    KVM = "kvm"  # QEMU on the processor's own virtualisation
+    UML = "uml"  # User-Mode Linux: the guest's kernel is a process, its programs run on the processor
+    TCG = "tcg"  # QEMU emulating a processor
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What may be counted on. What a hypervisor cannot do, it does not declare."""
+
+    cpus: int = 1  # at most
+    disks: int = 16  # at most
+    network: bool = False  # other than none
+    whole_disks: bool = False  # images that are one disk with partitions
+    snapshots: bool = False  # a running guest can be saved, and started from that
+    suspension: bool = False  # a guest goes on whose processes were stopped and continued
+
+
+_QEMU = Capabilities(cpus=255, disks=28, network=True, whole_disks=True, snapshots=True, suspension=True)
+CAPABILITIES = {HypervisorKind.KVM: _QEMU, HypervisorKind.UML: Capabilities(), HypervisorKind.TCG: _QEMU}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a job asks of whatever runs its guest."""
+
+    cpus: int = 1
+    disks: int = 3
+    network: str = "none"
+    whole_disk: bool = False
+
+    def unmet(self, kind: HypervisorKind) -> str:
+        """What that hypervisor cannot give, in words; empty where it can run the job."""
+        able = CAPABILITIES[kind]
+        if self.cpus > able.cpus:
+            return f"{kind} gives a guest {able.cpus} CPU{'s' * (able.cpus > 1)}, and the job asks for {self.cpus}"
+        if self.network != "none" and not able.network:
+            return f"{kind} gives a guest no network, and the job asks for {self.network}"
+        if self.whole_disk and not able.whole_disks:
+            return f"{kind} brings its own kernel, and the image is one whole disk"
+        if self.disks > able.disks:
+            return f"{kind} gives a guest {able.disks} disks, and the image has layers for {self.disks}"
+        return ""
+
+
+@dataclass(frozen=True)
+class HypervisorUsed:
+    kind: HypervisorKind
+    program: str  # e.g. "qemu 7.2.22"
+    why: str  # e.g. "kvm: the micro-guest printed nothing in 3 s"
+
+    def __str__(self) -> str:
+        return f"{self.program}, {self.kind}"
