@@ -50,6 +50,7 @@ from gridhypervisor.model.views import (
     ServiceError,
     ServiceView,
     SiteRequest,
+    SiteUsage,
     SiteView,
 )
 from gridhypervisor.model.wire import ImageManifest, Layer
@@ -332,6 +333,9 @@ class App(Jobs):
     async def _site_event(self, site: Site, before: str, after: str) -> None:
         event = Event(time.time(), site.owner, site.project, "", "site", site.name, before, after)
         await self.controller.in_store(self.store.add_event, event)
+
+    async def site_usage(self, name: str) -> SiteUsage:
+        return await self._session(name).usage()
 
     async def check_site(self, name: str) -> Operation:
         session = self._session(name)

@@ -123,7 +123,8 @@ def test_lists_and_details_come_as_tables_json_and_yaml(ghv: Ghv) -> None:
     ghv(*run("print", "x"))
     for verb in (["list"], ["show", "j1"], ["explain", "j1"], ["events", "j1"], ["wait", "j1"], ["image", "list"],
                  ["image", "show", "xmm"], ["image", "verify", "xmm"], ["site", "list"], ["site", "show", "here"],
-                 ["site", "check", "here"], ["service", "status"]):  # fmt: skip
+                 ["site", "check", "here"], ["site", "usage", "here"], ["site", "usage"],
+                 ["service", "status"]):  # fmt: skip
         shown, as_json, as_yaml = (ghv(*verb, "-o", kind) for kind in ("table", "json", "yaml"))
         assert shown.stdout and shown.exit_code == as_json.exit_code == 0
         assert json.loads(as_json.stdout) == yaml.safe_load(as_yaml.stdout)
@@ -195,6 +196,14 @@ def test_images_and_sites(ghv: Ghv, tmp_path: Path) -> None:
     added = ghv("site", "add", "a", "--kind", "slurm", "--host", "h", "--user", "u", "--option", "partition=p")
     assert added.exit_code == 0
     assert "partition=p" in ghv("site", "show", "a").stdout
+    usage = ghv("site", "usage")
+    assert usage.exit_code == 0 and "lent by root: /etc/ghv/lender.toml" in usage.stdout
+    cells = [line.split() for line in usage.stdout.splitlines()]
+    assert ["ada", "a1b2c3d4e", "used", "1", "2", "512", "MiB", "0.5", "1.0"] in cells
+    assert ["ada", "a1b2c3d4e", "reserved", "1", "1", "512", "MiB", "1.0", "1.5"] in cells
+    assert ["allowed", "-", "4", "-", "-", "10.0"] in cells and ["left", "-", "1", "-", "-", "7.5"] in cells
+    assert ["a", "connecting"] in cells, "what is not known is said, and hides no other site"
+    assert ghv("site", "usage", "nowhere").exit_code == 66
     check = ghv("site", "check", "a")
     assert (check.exit_code, "squeue: not found" in check.stdout) == (75, True)
     assert ghv("site", "remove", "a").exit_code == 0

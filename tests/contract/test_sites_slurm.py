@@ -6,13 +6,25 @@ Each fault is the real one, and each ends with the site whole again.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from gridhypervisor.model.batch import BatchState
-from gridhypervisor.model.errors import LinkLost
+from gridhypervisor.model.errors import LinkError, LinkLost
+from gridhypervisor.model.wire import (
+    PROTOCOL,
+    ImageManifest,
+    Lending,
+    Manifest,
+    Op,
+    Program,
+    Resources,
+    from_plain,
+    to_plain,
+)
 from gridhypervisor.sites import Bundle
 from tests.contract.accounts import OURS, WAITS, Account, account_at, until
 from testsites import SlurmSite
@@ -187,3 +199,31 @@ def test_a_cut_in_the_middle_of_a_submission_leaves_it_unclear_and_the_listing_t
                 await at.until(name, BatchState.ENDED)
 
     asyncio.run(scenario())
+
+
+def test_the_sites_administrators_lend_what_they_like(account: Account, slurm_site: SlurmSite) -> None:
+    """Their file is in /etc, where the account can only read it."""
+    etc = slurm_site.root / "etc" / "ghv"
+    (etc / "lender.d").mkdir(parents=True)
+
+    async def scenario() -> None:
+        (etc / "lender.toml").write_text('contact = "hpc@example.org"\nvms = 0\n')
+        (etc / "lender.d" / "somebody.toml").write_text("vms = 9\n")
+        async with account.connect() as at:
+            lending = from_plain(Lending, at.hello["lender"])
+            terms = lending.terms
+            assert (terms.file, terms.holder, terms.own) == ("/etc/ghv/lender.toml", "root", False)
+            name = at.new_name()
+            manifest = Manifest(PROTOCOL, OURS, name, "v", 1, "v.1", "j", ImageManifest(()), "0" * 64,
+                                Program(("true",)), Resources())  # fmt: skip
+            request = {"entry": name, "manifest": to_plain(manifest)}
+            with pytest.raises(LinkError, match="allows 0 VMs; 0 are in use") as refused:
+                await at.link.call(Op.PREPARE, request, timeout=60)
+            assert (refused.value.kind, "ask hpc@example.org" in refused.value.hint) == ("lender", True)
+            (etc / "lender.d" / f"{at.hello['user']}.toml").write_text("vms = 1\n")
+            await at.link.call(Op.PREPARE, request, timeout=60)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        shutil.rmtree(etc)

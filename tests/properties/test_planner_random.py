@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gridhypervisor.execution.steps import STEPS
+from gridhypervisor.model.wire import Terms
 from gridhypervisor.simulation.site import SimulatedSite
 from tests.simulation.world import World, in_world
 
 HURTS = (
     *("lose-submission", "mute-submission", "late-submission", "refuse-submission", "empty-listing", "failing-listing"),
     *("good-listing", "cut", "hang", "requeue", "requeue-unconfirmed", "kill-pilot", "destroy-pilot", "pause-pilot"),
-    *("resume-pilot", "node-dies", "node-cut", "heal", "batch-cancel"),
+    *("resume-pilot", "node-dies", "node-cut", "heal", "batch-cancel", "lend", "lend-all"),
 )
 
 
@@ -88,6 +89,10 @@ def hurt(site: SimulatedSite, what: str, number: int) -> None:
             batch.lose_node(job.node, alive=what == "node-cut")
         case "heal":
             batch.heal()
+        case "lend":
+            site.account.lend(Terms("lender.toml", cores=number // 2))
+        case "lend-all":
+            site.account.lend(None)
         case _:
             pass  # there is nobody to whom it could happen
 

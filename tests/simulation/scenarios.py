@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gridhypervisor.model.wire import Terms
 from gridhypervisor.simulation.batch import BatchEntry
 from gridhypervisor.simulation.pilot import Pilot
 from tests.simulation.world import World
@@ -230,6 +231,23 @@ async def results_cannot_come_home_until_the_user_mends_it(world: World) -> None
 
 LAGS = {"listing_lag": 3.0, "spool_lag": 4.0}
 
+
+async def a_lender_refuses_what_seemed_to_fit(world: World) -> None:
+    """The planner does not hear in time that the lender has closed."""
+    sessions = world.controller.sessions
+    await world.until(lambda: all(s.facts.up for s in sessions.values()), 10.0, "the sites answer")
+    for site in world.sites.values():
+        site.way.hang(20.0)
+    job = await world.submit(3.0, retry=0)
+    await reaches(world, job, "planned")
+    for site in world.sites.values():
+        site.account.lend(Terms("lender.toml", cores=0))
+    await reaches(world, job, "revoked")
+    for site in world.sites.values():
+        site.account.lend(Terms("lender.toml", cores=1))
+    await world.settled()
+
+
 SCENARIOS = [
     Scenario(a_normal_run),
     Scenario(cancelled_before_any_site_answers),
@@ -253,4 +271,5 @@ SCENARIOS = [
     Scenario(deleted_while_running),
     Scenario(deleted_with_its_results_uncollected),
     Scenario(results_cannot_come_home_until_the_user_mends_it),
+    Scenario(a_lender_refuses_what_seemed_to_fit),
 ]

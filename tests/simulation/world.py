@@ -130,12 +130,14 @@ class World:
 
     # -- the user --------------------------------------------------------------------------------------------------
 
-    async def submit(self, seconds: float = 5.0, code: int = 0, *, retry: int = 2, site: str = "") -> str:
+    async def submit(
+        self, seconds: float = 5.0, code: int = 0, *, retry: int = 2, site: str = "", cpus: int = 1
+    ) -> str:
         spec = JobSpec(
             "image",
             ("sleep", str(seconds), str(code)),
             outputs=("products/*",),
-            resources=ResourcesSpec(walltime=f"{WALLTIME}s"),
+            resources=ResourcesSpec(cpus=cpus, walltime=f"{WALLTIME}s"),
             retry=RetrySpec(retry),
             site=site,
         )

@@ -37,9 +37,10 @@ from gridhypervisor.model.views import (
     ServiceError,
     ServiceView,
     SiteRequest,
+    SiteUsage,
     SiteView,
 )
-from gridhypervisor.model.wire import Phase, Reason
+from gridhypervisor.model.wire import Phase, Reason, Share, Terms, Use
 
 DIGEST = "ab" * 32
 HYPERVISOR = "qemu 7.2.22, tcg: /dev/kvm is not there"
@@ -303,6 +304,14 @@ class FakeBackend:
         if name != "here":
             checks.append(Check("the batch system answers", False, "squeue: not found"))
         return self._operate("probing", result=checks)
+
+    async def site_usage(self, name: str) -> SiteUsage:
+        site = await self.site(name)
+        if site.health != "up":
+            return SiteUsage(name, site.health)
+        uses = (Use("a1b2c3d4e", "ada", Share(1, 2, 512 << 20, 1800, 3600), Share(1, 1, 512 << 20, 3600, 5400)),)
+        terms = Terms("/etc/ghv/lender.toml", "root", contact="hpc@example.org", cores=4, core_seconds=36000)
+        return SiteUsage(name, "", terms, uses)
 
     def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]:
         return self._follow_operation(operation)

@@ -8,7 +8,7 @@ import pytest
 
 from gridhypervisor.model.records import Job
 from gridhypervisor.model.spec import JobSpec, ResourcesSpec
-from gridhypervisor.model.wire import ImageManifest
+from gridhypervisor.model.wire import ImageManifest, Lending, Share, Terms
 from gridhypervisor.planning.placement import place
 from gridhypervisor.planning.world import SiteFacts
 
@@ -74,3 +74,23 @@ def test_without_any_site_it_says_how_to_add_one() -> None:
 def test_a_site_that_does_not_exist_is_named_with_those_that_do() -> None:
     summary = place(job(site="moon"), sites(A, B)).summary
     assert "moon" in summary and "a, b" in summary
+
+
+LENT = replace(A, lending=Lending(Terms("lender.toml", cores=4), mine=Share(cores=1), rest=Share(cores=2)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict"),
+    [
+        (replace(LENT, own=Share(cores=2)), "the lender of a allows 4 cores; 4 are in use"),
+        (replace(LENT, lending=Lending(Terms("f", cores=0, own=True))), "your own cap on a allows 0 cores; 0 are in"),
+        (replace(LENT, lending=Lending(Terms("f", images=("1" * 64,)))), "the lender of a allows 1 image, and 000000"),
+        (replace(LENT, lending=Lending(Terms("f", vm_seconds=1799))), "allows 0.5 VM-hours a month; 0 are in use"),
+    ],
+)
+def test_a_lender_limits_like_the_site_itself(facts: SiteFacts, verdict: str) -> None:
+    assert place(job(), sites(LENT)).site == "a"
+    choice = place(job(), sites(facts))
+    assert choice.site is None and verdict in choice.summary
+    assert choice.spurned == ("a",), "a job that needs less may have it"
+    assert place(job(), sites(facts, B)).site == "b"

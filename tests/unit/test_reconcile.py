@@ -21,7 +21,8 @@ from gridhypervisor.model.records import (
     Wish,
 )
 from gridhypervisor.model.spec import JobSpec, ResourcesSpec, RetrySpec
-from gridhypervisor.model.wire import EntryView, ImageManifest, OwnerRecord, Reason
+from gridhypervisor.model.wire import EntryView, ExitRecord, ImageManifest, OwnerRecord, Reason
+from gridhypervisor.model.wire import Outcome as WireOutcome
 from gridhypervisor.planning.draft import TRANSITIONS, JobPlan
 from gridhypervisor.planning.reconcile import plan
 from gridhypervisor.planning.world import Absent, Batch, Case, Observed, Outcome, Policy, Result, Seen, SiteFacts
@@ -253,3 +254,37 @@ def test_what_a_removed_site_was_never_given_goes_elsewhere() -> None:
     found = plan(case(S.PLANNED, Observed()), elsewhere, Policy(), NOW, "g")
     assert became(found) == [S.REVOKED]
     assert next(r for r in found.records if isinstance(r, Job)).state is JobState.PENDING
+
+
+def test_a_lenders_refusal_costs_no_retry_and_is_not_repeated_at_once() -> None:
+    words = Outcome(Result.REFUSED, NOW, reason=Reason.LENDER, message="the lender allows 4 cores; 4 are in use")
+    refused = case(S.PLANNED, Observed(outcomes={A.PROLOG: words}), retries=0)
+    found = plan(refused, {"site": SITE}, Policy(), NOW, "g")
+    assert became(found) == [S.REVOKED]
+    [job] = [r for r in found.records if isinstance(r, Job)]
+    assert (job.state, job.excluded) == (JobState.PENDING, ())
+    [gone] = [r for r in found.records if isinstance(r, Allocation)]
+
+    again = replace(refused, job=job, allocations=(gone,))
+    waits = plan(again, {"site": SITE}, Policy(), NOW + 1.0, "g")
+    assert "the lender of site has just refused it" in waits.waiting
+    assert waits.wake_at == NOW + Policy().refused_pause
+    elsewhere = plan(again, {"site": SITE, "other": replace(SITE, name="other")}, Policy(), NOW + 1.0, "g")
+    assert [r.site for r in elsewhere.records if isinstance(r, Allocation) and r.epoch == 2] == ["other"]
+    tries = plan(again, {"site": SITE}, Policy(), NOW + Policy().refused_pause, "g")
+    assert [r.epoch for r in tries.records if isinstance(r, Allocation)] == [2]
+
+
+def test_a_pilot_that_waited_until_its_lender_no_longer_let_it_start_is_replaced_twice() -> None:
+    record = ExitRecord("g-j1-1", 1, "c", WireOutcome.FAILED, Reason.LENDER, "start the guest: the hours are over")
+    collected = Observed(outcomes={A.COLLECT: Outcome(Result.OK, NOW)})
+    for tries, again in ((1, True), (2, True), (3, False)):
+        now = case(S.ENDED, collected, retries=0)
+        [last] = now.allocations
+        before = [replace(last, id=f"v1.{n}", epoch=n, exit=record, state=S.CLEANED) for n in range(1, tries)]
+        last = replace(last, id=f"v1.{tries}", epoch=tries, exit=record)
+        now = replace(now, vm=replace(now.vm, epoch=tries), allocations=(*before, last),
+                      job=replace(now.job, state=JobState.EPILOG))  # fmt: skip
+        found = plan(now, {"site": SITE}, Policy(), NOW, "g")
+        epochs = [r.epoch for r in found.records if isinstance(r, Allocation)]
+        assert epochs == ([tries, tries + 1] if again else [tries])

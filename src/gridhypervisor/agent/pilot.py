@@ -187,6 +187,7 @@ class Pilot:
         """Everything that the VM needs, verified, on the node."""
         manifest, run = self.manifest, self.run_folder
         assert run is not None
+        self._heed_lender()
         for name in self.node.sweep():
             self.log(f"swept {name}: its pilot is gone")
         image = manifest.image
@@ -233,6 +234,15 @@ class Pilot:
             sys.stderr.write(f"ghv: emulating on {os.uname().nodename}: {used.why}\n")
         self._check_stop()
         return machine, make_vm()
+
+    def _heed_lender(self) -> None:
+        """What the relay let in may have waited too long in the queue, or have come past the relay."""
+        if not (os.path.lexists("/etc/ghv") or os.path.lexists(f"{self.workdir}.lender.toml")):
+            return  # nobody limits the account, which is all that most pilots need to know
+        from gridhypervisor.agent.lender import forbidden
+
+        if no := forbidden(self.workdir, self.manifest):
+            raise Ending(Reason.LENDER, f"start the guest on {os.uname().nodename}: {no[0]}", no[1])
 
     def _boot(self, vm: Vm, machine: Machine) -> None:
         self.report.enter(Phase.BOOT, self.report.note)

@@ -1,8 +1,9 @@
 """The relay: the controller's hands and eyes in one account of a site.
 
 It answers the requests of `wire.Op` on stdin and stdout until stdin ends, and says unasked when an entry changed or
-a watched program printed something. It decides nothing: what to submit, cancel, revoke or remove it is told. A request
-that fails is answered by an error; only a peer that breaks the framing ends the relay.
+a watched program printed something. It decides nothing: what to submit, cancel, revoke or remove it is told; what the
+site's lender does not allow, it refuses. A request that fails is answered by an error; only a peer that breaks the
+framing ends the relay.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import os
 import resource
 import secrets
@@ -19,12 +22,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gridhypervisor.agent import relayfiles, spool
+from gridhypervisor.agent import entries, relayfiles, spool
 from gridhypervisor.agent.commands import Commands
+from gridhypervisor.agent.lender import Lender, Unlent, account
+from gridhypervisor.agent.pace import Pace
 from gridhypervisor.agent.relayfiles import Files, Refused
 from gridhypervisor.agent.spoolwatch import SpoolWatch
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import Command, ExitRecord, Manifest, Note, Op, OwnerRecord, WireError
+from gridhypervisor.model.wire import Command, Lending, Manifest, Note, Op, OwnerRecord, WireError
 
 AT_ONCE = 32
 """Requests in work at once; further ones wait in the pipe."""
@@ -32,6 +37,8 @@ PIECE = 256 << 10
 """Bytes of program output in one note."""
 TAIL, TOLD_TAIL = 0.5, 10.0
 """Seconds between looks at watched output, where inotify does not tell and where it does."""
+MIND = 5.0
+"""Seconds between looks at the lender's file, and at what other installations use."""
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -45,6 +52,10 @@ class Relay:
         self._reader, self._writer = reader, writer
         self._writing = asyncio.Lock()
         self._commands = Commands()
+        self._lender, self._pace = Lender(workdir), Pace()
+        self._lending: Lending | None = None  # as the controller was told
+        self._counting = asyncio.Lock()
+        self._stirred = asyncio.Event()  # something may have changed for the lender
         self._watch: SpoolWatch | None = None
         self._looking = asyncio.Lock()
         self._woken = asyncio.Event()
@@ -58,6 +69,7 @@ class Relay:
             Op.LINK_IN: self._link_in, Op.GET: self._get, Op.PREPARE: self._prepare, Op.REVOKE: self._revoke,
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch_output, Op.LIST_OUT: self._list_out,
             Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
+            Op.LENT: self._lent,
         }  # fmt: skip
 
     async def run(self) -> int:
@@ -119,14 +131,20 @@ class Relay:
         if not _is_name(request["installation"]):
             raise Refused("request", f"installation {request['installation']!r} is not a name")
         if self._watch is None:
+            self._lending = await asyncio.to_thread(self._lender.lending, request["installation"])
             self._watch = SpoolWatch(self._spool, request["installation"])
             self._spawn(self._look_out())
-            sweep = relayfiles.sweep_abandoned
-            self._spawn(asyncio.to_thread(sweep, self._files.workdir, request["installation"], time.time()))
+            self._spawn(asyncio.to_thread(self._sweep, request["installation"]))
+            self._spawn(self._mind_the_lender())
         return {
-            "protocol": wire.PROTOCOL, "host": os.uname().nodename, "user": _user(), "uid": os.getuid(),
-            "workdir": str(self._files.workdir), "boot_id": _boot_id(), "pid": os.getpid(),
+            "protocol": wire.PROTOCOL, "host": os.uname().nodename, "user": account(), "uid": os.getuid(),
+            "workdir": str(self._files.workdir), "boot_id": _boot_id(), "pid": os.getpid(), "lender": self._lending,
         }, b""  # fmt: skip
+
+    def _sweep(self, installation: str) -> None:
+        now = time.time()
+        relayfiles.sweep_abandoned(self._files.workdir, installation, now)
+        self._lender.charges.forget_old(now)
 
     async def _exec(self, request: dict[str, Any], _: bytes) -> Answer:
         commands = [wire.from_plain(Command, item) for item in request["commands"]]
@@ -139,6 +157,7 @@ class Relay:
         path = str(request["path"])
         lock = self._uploads.setdefault(path, asyncio.Lock())
         async with lock:  # pieces of one file are sent without waiting: written in the order in which they came
+            await self._keep_pace(len(payload))
             size = await asyncio.to_thread(self._files.put, request, payload)
         if request.get("last"):
             self._uploads.pop(path, None)
@@ -150,6 +169,7 @@ class Relay:
     async def _get(self, request: dict[str, Any], _: bytes) -> Answer:
         offset = int(request["offset"])
         size, data = await asyncio.to_thread(self._files.get, request["path"], offset, int(request["length"]))
+        await self._keep_pace(len(data))
         return {"size": size, "eof": offset + len(data) >= size}, data
 
     async def _prepare(self, request: dict[str, Any], _: bytes) -> Answer:
@@ -157,7 +177,15 @@ class Relay:
         manifest = wire.from_plain(Manifest, request["manifest"])
         if manifest.entry != entry.name:
             raise Refused("request", f"prepare {entry.name}: the manifest is that of {manifest.entry}")
-        await asyncio.to_thread(_prepare, entry, wire.canonical(request["manifest"]))
+        if manifest.installation != self._known_installation().installation:
+            raise Refused("request", f"prepare {entry.name}: it is of another installation, {manifest.installation!r}")
+        write = functools.partial(entries.prepare, entry, wire.canonical(request["manifest"]))
+        try:
+            await asyncio.to_thread(self._lender.admit, entry, manifest, write)
+        except Unlent as error:
+            await self._tell_lending()  # first: so the planner knows why, before it learns that
+            raise Refused("lender", f"prepare {entry.name}: {error}", error.hint) from error
+        self._stirred.set()
         self._hinted.add(entry.name)  # from now on there is something to look at, though nothing may announce it
         self._woken.set()
         return {}, b""
@@ -167,13 +195,15 @@ class Relay:
         claim = f"{request.get('by') or 'controller'}:{secrets.token_hex(8)}"
         why = str(request.get("why", ""))
         record = OwnerRecord("controller", claim, int(request["epoch"]), os.uname().nodename, why)
-        return {"owner": await asyncio.to_thread(_revoke, entry, record)}, b""
+        owner = await asyncio.to_thread(entries.revoke, entry, record)
+        self._stirred.set()
+        return {"owner": owner}, b""
 
     async def _request(self, request: dict[str, Any], _: bytes) -> Answer:
         entry = self._entry(request, must_exist=True)
         if request["what"] != wire.CANCEL:
             raise Refused("request", f"request {request['what']!r} of {entry.name}: only {wire.CANCEL!r} is known")
-        await asyncio.to_thread(_leave_wish, entry / wire.CONTROL / wire.CANCEL, str(request.get("why", "")))
+        await asyncio.to_thread(entries.leave_wish, entry / wire.CONTROL / wire.CANCEL, str(request.get("why", "")))
         return {}, b""
 
     async def _scan(self, request: dict[str, Any], _: bytes) -> Answer:
@@ -182,8 +212,8 @@ class Relay:
         if not after:
             await asyncio.to_thread(spool.forget_buried, self._spool, time.time())
         async with self._looking:
-            entries, more = await asyncio.to_thread(watch.scan, after)
-        return {"entries": entries, "more": more}, b""
+            views, more = await asyncio.to_thread(watch.scan, after)
+        return {"entries": views, "more": more}, b""
 
     async def _watch_output(self, request: dict[str, Any], _: bytes) -> Answer:
         entry = self._entry(request, must_exist=True)
@@ -205,7 +235,9 @@ class Relay:
         entry = self._entry(request)
         self._end_tails(entry)
         known, force, discard = str(request.get("known", "")), bool(request.get("force")), bool(request.get("discard"))
-        await asyncio.to_thread(_remove, entry, known=known, force=force, discard=discard)
+        settle = self._lender.settle
+        await asyncio.to_thread(entries.remove, entry, settle, known=known, force=force, discard=discard)
+        self._stirred.set()
         return {}, b""
 
     async def _evict(self, request: dict[str, Any], _: bytes) -> Answer:
@@ -223,6 +255,16 @@ class Relay:
             "max_rss_bytes": own.ru_maxrss << 10,
             "free_bytes": disk.f_bavail * disk.f_frsize,
         }, b""
+
+    async def _lent(self, request: dict[str, Any], _: bytes) -> Answer:
+        terms = await asyncio.to_thread(self._lender.terms)
+        return {"lender": terms, "uses": await asyncio.to_thread(self._lender.uses, terms)}, b""
+
+    async def _keep_pace(self, size: int) -> None:
+        """Wait until so many bytes may go; those who wait keep their slots, and so the pipe does."""
+        rate = self._lending.terms.bandwidth if self._lending is not None else None
+        if rate is not None:
+            await asyncio.sleep(self._pace.delay(size, rate, asyncio.get_running_loop().time()))
 
     # --- what is said unasked -------------------------------------------------------------------------------------
 
@@ -263,6 +305,29 @@ class Relay:
                 next_look = min(next_look, clock() + watch.due()) if names is not None else clock() + watch.due()
             for view in changed:
                 await self._send({"note": Note.ENTRY, "entry": view})
+            if any(view.exit is not None for view in changed):
+                self._stirred.set()
+
+    async def _mind_the_lender(self) -> None:
+        """Say what changed in the terms or in what is in use: own changes at once, others' within MIND seconds."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MIND):
+                    await self._stirred.wait()
+            self._stirred.clear()
+            try:
+                await self._tell_lending(again=False)
+            except OSError as error:
+                sys.stderr.write(f"relay: count what is in use of the account: {error}\n")
+
+    async def _tell_lending(self, *, again: bool = True) -> None:
+        """`again`: also where nothing has changed but the time."""
+        installation = self._known_installation().installation
+        async with self._counting:  # who counts later, tells later
+            before, now = self._lending, await asyncio.to_thread(self._lender.lending, installation)
+            self._lending = now
+            if again or _without_time(before) != _without_time(now):
+                await self._send({"note": Note.LENDER, "lender": now})
 
     async def _tail(self, entry: Path, stream: str, offset: int) -> None:
         """Send what the program printed from `offset` on; end when the entry has its sentinel and all was sent."""
@@ -312,68 +377,6 @@ class Relay:
         return entry
 
 
-def _prepare(entry: Path, manifest: bytes) -> None:
-    for folder in (entry, entry / wire.INPUTS, entry / wire.CONTROL):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if spool.buried(entry):
-        raise Refused("gone", f"prepare {entry.name}: it was removed, and its name is never used again")
-    path = entry / wire.MANIFEST
-    if path.exists():
-        if path.read_bytes() != manifest:
-            raise Refused("conflict", f"prepare {entry.name}: it has another manifest, which is never changed")
-        return
-    spool.write_durable(path, manifest)
-    spool.sync_folder(entry.parent)
-
-
-def _revoke(entry: Path, record: OwnerRecord) -> OwnerRecord:
-    """An entry that is not there is made: the name is taken, whatever surfaces later."""
-    entry.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return spool.take_owner(entry, record)
-
-
-def _leave_wish(path: Path, why: str) -> None:
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    if not path.exists():
-        spool.write_durable(path, why.encode())
-
-
-def _remove(entry: Path, *, known: str, force: bool, discard: bool) -> None:
-    """Remove an entry in which nobody can act any more, for good; see wire.Op.REMOVE for what is refused."""
-    remover = OwnerRecord("controller", f"remove:{secrets.token_hex(8)}", 0, os.uname().nodename, "removed")
-    if entry.is_dir():
-        if not force and not (entry / wire.EXIT).exists():
-            owner = spool.take_owner(entry, remover)
-            if owner.by != "controller":
-                raise Refused(
-                    "busy",
-                    f"remove {entry.name}: {owner.by} {owner.claim} on {owner.node} has it and has left no sentinel",
-                    "wait for its end, or make sure that it is dead and force the removal",
-                )
-        if not discard:
-            _refuse_unseen(entry, entry.name, known)
-    spool.bury(entry, remover)
-    aside = entry.with_name(f".removed.{entry.name}")
-    relayfiles.remove(aside)  # a file that showed late kept it from being removed when this was asked before
-    if not entry.is_dir():
-        return
-    os.rename(entry, aside)
-    try:
-        if not discard:
-            _refuse_unseen(aside, entry.name, known)  # it may have come in the last moment
-    except Refused:
-        os.rename(aside, entry)
-        raise
-    relayfiles.remove(aside)
-
-
-def _refuse_unseen(entry: Path, name: str, known: str) -> None:
-    exit = spool.read_json(entry / wire.EXIT, ExitRecord)
-    if exit is not None and exit.claim != known:
-        raise Refused("unseen", f"remove {name}: it has a sentinel ({exit.outcome}) that was not collected",
-                      "collect its results first")  # fmt: skip
-
-
 def _read_on(entry: Path, stream: str, offset: int) -> tuple[bool, bool, bytes]:
     """Whether the entry is there, whether it has its sentinel, and a piece of what the program printed."""
     ended = (entry / wire.EXIT).exists()  # before the reading: what is written before it is then read
@@ -406,16 +409,9 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and 0 < len(name) <= 200 and name[0] != "." and not set(name) & set("/\0\n")
 
 
-def _user() -> str:
-    if name := os.environ.get("USER") or os.environ.get("LOGNAME"):
-        return name
-    # Not the account database: its modules are the site's, for another C library. Its oldest file will do.
-    uid = str(os.getuid())
-    with contextlib.suppress(OSError):
-        for line in Path("/etc/passwd").read_text(errors="replace").splitlines():
-            if (words := line.split(":"))[2:3] == [uid]:
-                return words[0]
-    return f"uid {uid}"
+def _without_time(lending: Lending | None) -> Lending | None:
+    """But for how long the hours last: that changes all the time, and is as good as known."""
+    return lending and dataclasses.replace(lending, open_for=1.0 if lending.open_for else lending.open_for)
 
 
 def _boot_id() -> str:

@@ -50,7 +50,7 @@ class SpoolWatch:
 
     def __init__(self, folder: Path, installation: str) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder = folder
+        self._folder, self.installation = folder, installation
         self._prefix = f"{installation}-"
         self._known: dict[str, _Known] = {}
         self._interval = FAST

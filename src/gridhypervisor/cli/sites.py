@@ -26,6 +26,7 @@ from gridhypervisor.cli.output import (
     table,
 )
 from gridhypervisor.cli.request import PairType
+from gridhypervisor.cli.usage import show_usage
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.model.states import SiteKind
 from gridhypervisor.model.views import SiteRequest, SiteView
@@ -159,3 +160,17 @@ def remove(name: str, abandon: bool) -> None:
     """Forget a site. Refused while jobs are there."""
     connect().remove_site(name, abandon=abandon)
     echo(f"{name}  removed")
+
+
+@site.command()
+@click.argument("name", metavar="SITE", required=False, shell_complete=complete.sites)
+@format_option
+def usage(name: str | None, output: str) -> None:
+    """Show who uses how much of the account at a SITE (of all, by default), and what its lender allows."""
+    client = connect()
+    found = [client.site_usage(each) for each in ([name] if name else [s.name for s in client.sites()])]
+    if output != "table":
+        emit(found[0] if name else found, output)
+        return
+    for each in found:
+        show_usage(each)

@@ -27,6 +27,7 @@ from gridhypervisor.model.views import (
     OperationItem,
     ServiceView,
     SiteRequest,
+    SiteUsage,
     SiteView,
 )
 
@@ -126,6 +127,9 @@ class AsyncClient:
 
     async def check_site(self, name: str) -> Operation:
         return await self._ask(calls.check_site(name))
+
+    async def site_usage(self, name: str) -> SiteUsage:
+        return await self._ask(calls.site_usage(name))
 
     def follow_operation(self, operation: Operation) -> AsyncIterator[OperationItem]:
         """Its progress; ends with the item of kind `done`, or raises the operation's error."""

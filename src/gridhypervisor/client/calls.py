@@ -30,6 +30,7 @@ from gridhypervisor.model.views import (
     ServiceError,
     ServiceView,
     SiteRequest,
+    SiteUsage,
     SiteView,
 )
 
@@ -182,6 +183,10 @@ def remove_site(name: str, *, abandon: bool = False) -> Call[None]:
 
 def check_site(name: str) -> Call[Operation]:
     return Call("POST", _path("sites", name, "check"), Operation)
+
+
+def site_usage(name: str) -> Call[SiteUsage]:
+    return Call("GET", _path("sites", name, "usage"), SiteUsage)
 
 
 def status() -> Call[ServiceView]:

@@ -25,6 +25,7 @@ from gridhypervisor.model.views import (
     ServiceError,
     ServiceView,
     SiteRequest,
+    SiteUsage,
     SiteView,
 )
 
@@ -115,6 +116,9 @@ class Client:
 
     def check_site(self, name: str) -> Operation:
         return self._ask(calls.check_site(name))
+
+    def site_usage(self, name: str) -> SiteUsage:
+        return self._ask(calls.site_usage(name))
 
     def follow_operation(self, operation: Operation) -> Iterator[OperationItem]:
         """Its progress; ends with the item of kind `done`, or raises the operation's error."""

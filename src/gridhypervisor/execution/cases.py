@@ -12,7 +12,9 @@ from dataclasses import replace
 
 from gridhypervisor.execution.ports import Session
 from gridhypervisor.model.records import Allocation, AllocationState
+from gridhypervisor.model.wire import NO_SHARE, Share
 from gridhypervisor.planning.draft import HOLDS_PLACE
+from gridhypervisor.planning.placement import share
 from gridhypervisor.planning.world import Case, Observed
 
 NOTHING = Observed()
@@ -27,6 +29,7 @@ class Cases(Mapping[str, Case]):
         self._homes: dict[str, tuple[str, str]] = {}  # entry -> its job, and the only site that may speak for it
         self._attended: dict[str, dict[str, bool]] = {}  # site -> entries that matter in its listings -> how urgently
         self._places: Counter[str] = Counter()  # site -> allocations that hold a place
+        self._shares: dict[str, Share] = {}  # site -> what these take of the account
 
     def __getitem__(self, job: str) -> Case:
         return self._cases[job]
@@ -81,6 +84,10 @@ class Cases(Mapping[str, Case]):
         """How many allocations hold a place there."""
         return self._places[site]
 
+    def share(self, site: str) -> Share:
+        """What these allocations take of the account."""
+        return self._shares.get(site, NO_SHARE)
+
     def held(self, site: str) -> list[str]:
         """Jobs of which the site runs or holds something: results, even after the end."""
         return [
@@ -101,6 +108,11 @@ class Cases(Mapping[str, Case]):
 
     def _count(self, old: Case | None, new: Case | None) -> set[str]:
         before, after = _holders(old), _holders(new)
+        if before != after:
+            for case, sites, sign in ((old, before, -1), (new, after, 1)):
+                for site in sites:
+                    assert case is not None
+                    self._shares[site] = self.share(site) + share(case.job).times(sign)
         self._places.subtract(before)
         self._places.update(after)
         return set(before).difference(after)

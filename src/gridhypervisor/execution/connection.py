@@ -7,7 +7,7 @@ of what they are for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from gridhypervisor.execution.ports import Driver, Link, Listener, Transport
 from gridhypervisor.model.batch import Listing
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
-from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, EntryView, Op, from_plain
+from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, EntryView, Lending, Op, from_plain
 from gridhypervisor.planning.world import SiteFacts
 
 CALL = 30.0
@@ -39,6 +39,7 @@ class Connection:
     workdir: str
     batch_system: str  # its version
     facts: SiteFacts
+    lending: Lending | None  # at the beginning
     damaged: asyncio.Event = field(default_factory=asyncio.Event)  # the bundle is not whole any more
 
     async def batch(self, commands: list[Command]) -> list[CommandResult]:
@@ -109,4 +110,11 @@ async def greet(
         listing_lag=driver.listing_lag,
         spool_lag=driver.spool_lag,
     )
-    return Connection(site, installation, link, driver, since, transport.bundle, workdir, limits.version, facts)
+    version, lending = limits.version, lending_of(hello)
+    return Connection(site, installation, link, driver, since, transport.bundle, workdir, version, facts, lending)
+
+
+def lending_of(message: Mapping[str, Any]) -> Lending | None:
+    """What the relay says of the account's lender, in `hello` and in its notes."""
+    said = message.get("lender")
+    return from_plain(Lending, said) if said is not None else None

@@ -37,6 +37,7 @@ from gridhypervisor.model.records import (
     Wish,
 )
 from gridhypervisor.planning.draft import JobPlan
+from gridhypervisor.planning.placement import share
 from gridhypervisor.planning.reconcile import plan
 from gridhypervisor.planning.world import Case, Policy, Result, SiteFacts
 
@@ -177,7 +178,10 @@ class Controller:
     # -- plan, commit, act -----------------------------------------------------------------------------------------
 
     def facts(self) -> dict[str, SiteFacts]:
-        return {name: replace(s.facts, alive=self.cases.places(name)) for name, s in self.sessions.items()}
+        return {
+            name: replace(s.facts, alive=self.cases.places(name), own=self.cases.share(name))
+            for name, s in self.sessions.items()
+        }
 
     async def _pass(self, due: Iterable[str]) -> None:
         plans = self._plan(due)
@@ -219,7 +223,7 @@ class Controller:
             for record in step.records:
                 if isinstance(record, Allocation) and record.version == 1:
                     facts = sites[record.site]
-                    sites[record.site] = replace(facts, alive=facts.alive + 1)
+                    sites[record.site] = replace(facts, alive=facts.alive + 1, own=facts.own + share(case.job))
         return plans
 
     async def _commit(self, writing: Mapping[str, JobPlan]) -> dict[str, bool | None]:
@@ -289,7 +293,7 @@ class Controller:
 
     def _put(self, case: Case) -> None:
         for site in self.cases.put(case):
-            self._places.offer(site)
+            self._places.freed(site)
 
     async def _reload(self, job: str) -> None:
         records = await self.in_store(self.store.job, job)
@@ -316,7 +320,7 @@ class Controller:
         self._bill.close(job)
         self.waiting.pop(job, None)
         for site in freed:
-            self._places.offer(site)
+            self._places.freed(site)
         self.followers.announce(job)
 
 

@@ -63,6 +63,8 @@ class Errands:
         except LinkLost as error:
             return self._outcome(Result.UNKNOWN, f"{what}: {error}")
         except LinkError as error:
+            if error.kind == "lender":
+                return self._outcome(Result.REFUSED, f"{what}: {error}", error.hint, Reason.LENDER)
             return self._outcome(Result.UNKNOWN, f"{what}: {error}", error.hint)
         except OSError as error:
             hint = "free some space or mend the folder; it is tried again by itself, or at once with `ghv recover`"

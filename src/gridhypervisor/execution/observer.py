@@ -45,6 +45,9 @@ class Observer:
             self._touch(job)
         self._places.changed(site)
 
+    def room_changed(self, site: str) -> None:
+        self._places.changed(site)
+
     def entry_seen(self, site: str, view: EntryView, at: float) -> None:
         job, home = self._cases.home(view.entry)
         if not job:

@@ -44,6 +44,13 @@ class Places:
             for job in self._waiting.candidates(site, free + SPARE):
                 self._wake(job)
 
+    def freed(self, site: str) -> None:
+        """An allocation there has given up its place, and what it had of the account besides."""
+        session = self._sessions.get(site)
+        if session is not None and session.facts.lending is not None:
+            self._waiting.changed(site)  # who needed more than there was may fit in now
+        self.offer(site)
+
     def offer_the_rest(self) -> None:
         """Where jobs could not use a site's free place, others get their turn."""
         spurned, self._spurned = self._spurned, {}

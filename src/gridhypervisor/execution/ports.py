@@ -29,6 +29,7 @@ from gridhypervisor.model.views import (
     OperationItem,
     ServiceView,
     SiteRequest,
+    SiteUsage,
     SiteView,
 )
 from gridhypervisor.model.wire import Command, CommandResult, EntryView, Input, Layer, Op
@@ -106,6 +107,7 @@ class Backend(Protocol):
     async def add_site(self, request: SiteRequest) -> SiteView: ...
     async def remove_site(self, name: str, *, abandon: bool) -> None: ...
     async def check_site(self, name: str) -> Operation: ...
+    async def site_usage(self, name: str) -> SiteUsage: ...
 
     def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]: ...
     async def status(self) -> ServiceView: ...
@@ -233,6 +235,9 @@ class Session(Protocol):
     async def sweep(self, entry: str, batch_id: str) -> None:
         """Remove a stray: cancel its batch job if it has an id, and remove its entry unless a pilot owns it."""
 
+    async def usage(self) -> SiteUsage:
+        """Who uses how much of the account, and what its lender allows. Never raises: it says why it does not know."""
+
     def reconnect(self) -> None:
         """Try again now to connect, where that is waited for."""
 
@@ -244,6 +249,9 @@ class Listener(Protocol):
     """What a session tells the controller. Called on the loop's thread."""
 
     def site_changed(self, site: str) -> None: ...
+    def room_changed(self, site: str) -> None:
+        """Jobs that wait for a place may find one there now."""
+
     def entry_seen(self, site: str, view: EntryView, at: float) -> None: ...
     def listed(self, site: str, listing: Listing) -> None: ...
     def silent(self, site: str, why: str) -> None: ...

@@ -144,4 +144,5 @@ class Prolog:
             boot_timeout=parse_duration(spec.boot_timeout),
             on_silence=spec.on_silence,
             hypervisor=spec.hypervisor,
+            owner=job.owner,
         )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from gridhypervisor.execution.connection import CALL, Connection, greet
+from gridhypervisor.execution.connection import CALL, Connection, greet, lending_of
 from gridhypervisor.execution.errands import Errands, purpose
 from gridhypervisor.execution.logs import OUTPUT, Logs
 from gridhypervisor.execution.meter import Meter
@@ -20,8 +20,19 @@ from gridhypervisor.execution.ports import Driver, Inputs, Layers, Listener, Tra
 from gridhypervisor.execution.prolog import Prolog
 from gridhypervisor.model.errors import LinkError, LinkLost
 from gridhypervisor.model.records import Site
-from gridhypervisor.model.views import Check
-from gridhypervisor.model.wire import MAX_PAYLOAD, SPOOL, EntryView, Note, Op, from_plain
+from gridhypervisor.model.views import Check, SiteUsage
+from gridhypervisor.model.wire import (
+    MAX_PAYLOAD,
+    SPOOL,
+    EntryView,
+    Lending,
+    Note,
+    Op,
+    Terms,
+    Use,
+    WireError,
+    from_plain,
+)
 from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.world import Case, Outcome, Result, SiteFacts
 
@@ -61,6 +72,7 @@ class Session:
         self.relay_cpu = Meter()
         self._make_driver = make_driver
         self._facts = SiteFacts(site.name, up=False)
+        self._lending: tuple[Lending | None, float] = None, 0.0  # what the relay said last, and when it came
         self._connection: Connection | None = None
         self._errands: Errands | None = None  # there as long as the connection is
         self._urgent: dict[str, bool] = {}
@@ -71,7 +83,10 @@ class Session:
 
     @property
     def facts(self) -> SiteFacts:
-        return replace(self._facts, up=self._connection is not None, why=self.why)
+        lending, at = self._lending
+        if lending is not None and lending.open_for is not None:
+            lending = replace(lending, open_for=max(0.0, lending.open_for - (self.clock() - at)))
+        return replace(self._facts, up=self._connection is not None, why=self.why, lending=lending)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -103,13 +118,15 @@ class Session:
 
     async def _connected(self) -> None:
         """One connection, from its beginning to its end."""
-        since = self.clock()
+        since, before = self.clock(), self._lending
         async with self.transport.connect(self._note) as link:
             connection = await greet(
                 self.site, link, self.transport, self._make_driver, installation=self.installation, since=since
             )
             self.workdir, self.batch_system = connection.workdir, connection.batch_system
             self._facts = connection.facts
+            if self._lending is before:  # else the relay has said more since its hello
+                self._lending = connection.lending, self.clock()
             self.relay_cpu.restart()
             await connection.scan(self.listener, self.clock())
             self._errands = Errands(
@@ -203,7 +220,7 @@ class Session:
         hello = await connection.hello()
         usage = await connection.ask(Op.USAGE, {})
         listing, problem = await connection.listing(self.clock())
-        facts, free = self._facts, int(usage["free_bytes"]) >> 20
+        facts, free = self.facts, int(usage["free_bytes"]) >> 20
         walltime = f"{facts.max_walltime} s" if facts.max_walltime is not None else "none known"
         return [
             Check("a relay answers", True, f"{hello['user']}@{hello['host']}, protocol {hello['protocol']}"),
@@ -211,7 +228,20 @@ class Session:
             Check("the batch system answers", listing is not None, problem or self.batch_system),
             Check("the workdir has room", free > 1024, f"{free} MiB free in {self.workdir}"),
             Check("its walltime limit is known", facts.max_walltime is not None or None, walltime),
+            *([_lent(facts.lending.terms)] if facts.lending is not None else []),
         ]
+
+    async def usage(self) -> SiteUsage:
+        connection = self._connection
+        if connection is None:
+            return SiteUsage(self.site.name, f"{self.health}: {self.why}" if self.why else self.health)
+        try:
+            reply = await connection.ask(Op.LENT, {})
+            terms = from_plain(Terms, reply["lender"]) if reply.get("lender") is not None else None
+            uses = tuple(from_plain(Use, use) for use in reply["uses"])
+        except (LinkLost, LinkError, WireError) as error:
+            return SiteUsage(self.site.name, str(error))
+        return SiteUsage(self.site.name, lender=terms, uses=uses)
 
     # -- what the relay says unasked ----------------------------------------------------------------------------
 
@@ -219,6 +249,9 @@ class Session:
         if note.get("note") == Note.ENTRY:
             view = from_plain(EntryView, note["entry"])
             self.listener.entry_seen(self.site.name, view, self.clock())
+        elif note.get("note") == Note.LENDER:
+            self._lending = lending_of(note), self.clock()
+            self.listener.room_changed(self.site.name)
         elif note.get("note") == Note.OUTPUT:
             entry, stream, offset = str(note["entry"]), str(note["stream"]), int(str(note["offset"]))
             if entry in self._watches and stream in OUTPUT:
@@ -280,3 +313,9 @@ class Session:
     def _relay_used(self, cpu: float) -> None:
         """Share what the relay has used since the last time among the jobs that it was used for."""
         self.relay_cpu.advance(cpu, len(self._urgent))
+
+
+def _lent(terms: Terms) -> Check:
+    """Whether the lender's file can be understood; who may change it."""
+    whose = f"{terms.file}, which this account can change" if terms.own else f"{terms.file}, of {terms.holder}"
+    return Check("the lender's file can be read", not terms.problem, terms.problem or whose)

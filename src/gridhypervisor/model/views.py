@@ -13,7 +13,7 @@ import msgspec
 from gridhypervisor.model.ledger import Ledger
 from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.states import AllocationState, JobState, SiteKind, Wish
-from gridhypervisor.model.wire import Phase, Reason
+from gridhypervisor.model.wire import Phase, Reason, Terms, Use
 
 
 class AttemptView(msgspec.Struct, frozen=True):
@@ -119,6 +119,15 @@ class SiteView(msgspec.Struct, frozen=True):
     workdir: str = ""
     batch_system: str = ""  # e.g. "slurm 22.05.8"
     options: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class SiteUsage(msgspec.Struct, frozen=True):
+    """Who uses how much of the account at a site, as its relay counts over all installations that share it."""
+
+    site: str
+    problem: str = ""  # why nobody knows
+    lender: Terms | None = None  # None: nobody limits the account
+    uses: tuple[Use, ...] = ()
 
 
 class SiteRequest(msgspec.Struct, frozen=True):

@@ -6,12 +6,13 @@ name, so that the same facts always give the same choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from gridhypervisor.model.records import Job
 from gridhypervisor.model.spec import parse_duration, parse_size
 from gridhypervisor.model.views import Candidate
+from gridhypervisor.model.wire import Share, obstacle
 from gridhypervisor.planning.world import SiteFacts
 
 
@@ -23,15 +24,24 @@ class Choice:
     spurned: tuple[str, ...] = ()  # sites with a free place that cannot take this job as they are
 
 
-def place(job: Job, sites: Mapping[str, SiteFacts]) -> Choice:
+def share(job: Job) -> Share:
+    """What its VM takes of an account."""
+    resources = job.spec.resources
+    return Share.of(resources.cpus, parse_size(resources.memory), parse_duration(resources.walltime))
+
+
+def place(job: Job, sites: Mapping[str, SiteFacts], refused: Collection[str] = ()) -> Choice:
+    """`refused`: sites whose lender has refused it just now."""
     candidates: list[Candidate] = []
     spurned: list[str] = []
     best: tuple[tuple[float, str], Candidate] | None = None
     for name in sorted(sites):
         facts = sites[name]
-        obstacle = _obstacle(job, facts)
-        if obstacle:
-            candidates.append(Candidate(name, False, obstacle))
+        verdict = _obstacle(job, facts)
+        if not verdict and name in refused:
+            verdict = f"the lender of {name} has just refused it"
+        if verdict:
+            candidates.append(Candidate(name, False, verdict))
             if facts.up and facts.alive < facts.max_jobs:
                 spurned.append(name)
             continue
@@ -79,4 +89,12 @@ def _obstacle(job: Job, facts: SiteFacts) -> str:
         return f"does not answer{': ' + facts.why if facts.why else ''}"
     if facts.alive >= facts.max_jobs:
         return f"all {facts.max_jobs} places are taken"
-    return ""
+    return _unlent(job, facts) if facts.lending is not None else ""
+
+
+def _unlent(job: Job, facts: SiteFacts) -> str:
+    lending, want = facts.lending, share(job)
+    assert lending is not None
+    who = f"your own cap on {facts.name}" if lending.terms.own else f"the lender of {facts.name}"
+    taken = lending.taken(facts.own)
+    return obstacle(lending.terms, taken, want, job.image_digest, want.vm_seconds, lending.open_for, who)

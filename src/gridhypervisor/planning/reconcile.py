@@ -77,7 +77,7 @@ class _Step(Draft):
             return
         if any(a.state not in OVER for a in self.case.allocations):
             return
-        choice = place(self.job, self.sites)
+        choice = place(self.job, self.sites, self.refused())
         if choice.site is None:
             self.waiting, self.spurned = choice.summary, choice.spurned
             return
@@ -101,6 +101,14 @@ class _Step(Draft):
         self.event("allocation", allocation.id, "", S.PLANNED, message=f"at {choice.site}: {choice.summary}")
         self.change_job(JobState.PROLOG, attempts=self.job.attempts + 1)
         self.actions.append(Action(A.PROLOG, allocation))
+
+    def refused(self) -> set[str]:
+        """Sites whose lender refused it a moment ago, though there seemed to be room: another was faster, mostly."""
+        until = {a.site: a.times.since + self.policy.refused_pause for a in self.case.allocations
+                 if a.why is Reason.LENDER}  # fmt: skip
+        waits = {site: at for site, at in until.items() if self.now < at}
+        self.wakes.extend(waits.values())
+        return set(waits)
 
     def allocation(self, a: Allocation) -> None:
         sight = self.case.sight(a)
@@ -442,21 +450,25 @@ class _Step(Draft):
     def spent(self, last: Allocation) -> int:
         """Attempts that count against the job's retries, `last` included.
 
-        A submission of which nobody ever heard again (this controller died in it, mostly) is nobody's failure; but a
-        site that loses everything that it is given must not go on for ever.
+        What a lender refused at the door is none. A submission of which nobody ever heard again (this controller died
+        in it, mostly), or that waited until its lender no longer let it start, is nobody's failure; but a site that
+        does so with everything that it is given must not go on for ever.
         """
         attempts = [last if a.id == last.id else a for a in self.case.allocations]
+        attempts = [a for a in attempts if a.why is not Reason.LENDER]
         lost = sum(
-            a.why is Reason.LOST and a.exit is None and a.times.queued is None and a.times.running is None
+            (a.why is Reason.LOST and a.exit is None and a.times.queued is None and a.times.running is None)
+            or (a.exit is not None and a.exit.reason is Reason.LENDER)
             for a in attempts
         )
         return len(attempts) - min(lost, self.policy.free_losses)
 
     def try_again(self, a: Allocation, why: Reason) -> None:
         excluded = self.job.excluded
-        if self.job.spec.retry.elsewhere and a.site not in excluded:
+        if self.job.spec.retry.elsewhere and a.site not in excluded and why is not Reason.LENDER:
             excluded = (*excluded, a.site)
-        self.change_job(JobState.PENDING, reason=why, excluded=excluded, message=f"attempt {a.epoch} failed: {why}")
+        words = f"attempt {a.epoch} failed: {why}" if why is not Reason.LENDER else f"the lender of {a.site} refused it"
+        self.change_job(JobState.PENDING, reason=why, excluded=excluded, message=words)
 
     def fence(self, a: Allocation) -> float:
         """When the guest of an allocation that a pilot took is surely over, whatever anybody says."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from gridhypervisor.model.batch import BatchJob
 from gridhypervisor.model.records import ActionKind, Allocation, Job, PilotJob, Vm
-from gridhypervisor.model.wire import EntryView, OwnerRecord, Reason
+from gridhypervisor.model.wire import NO_SHARE, EntryView, Lending, OwnerRecord, Reason, Share
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ class SiteFacts:
     listing_lag: float = 0.0  # how long a submission may stay out of a listing
     spool_lag: float = 0.0  # how long a file written on a node may stay invisible to the relay
     draining: bool = False
+    lending: Lending | None = None  # what its relay said last; None: nobody limits the account
+    own: Share = NO_SHARE  # of the allocations counted in `alive`: the relay may not know of all of them yet
 
 
 @dataclass(frozen=True)
@@ -125,3 +127,4 @@ class Policy:
     fence_margin: float = 120.0  # beyond its walltime, when a guest that nobody can see is surely gone
     collect_tries: int = 5  # (a number) to bring results home that will not come, before the job ends without them
     free_losses: int = 2  # (a number) submissions lost before anybody had the job, that cost it no retry
+    refused_pause: float = 10.0  # after a site's lender has refused a job, before it asks there again

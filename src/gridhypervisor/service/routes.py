@@ -28,6 +28,7 @@ from gridhypervisor.model.views import (
     Problem,
     ServiceView,
     SiteRequest,
+    SiteUsage,
     SiteView,
 )
 from gridhypervisor.service import streams
@@ -172,7 +173,12 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
     async def check_site(name: FromPath[str]) -> Operation:
         return await backend.check_site(name)
 
-    return [list_sites, add_site, get_site, remove_site, check_site]
+    @get("/sites/{name:str}/usage", summary="Who uses how much of a site", tags=["sites"])
+    async def site_usage(name: FromPath[str]) -> SiteUsage:
+        """Of all installations that share the account, and what its lender allows."""
+        return await backend.site_usage(name)
+
+    return [list_sites, add_site, get_site, remove_site, check_site, site_usage]
 
 
 def _service(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:

@@ -6,23 +6,31 @@ One instance is one relay process on one connection; spool, files and batch syst
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gridhypervisor.model.wire import (
     EXIT,
+    NO_SHARE,
     PROTOCOL,
     SPOOL,
     Command,
     Decoder,
     EntryView,
+    Lending,
     Manifest,
     Note,
     Op,
     OwnerRecord,
+    Share,
+    Terms,
+    Use,
     encode,
     from_plain,
+    obstacle,
     to_plain,
 )
 from gridhypervisor.simulation.batch import Batch
@@ -41,13 +49,41 @@ class Refused(Exception):
 
 
 class Account:
-    """What a site holds for us: workdir files below `files`, the spool's entries, and what was lost by removals."""
+    """What a site holds for us: workdir files below `files`, the spool's entries, and what was lost by removals; and
+    what its lender allows, who may change his mind by `lend`."""
 
     def __init__(self, spool: Spool, batch: Batch, now: Callable[[], float]) -> None:
         self.spool, self.batch, self.now = spool, batch, now
         self.files: dict[str, bytes] = {}  # by path below the workdir, but for the spool
         self.removed: list[Entry] = []
         self.claims = 0
+        self.terms: Terms | None = None
+        self.open_for: float | None = None  # seconds; as the lender's hours stand
+        self.spent: list[Use] = []  # by VMs whose entries were removed
+        self.minders: list[Callable[[], None]] = []  # relays, to be told that something may have changed for the lender
+
+    def lend(self, terms: Terms | None, open_for: float | None = None) -> None:
+        self.terms, self.open_for = terms, open_for
+        self.stir()
+
+    def stir(self) -> None:
+        for tell in list(self.minders):
+            tell()
+
+    def uses(self) -> list[Use]:
+        found = [use for entry in self.spool.entries.values() if (use := _use(entry)) is not None]
+        return found + self.spent
+
+    def lending(self, installation: str) -> Lending | None:
+        if self.terms is None:
+            return None
+        mine, rest = NO_SHARE, NO_SHARE
+        for use in self.uses():
+            spent = Share(0, 0, 0, use.used.vm_seconds, use.used.core_seconds)
+            live = use.used + use.reserved + spent.times(-1)
+            mine, rest = (mine + live, rest) if use.installation == installation else (mine, rest + live)
+            rest += spent
+        return Lending(self.terms, mine, rest, self.open_for)
 
     def entry(self, name: object) -> Entry:
         entry = self.spool.entries.get(str(name))
@@ -62,18 +98,21 @@ class Relay:
     def __init__(self, account: Account, send: Callable[[bytes], None]) -> None:
         self._account, self._send = account, send
         self._decoder = Decoder()
-        self._prefix = ""
+        self._installation = self._prefix = ""
+        self._told: Lending | None = None
         self._watched: dict[str, dict[str, int]] = {}
         self._handlers: dict[str, Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]] = {
             Op.HELLO: self._hello, Op.EXEC: self._exec, Op.HAVE: self._have, Op.PUT: self._put,
             Op.LINK_IN: self._link_in, Op.GET: self._get, Op.PREPARE: self._prepare, Op.REVOKE: self._revoke,
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch, Op.LIST_OUT: self._list_out,
             Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
+            Op.LENT: self._lent,
         }  # fmt: skip
 
     def close(self) -> None:
         if self._seen in self._account.spool.watchers:
             self._account.spool.watchers.remove(self._seen)
+            self._account.minders.remove(self._tell_lending)
 
     def receive(self, data: bytes) -> None:
         for message, payload in self._decoder.feed(data):
@@ -98,11 +137,14 @@ class Relay:
     def _hello(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         if request["protocol"] != PROTOCOL:
             raise Refused("protocol", f"this relay speaks protocol {PROTOCOL}, not {request['protocol']}")
-        self._prefix = f"{request['installation']}-"
+        self._installation = str(request["installation"])
+        self._prefix = f"{self._installation}-"
         self.close()
         self._account.spool.watchers.append(self._seen)
+        self._account.minders.append(self._tell_lending)
+        self._told = self._account.lending(self._installation)
         return {"protocol": PROTOCOL, "host": "front", "user": "user", "uid": 1000, "workdir": "/work-dir",
-                "boot_id": "1", "pid": 0}, b""  # fmt: skip
+                "boot_id": "1", "pid": 0, "lender": self._told}, b""  # fmt: skip
 
     def _exec(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         results = [self._account.batch.command(from_plain(Command, item)) for item in request["commands"]]
@@ -151,11 +193,25 @@ class Relay:
         manifest = from_plain(Manifest, request["manifest"])
         if request["entry"] in self._account.spool.buried:
             raise Refused("gone", f"prepare {request['entry']}: it was removed, and its name is never used again")
-        entry = self._account.spool.make(str(request["entry"]))
-        if entry.manifest is not None and entry.manifest != manifest:
-            raise Refused("conflict", f"prepare {entry.name}: it has another manifest, which is never changed")
-        entry.manifest = manifest
+        known = self._account.spool.entries.get(str(request["entry"]))
+        if known is not None and known.manifest is not None and known.manifest != manifest:
+            raise Refused("conflict", f"prepare {known.name}: it has another manifest, which is never changed")
+        if known is None or known.manifest is None:
+            self._admit(manifest)
+        self._account.spool.make(str(request["entry"])).manifest = manifest
+        self._account.stir()
         return {}, b""
+
+    def _admit(self, manifest: Manifest) -> None:
+        lending, wants = self._account.lending(manifest.installation), manifest.resources
+        if lending is None:
+            return
+        want, digest = Share.of(wants.cpus, wants.memory, wants.walltime), manifest.image_digest
+        why = obstacle(lending.terms, lending.taken(), want, digest, wants.walltime, lending.open_for)
+        if why:
+            self._told = lending
+            self._send(encode({"note": Note.LENDER, "lender": to_plain(lending)}))
+            raise Refused("lender", f"prepare {manifest.entry}: {why}", lending.terms.hint)
 
     def _revoke(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         self._account.claims += 1
@@ -208,8 +264,11 @@ class Relay:
                 raise Refused("unseen", f"remove {entry.name}: it has a sentinel that was not collected")
             if entry.exit is not None and entry.exit.claim != request.get("known", "") and not request.get("discard"):
                 raise Refused("unseen", f"remove {entry.name}: it has a sentinel that was not collected")
+            if (use := _use(entry)) is not None:
+                self._account.spent.append(replace(use, used=_time(use.used), reserved=NO_SHARE))
             self._account.removed.append(entry)
             self._account.spool.remove(entry)
+            self._account.stir()
         self._account.spool.buried.add(str(request["entry"]))
         return {}, b""
 
@@ -219,6 +278,9 @@ class Relay:
     def _usage(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         return {"cpu_seconds": 0.0, "max_rss_bytes": 0, "free_bytes": 1 << 40}, b""
 
+    def _lent(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        return {"lender": self._account.terms, "uses": self._account.uses()}, b""
+
     # -- what it says unasked --------------------------------------------------------------------------------------
 
     def _seen(self, view: EntryView) -> None:
@@ -226,6 +288,14 @@ class Relay:
             self._send(encode({"note": Note.ENTRY, "entry": to_plain(view)}))
             if view.exit is not None and view.entry in self._watched:
                 self._tell_output(self._account.entry(view.entry))
+        if view.exit is not None:
+            self._tell_lending()
+
+    def _tell_lending(self) -> None:
+        now = self._account.lending(self._installation)
+        if now != self._told:
+            self._told = now
+            self._send(encode({"note": Note.LENDER, "lender": to_plain(now)}))
 
     def _tell_output(self, entry: Entry) -> None:
         for stream, offset in self._watched.get(entry.name, {}).items():
@@ -273,3 +343,21 @@ class Relay:
             pieces = b"".join(hashlib.sha256(data[i : i + size]).digest() for i in range(0, len(data), size))
             if self._bytes(str(chunks)) != pieces:
                 raise Refused("digest", f"verify {request['path']}: a chunk is not that of {chunks}")
+
+
+def _use(entry: Entry) -> Use | None:
+    """What an entry takes of the account, as far as the relay sees it; None: nothing ever."""
+    if entry.manifest is None or (entry.owner is not None and entry.owner.by == "controller"):
+        return None
+    m = entry.manifest
+    want = Share.of(m.resources.cpus, m.resources.memory, m.resources.walltime)
+    if entry.seen.exit is not None:
+        seconds = min(m.resources.walltime, math.ceil(entry.seen.exit.elapsed))
+        return Use(m.installation, m.owner, Share(0, 0, 0, seconds, seconds * want.cores), NO_SHARE)
+    if entry.owner is not None:
+        return Use(m.installation, m.owner, want + _time(want).times(-1), _time(want))
+    return Use(m.installation, m.owner, NO_SHARE, want)
+
+
+def _time(share: Share) -> Share:
+    return Share(0, 0, 0, share.vm_seconds, share.core_seconds)

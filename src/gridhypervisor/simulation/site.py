@@ -72,6 +72,8 @@ class SimulatedSite:
         self.way.cut(0.0)  # also ends what hangs
         for pilot in self.batch.pilots():
             pilot.resume()
+        if self.account.terms is not None and not self.account.terms.cores:
+            self.account.lend(None)  # a lender who allows nothing would be waited for; one who allows little stays
 
     @property
     def unfinished(self) -> list[str]:

@@ -12,6 +12,7 @@ bytes mean; who sends them when is decided in `planning` and carried out in `age
     plain       records as JSON's own types and back, checked
     frames      messages on a pipe
     outputs     which paths in a tar stream are outputs
+    lending     what a lender allows, what is in use of it, and whether one more VM fits
 
 All that they define is found here too, and imported when it is first asked for: a guest's start waits for what its
 pilot imports, and whoever types `ghv` for what that does.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gridhypervisor.model.wire.frames import *  # noqa: F403
     from gridhypervisor.model.wire.hypervisors import *  # noqa: F403
     from gridhypervisor.model.wire.layout import *  # noqa: F403
+    from gridhypervisor.model.wire.lending import *  # noqa: F403
     from gridhypervisor.model.wire.manifest import *  # noqa: F403
     from gridhypervisor.model.wire.outputs import *  # noqa: F403
     from gridhypervisor.model.wire.plain import *  # noqa: F403
@@ -41,7 +43,7 @@ _STORIES = {
     "hypervisors": "HypervisorKind Capabilities CAPABILITIES Needs HypervisorUsed",
     "layout": (
         "MANIFEST OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
-        "BURIED SPOOL CACHE BUNDLES"
+        "BURIED SPOOL CACHE BUNDLES CHARGES"
     ),
     "manifest": "Layer ImageManifest Input Program Resources Manifest",
     "entry": "OwnerRecord PhaseTime Status OutputFile CpuUsage ExitRecord EntryView",
@@ -49,6 +51,7 @@ _STORIES = {
     "plain": "WireError to_plain from_plain is_text canonical",
     "frames": "MAX_LINE MAX_PAYLOAD encode Decoder",
     "outputs": "declared leads_inside",
+    "lending": "Period Share NO_SHARE Terms Use Lending Charge obstacle",
 }
 _STORY_OF = {name: story for story, names in _STORIES.items() for name in names.split()}
 

@@ -26,4 +26,4 @@ BURIED = ".buried"
 """Below the spool: the names of removed entries, so that nothing late can bring one back to life."""
 
 # The folders of an account's workdir.
-SPOOL, CACHE, BUNDLES = "spool", "cache", "bundle"
+SPOOL, CACHE, BUNDLES, CHARGES = "spool", "cache", "bundle", "charges"

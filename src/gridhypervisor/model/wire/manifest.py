@@ -81,4 +81,5 @@ class Manifest:
     beat: int = 10  # seconds between heartbeats
     on_silence: str = "keep"
     hypervisor: str = "auto"  # or a HypervisorKind
+    owner: str = ""  # whose it is, as the installation calls its user; for the site's accounts
     debug: dict[str, str] = field(default_factory=dict)  # faults to provoke, in tests only

@@ -12,15 +12,18 @@ class Op(enum.StrEnum):
     Paths are relative to the workdir and stay in it. Error kinds: `request` (not understood), `protocol`, `path` (leads
     out), `missing`, `offset` (a piece leaves a hole: ask HAVE), `digest`, `conflict` (another manifest), `busy` (a
     pilot has it), `gone` (the entry was removed, its name is buried), `unseen` (it has a sentinel that nobody has
-    collected), `space`, `permission`, `io`, `internal`.
+    collected), `lender` (the site's lender does not allow it, or not now: a note `lender` came before), `space`,
+    `permission`, `io`, `internal`.
     """
 
-    HELLO = "hello"  # {installation, protocol} -> {protocol, host, user, uid, workdir, boot_id, pid}
+    # `lender`: None where nobody limits the account
+    HELLO = "hello"  # {installation, protocol} -> {protocol, host, user, uid, workdir, boot_id, pid, lender: Lending}
     EXEC = "exec"  # {commands: [Command]} -> {results: [CommandResult]}; one reply when all have ended
     HAVE = "have"  # {paths: [relative]} -> {sizes: {path: size or null, for path and for path + '.part'}}
     PUT = "put"  # {path, offset, last, size, sha256?|chunks?, mode?} + payload -> {size}; `chunks`: the list's path
     LINK_IN = "link_in"  # {source: absolute path on this machine, path, sha256?|chunks?, mode?} -> {size}
     GET = "get"  # {path, offset, length} -> {size, eof} + payload
+    # Refused, with nothing written: lender.
     PREPARE = "prepare"  # {entry, manifest} -> {}; makes the entry's folder and writes its manifest durably
     REVOKE = "revoke"  # {entry, epoch, by?, why?} -> {owner: OwnerRecord as it now stands}; makes the entry if need be
     REQUEST = "request"  # {entry, what: 'cancel', why} -> {}; leaves a wish in control/
@@ -35,6 +38,7 @@ class Op(enum.StrEnum):
     REMOVE = "remove"  # {entry, known?: claim, force?, discard?} -> {}
     EVICT = "evict"  # {paths: [relative, below cache/ or bundle/]} -> {freed}
     USAGE = "usage"  # {} -> {cpu_seconds, max_rss_bytes, free_bytes}
+    LENT = "lent"  # {} -> {lender: Terms or null, uses: [Use]}; of all installations of the account
 
 
 class Note(enum.StrEnum):
@@ -42,6 +46,7 @@ class Note(enum.StrEnum):
 
     ENTRY = "entry"  # {entry: EntryView}: an entry's owner, status or sentinel changed
     OUTPUT = "output"  # {entry, stream: 'stdout'|'stderr', offset, eof?} + payload; `eof`: ended, and this is the rest
+    LENDER = "lender"  # {lender: Lending or null}: the terms changed, or what is in use
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Reason(enum.StrEnum):
     NODE_DISK = "node-disk"  # the node's scratch is full
     LOST = "lost"  # the batch system says it ended and no sentinel came; said by the controller
     SUBMIT = "submit"  # the batch system refused the job; said by the controller
+    LENDER = "lender"  # the site's lender does not allow it, or not now
     STAGING = "staging"  # inputs or results could not be moved; said by the controller
 
 
@@ -73,6 +74,7 @@ RETRYABLE = frozenset(
         Reason.NODE_DISK,
         Reason.LOST,
         Reason.SUBMIT,
+        Reason.LENDER,
     }
 )
 """Reasons that another node or another try may mend. What the program did, or the user asked, is never among them."""

@@ -1,0 +1,81 @@
+"""What a relay does to an entry of the spool when it is told to: make it, take it, leave a wish in it, remove it.
+
+Each blocks, belongs in a thread, and has the effect of once however often it is asked for; see `wire.Op`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from gridhypervisor.agent import relayfiles, spool
+from gridhypervisor.agent.relayfiles import Refused
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import ExitRecord, OwnerRecord
+
+
+def prepare(entry: Path, manifest: bytes) -> None:
+    """Make an entry with this manifest, durably; one that it has already is never changed."""
+    for folder in (entry, entry / wire.INPUTS, entry / wire.CONTROL):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if spool.buried(entry):
+        raise Refused("gone", f"prepare {entry.name}: it was removed, and its name is never used again")
+    path = entry / wire.MANIFEST
+    if path.exists():
+        if path.read_bytes() != manifest:
+            raise Refused("conflict", f"prepare {entry.name}: it has another manifest, which is never changed")
+        return
+    spool.write_durable(path, manifest)
+    spool.sync_folder(entry.parent)
+
+
+def revoke(entry: Path, record: OwnerRecord) -> OwnerRecord:
+    """An entry that is not there is made: the name is taken, whatever surfaces later."""
+    entry.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return spool.take_owner(entry, record)
+
+
+def leave_wish(path: Path, why: str) -> None:
+    """Leave a wish for the pilot, where there is none of this kind yet."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if not path.exists():
+        spool.write_durable(path, why.encode())
+
+
+def remove(entry: Path, settle: Callable[[Path], None], *, known: str, force: bool, discard: bool) -> None:
+    """Remove an entry in which nobody can act any more, for good; see wire.Op.REMOVE for what is refused."""
+    remover = OwnerRecord("controller", f"remove:{secrets.token_hex(8)}", 0, os.uname().nodename, "removed")
+    if entry.is_dir():
+        if not force and not (entry / wire.EXIT).exists():
+            owner = spool.take_owner(entry, remover)
+            if owner.by != "controller":
+                raise Refused(
+                    "busy",
+                    f"remove {entry.name}: {owner.by} {owner.claim} on {owner.node} has it and has left no sentinel",
+                    "wait for its end, or make sure that it is dead and force the removal",
+                )
+        if not discard:
+            _refuse_unseen(entry, entry.name, known)
+        settle(entry)
+    spool.bury(entry, remover)
+    aside = entry.with_name(f".removed.{entry.name}")
+    relayfiles.remove(aside)  # a file that showed late kept it from being removed when this was asked before
+    if not entry.is_dir():
+        return
+    os.rename(entry, aside)
+    try:
+        if not discard:
+            _refuse_unseen(aside, entry.name, known)  # it may have come in the last moment
+    except Refused:
+        os.rename(aside, entry)
+        raise
+    relayfiles.remove(aside)
+
+
+def _refuse_unseen(entry: Path, name: str, known: str) -> None:
+    exit = spool.read_json(entry / wire.EXIT, ExitRecord)
+    if exit is not None and exit.claim != known:
+        raise Refused("unseen", f"remove {name}: it has a sentinel ({exit.outcome}) that was not collected",
+                      "collect its results first")  # fmt: skip
