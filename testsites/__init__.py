@@ -5,9 +5,10 @@ of processes in name spaces of its own; it vanishes when its starter ends, howev
 it mounts and because batch systems start jobs as somebody else.
 """
 
+from testsites.frontend import FrontEnd
 from testsites.gridengine import GridEngineSite
 from testsites.htcondor import HTCondorSite
 from testsites.pbs import PbsSite
 from testsites.slurm import SlurmSite
 
-__all__ = ["GridEngineSite", "HTCondorSite", "PbsSite", "SlurmSite"]
+__all__ = ["FrontEnd", "GridEngineSite", "HTCondorSite", "PbsSite", "SlurmSite"]

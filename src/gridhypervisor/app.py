@@ -10,7 +10,6 @@ import asyncio
 import getpass
 import os
 import random
-import re
 import resource
 import signal
 import sys
@@ -30,14 +29,15 @@ from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.jobs import Jobs
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.operations import Operations, Progress
-from gridhypervisor.execution.ports import Link, StagedInput, Store, Transport
+from gridhypervisor.execution.ports import Driver, Link, StagedInput, Store, Transport
 from gridhypervisor.execution.session import Session
+from gridhypervisor.execution.sites import Sites
 from gridhypervisor.execution.steps import no_steps
 from gridhypervisor.images.errors import ImageError, NoSuchImage
 from gridhypervisor.images.repository import Image, Repository
 from gridhypervisor.model.commit import StoreError
 from gridhypervisor.model.errors import InputError, LinkError
-from gridhypervisor.model.records import Event, Job, Site, SiteKind
+from gridhypervisor.model.records import Job, Site, SiteKind
 from gridhypervisor.model.views import (
     Check,
     ImageBuildRequest,
@@ -49,13 +49,15 @@ from gridhypervisor.model.views import (
     Problem,
     ServiceError,
     ServiceView,
+    SiteChange,
+    SiteLogin,
     SiteRequest,
     SiteUsage,
     SiteView,
 )
 from gridhypervisor.model.wire import ImageManifest, Layer
 from gridhypervisor.model.yamlspec import SpecError
-from gridhypervisor.sites import Bundle, driver_for, transport_for
+from gridhypervisor.sites import Bundle, Ways, driver_for, transport_for
 from gridhypervisor.store import open_store
 
 if TYPE_CHECKING:
@@ -72,21 +74,20 @@ BUILDERS = 4
 
 
 class App(Jobs):
-    """The backend of the API, and the life of everything behind it."""
+    """The backend of the API, and the life of everything behind it. `sockets`: a folder for those that SSH needs."""
 
-    def __init__(self, data: Path, store: Store, steps: Callable[[str], None]) -> None:
-        self.data = data
+    def __init__(self, data: Path, sockets: Path, store: Store, steps: Callable[[str], None]) -> None:
+        self.data, self.sockets = data, sockets
         self.started = time.time()
         self.repository = Repository(data / "images")
         controller = Controller(store, {}, Logs(data / "jobs"), clock=time.time, cpu=time.process_time, steps=steps)
         super().__init__(controller, self.resolve_image, owner=getpass.getuser(), project="default")
         self.operations = Operations(describe)
+        self.accounts = Sites(controller, self.operations, self, owner=self.owner, project=self.project)
         self.stopping = asyncio.Event()
         self._builders = ThreadPoolExecutor(BUILDERS, thread_name_prefix="build")
         self.bundle = BundleSource(data, self._builders)
         self._stager: Stager | None = None
-        self._transports: dict[str, DeferredTransport] = {}
-        self._runs: dict[str, asyncio.Task[None]] = {}
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -97,19 +98,21 @@ class App(Jobs):
         the service hears that it did, whatever comes of the first decisions.
         """
         await self.controller.load()
-        await self._load_sites()
+        await self.accounts.load(
+            Site(LOCAL, self.owner, self.project, SiteKind.FORK, slots=os.cpu_count() or 1, version=1)
+        )
         loaded()
         await serving.wait()
         loop = asyncio.create_task(self.controller.run(), name="controller")
         stopping = asyncio.create_task(self.stopping.wait())
         await asyncio.wait({loop, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*self._runs.values(), loop, stopping):
+        for task in (loop, stopping):
             task.cancel()
         await self.operations.close()
         if self._stager is not None:
             self._stager.close()
         self._builders.shutdown(wait=False, cancel_futures=True)
-        results = await asyncio.gather(loop, *self._runs.values(), return_exceptions=True)
+        results = await asyncio.gather(loop, self.accounts.close(), return_exceptions=True)
         await self.controller.close()
         self.store.close()
         if isinstance(results[0], Exception):
@@ -222,21 +225,47 @@ class App(Jobs):
 
     # -- sites --------------------------------------------------------------------------------------------------
 
-    async def _load_sites(self) -> None:
-        sites = await self.controller.in_store(self.store.sites)
-        if not any(site.name == LOCAL for site in sites):
-            local = Site(LOCAL, self.owner, self.project, SiteKind.FORK, slots=os.cpu_count() or 1, version=1)
-            await self.controller.in_store(self.store.put_site, local)
-            sites = [*sites, local]
-        for site in sites:
-            self._open(site)
+    async def sites(self) -> list[SiteView]:
+        return await self.accounts.list()
 
-    def _open(self, site: Site) -> None:
-        transport = self._transports[site.name] = DeferredTransport(self.bundle, site, self.data)
-        session = Session(
+    async def site(self, name: str) -> SiteView:
+        return await self.accounts.show(name)
+
+    async def add_site(self, request: SiteRequest) -> SiteView:
+        return await self.accounts.add(request)
+
+    async def edit_site(self, name: str, change: SiteChange) -> SiteView:
+        return await self.accounts.edit(name, change)
+
+    async def drain_site(self, name: str, *, undo: bool) -> SiteView:
+        return await self.accounts.drain(name, undo=undo)
+
+    async def login_site(self, name: str) -> SiteLogin:
+        return await self.accounts.login(name)
+
+    async def remove_site(self, name: str, *, abandon: bool) -> None:
+        await self.accounts.remove(name, abandon=abandon)
+
+    async def check_site(self, name: str) -> Operation:
+        return await self.accounts.check(name)
+
+    async def site_usage(self, name: str) -> SiteUsage:
+        return await self.accounts.usage(name)
+
+    def driver(self, site: Site, workdir: str, bundle: str) -> Driver:
+        return driver_for(site, workdir, bundle)
+
+    def way(self, site: Site) -> DeferredTransport:
+        return DeferredTransport(self.bundle, site, log=self.data / "sites" / f"{site.name}.log", sockets=self.sockets)
+
+    def door(self, site: Site) -> Ways:
+        return Ways(site, self.sockets)
+
+    def session(self, site: Site, way: Transport) -> Session:
+        return Session(
             site,
             partial(driver_for, site),
-            transport,
+            way,
             self.controller.observer,
             installation=self.store.installation,
             layers=self,
@@ -247,111 +276,6 @@ class App(Jobs):
             progress=self.note,
             report=traceback.print_exception,
         )
-        self.controller.add_session(site.name, session)
-        self._runs[site.name] = asyncio.create_task(session.run(), name=f"session {site.name}")
-
-    def _session(self, name: str) -> Session:
-        session = self.controller.sessions.get(name)
-        if not isinstance(session, Session):
-            known = ", ".join(sorted(self.controller.sessions)) or "none"
-            problem = Problem(f"find site {name}", 404, "not-found", "there is no such site", f"sites: {known}")
-            raise ServiceError(problem)
-        return session
-
-    async def sites(self) -> list[SiteView]:
-        return [self._site_view(self._session(name)) for name in sorted(self.controller.sessions)]
-
-    async def site(self, name: str) -> SiteView:
-        return self._site_view(self._session(name))
-
-    def _site_view(self, session: Session) -> SiteView:
-        site, facts = session.site, session.facts
-        running = sum(
-            a.site == site.name and a.state == "running"
-            for case in self.controller.cases.values()
-            for a in case.allocations
-        )
-        address = f"{site.user + '@' if site.user else ''}{site.host}:{site.port}" if site.host else "this machine"
-        alive = self.controller.facts()[site.name].alive
-        return SiteView(
-            name=site.name,
-            kind=site.kind,
-            address=address,
-            health=session.health,
-            health_why=session.why or (self._transports[site.name].doing if session.health == "connecting" else ""),
-            health_since=session.since,
-            queued=alive - running,
-            running=running,
-            max_jobs=facts.max_jobs,
-            workdir=session.workdir,
-            batch_system=session.batch_system,
-            options=site.options,
-        )
-
-    async def add_site(self, request: SiteRequest) -> SiteView:
-        if request.name in self.controller.sessions:
-            raise ServiceError(
-                Problem(
-                    f"add site {request.name}",
-                    409,
-                    "conflict",
-                    "there is one of this name already",
-                    "choose another name, or remove it first",
-                )
-            )
-        fields = {name: getattr(request, name) for name in request.__struct_fields__}
-        site = Site(owner=self.owner, project=self.project, version=1, **fields)
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", site.name):
-            hint = "use letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit"
-            raise ServiceError(Problem(f"add site {site.name}", 422, "invalid", "a site cannot have this name", hint))
-        try:
-            driver_for(site, "", "")  # reads the options
-        except LinkError as error:
-            raise ServiceError(Problem(f"add site {site.name}", 422, "invalid", str(error), error.hint)) from error
-        await self.controller.in_store(self.store.put_site, site)
-        await self._site_event(site, "", "added")
-        self._open(site)
-        return await self.site(site.name)
-
-    async def remove_site(self, name: str, *, abandon: bool) -> None:
-        session = self._session(name)
-        held = self.controller.cases.held(name)
-        if held and not abandon:
-            why = f"it still holds something of {len(held)} jobs: {', '.join(held[:5])}{', …' if len(held) > 5 else ''}"
-            hint = (
-                "wait for them, or cancel or delete them; `ghv show JOB` says what each waits for. If the site is gone "
-                f"for good: `ghv site remove {name} --abandon` ends them without it"
-            )
-            raise ServiceError(Problem(f"remove site {name}", 409, "conflict", why, hint))
-        task = self._runs.pop(name)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await self.controller.in_store(self.store.remove_site, name)
-        self.controller.remove_session(name)
-        await self._site_event(session.site, "added", "removed")
-
-    async def _site_event(self, site: Site, before: str, after: str) -> None:
-        event = Event(time.time(), site.owner, site.project, "", "site", site.name, before, after)
-        await self.controller.in_store(self.store.add_event, event)
-
-    async def site_usage(self, name: str) -> SiteUsage:
-        return await self._session(name).usage()
-
-    async def check_site(self, name: str) -> Operation:
-        session = self._session(name)
-
-        async def work(progress: Progress) -> list[Check]:
-            told = ""
-            # It ends: connecting has a deadline of its own, and the site may be removed meanwhile.
-            while session.health == "connecting" and self.controller.sessions.get(name) is session:
-                if (doing := self._transports[name].doing or "connecting") != told:
-                    progress(f"{name}: {doing}")
-                    told = doing
-                await asyncio.sleep(0.1)
-            progress(f"asking {name}")
-            return await session.check()
-
-        return self.operations.start(work)
 
 
 class BundleSource:
@@ -379,8 +303,8 @@ class BundleSource:
 class DeferredTransport:
     """A transport that waits for the bundle before it connects."""
 
-    def __init__(self, source: BundleSource, site: Site, data: Path) -> None:
-        self._source, self._site, self._data = source, site, data
+    def __init__(self, source: BundleSource, site: Site, *, log: Path, sockets: Path) -> None:
+        self._source, self._site, self._log, self._sockets = source, site, log, sockets
         self._inner: Transport | None = None
         self._doing = ""
 
@@ -404,8 +328,9 @@ class DeferredTransport:
                 bundle = await self._source.get()
             except (BundleError, OSError) as error:
                 raise LinkError(f"make the bundle: {error}") from error
-            log = self._data / "sites" / f"{self._site.name}.log"
-            self._inner = transport_for(self._site, Bundle(bundle.path), log=log, progress=self._tell)
+            self._inner = transport_for(
+                self._site, Bundle(bundle.path), log=self._log, sockets=self._sockets, progress=self._tell
+            )
         async with AsyncExitStack() as stack:
             yield await stack.enter_async_context(self._inner.connect(on_note))
 
@@ -472,7 +397,7 @@ async def serve(data: Path, socket: Path, ready_fd: int | None) -> None:
 
     store = open_store(data / "store.sqlite")
     deadly = os.environ.get("GHV_TEST_DIE_AT")
-    app = App(data, store, deadly_steps(Path(deadly)) if deadly else no_steps)
+    app = App(data, socket.with_suffix(".ssh"), store, deadly_steps(Path(deadly)) if deadly else no_steps)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stopping.set)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -51,13 +52,14 @@ class Account:
 
     @asynccontextmanager
     async def connect(self, progress: Callable[[str], None] = lambda words: None) -> AsyncIterator[Connected]:
-        transport = transport_for(self.site, self.bundle, log=self.log, progress=progress)
         notes: list[tuple[dict[str, Any], bytes]] = []
-        async with transport.connect(lambda note, payload: notes.append((note, payload))) as link:
-            # The first relay on a node unpacks the bundle.
-            hello, _ = await link.call(Op.HELLO, {"installation": OURS, "protocol": PROTOCOL}, timeout=240)
-            driver = driver_for(self.site, hello["workdir"], self.bundle.digest)
-            yield Connected(self, link, driver, hello["workdir"], hello, notes)
+        with tempfile.TemporaryDirectory(prefix="ghv-") as sockets:  # pytest's own folders have too long names
+            transport = transport_for(self.site, self.bundle, log=self.log, sockets=Path(sockets), progress=progress)
+            async with transport.connect(lambda note, payload: notes.append((note, payload))) as link:
+                # The first relay on a node unpacks the bundle.
+                hello, _ = await link.call(Op.HELLO, {"installation": OURS, "protocol": PROTOCOL}, timeout=240)
+                driver = driver_for(self.site, hello["workdir"], self.bundle.digest)
+                yield Connected(self, link, driver, hello["workdir"], hello, notes)
 
 
 @dataclass

@@ -26,6 +26,7 @@ import yaml
 
 from gridhypervisor.cli.main import cli
 from gridhypervisor.client.launcher import find_paths
+from tests.terminal import at_a_terminal
 from tests.unit.fake_service import WAIT, Service
 
 GHV = (sys.executable, "-m", "gridhypervisor.cli")
@@ -204,6 +205,23 @@ def test_images_and_sites(ghv: Ghv, tmp_path: Path) -> None:
     assert ["allowed", "-", "4", "-", "-", "10.0"] in cells and ["left", "-", "1", "-", "-", "7.5"] in cells
     assert ["a", "connecting"] in cells, "what is not known is said, and hides no other site"
     assert ghv("site", "usage", "nowhere").exit_code == 66
+    edited = ghv(
+        "site", "edit", "a", "--user", "v", "--option", "qos=low", "--unset", "option:partition", "--unset", "port"
+    )
+    assert edited.exit_code == 0 and "changed" in edited.stdout
+    shown = json.loads(ghv("site", "show", "a", "-o", "json").stdout)["settings"]
+    assert (shown["host"], shown["user"], shown["options"]) == ("h", "v", {"qos": "low"})
+    assert ghv("site", "edit", "a").exit_code == ghv("site", "edit", "a", "--unset", "kind").exit_code == 64
+    assert "draining" in ghv("site", "drain", "a").stdout
+    assert "draining" in ghv("site", "list").stdout and "--undo" in ghv("site", "show", "a").stdout
+    assert "work again" in ghv("site", "drain", "a", "--undo").stdout
+    assert "draining" not in ghv("site", "list").stdout
+    assert ghv("site", "login", "nowhere").exit_code == 66
+    login = (*GHV, "site", "login", "here")
+    code, shown = at_a_terminal(login, "123")  # the command is given the terminal
+    assert code == 0 and "code for here:" in shown and "the workdir can be written" in shown
+    code, shown = at_a_terminal(login, "321")
+    assert code == 77 and "log in to site here" in shown
     check = ghv("site", "check", "a")
     assert (check.exit_code, "squeue: not found" in check.stdout) == (75, True)
     assert ghv("site", "remove", "a").exit_code == 0

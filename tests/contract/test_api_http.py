@@ -112,6 +112,17 @@ def test_operations_say_how_they_end(http: httpx.Client) -> None:
 def test_sites_and_images_are_kept(http: httpx.Client) -> None:
     assert http.post("/v1/sites", json={"name": "a", "kind": "slurm", "host": "h"}).status_code == 201
     assert {s["name"] for s in http.get("/v1/sites").json()} == {"here", "a"}
+    patch = {"port": 2222, "options": {"qos": "low"}}
+    assert http.patch("/v1/sites/a", json=patch).json()["settings"]["options"] == {"qos": "low"}
+    changed = http.patch("/v1/sites/a", json={"port": None, "options": {"qos": None}}).json()["settings"]
+    assert (changed["host"], changed["port"], changed["options"]) == ("h", 0, {})
+    assert http.post("/v1/sites/a/drain").json()["draining"] is True
+    assert http.post("/v1/sites/a/drain?undo=true").json()["draining"] is False
+    assert http.post("/v1/sites/a/login").json()["command"]
+    assert problem(http.post("/v1/sites/none/login"))["code"] == "not-found"
+    wrong = problem(http.patch("/v1/sites/a", json={"hots": "x"}))
+    assert wrong["errors"][0]["field"] == "hots" and "host" in wrong["errors"][0]["allowed"]
+    assert problem(http.patch("/v1/sites/a", json={"port": "x"}))["errors"][0]["field"] == "port"
     assert http.delete("/v1/sites/a").status_code == 204
     assert http.get("/v1/images/xmm:latest").json()["tags"] == ["xmm:latest"]
     assert problem(http.get("/v1/images/none"))["hint"]

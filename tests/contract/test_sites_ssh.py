@@ -62,7 +62,7 @@ def owned(path: Path) -> None:
 def test_an_unknown_host_key_is_refused_with_its_fingerprint_and_what_to_do(account: Account, tmp_path: Path) -> None:
     (tmp_path / "known_hosts").write_text("")
     error = refused(replace(account, site=replace(account.site, known_hosts=str(tmp_path / "known_hosts"))))
-    assert error.kind == "host-key" and "SHA256:" in str(error) and "ssh-keyscan" in error.hint
+    assert error.kind == "host-key" and "SHA256:" in str(error) and "ghv site login slurm-a" in error.hint
 
 
 def test_a_changed_host_key_is_refused(account: Account, tmp_path: Path) -> None:

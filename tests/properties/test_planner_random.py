@@ -1,7 +1,7 @@
 """The real planner and controller in a world that Hypothesis hurts: faults, users and crashes in any order.
 
-Throughout: never two guests of a VM, no result removed before it is home. Once the faults stop: every job ends, once,
-and the sites are clean.
+Throughout: never two guests of a VM, no result removed before it is home, nothing new to a drained site. Once the
+faults stop: every job ends, once, and the sites are clean.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Deed:
 
 
 def deeds() -> st.SearchStrategy[list[Deed]]:
-    users = st.sampled_from(("submit", "submit-long", "cancel", "delete", "recover"))
+    users = st.sampled_from(("submit", "submit-long", "cancel", "delete", "recover", "drain", "undrain"))
     deaths = st.sampled_from(STEPS) | st.just("restart")
     one = st.builds(
         Deed,
@@ -112,6 +112,8 @@ async def do(world: World, deed: Deed) -> None:
                 await world.delete(job)
         case "recover":
             await world.recover(job)
+        case "drain" | "undrain":
+            world.drain(site.name, undo=deed.what == "undrain")
         case "restart":
             await world.restart()
         case step if step in STEPS:
@@ -138,8 +140,9 @@ def test_whatever_happens_never_two_guests_and_all_jobs_end_once(
                 await world.restart()
             await do(world, deed)
             world.judge_always()
-        for site in world.sites.values():
+        for name, site in world.sites.items():
             site.calm()
+            world.drain(name, undo=True)
         await world.settled(5000.0)
         # What a late submission or a requeue brought back finds itself revoked or owned, and ends.
         await world.until(lambda: not any(s.unfinished for s in world.sites.values()), 1000.0, "no batch job is left")

@@ -7,6 +7,8 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -58,6 +60,8 @@ class World:
         self.reached: set[str] = set()
         self.crashed = asyncio.Event()
         self.crashes = 0
+        self.draining: set[str] = set()
+        self.drained: list[tuple[str, float, float]] = []  # site, from when, until when
         self.jobs: list[str] = []
         self.deleted: set[str] = set()
         self._requests = itertools.count()
@@ -77,7 +81,7 @@ class World:
         self._tasks = [asyncio.create_task(self.controller.run())]
         for name, site in self.sites.items():
             session = Session(
-                Site(name, "me", "default", SiteKind.FORK, max_jobs=self.places),
+                Site(name, "me", "default", SiteKind.FORK, max_jobs=self.places, draining=name in self.draining),
                 lambda workdir, bundle, site=site: site.driver,  # type: ignore[misc]
                 site.transport,
                 self.controller.observer,
@@ -160,6 +164,21 @@ class World:
     async def recover(self, job: str) -> None:
         await self._ask(lambda: self.controller.recover(job))
 
+    def drain(self, name: str, *, undo: bool = False) -> None:
+        if undo is (name not in self.draining):
+            return
+        if undo:
+            self.draining.discard(name)
+            [since] = [since for site, since, until in self.drained if site == name and until == inf]
+            self.drained = [each for each in self.drained if each != (name, since, inf)]
+            self.drained.append((name, since, self.clock()))
+        else:
+            self.draining.add(name)
+            self.drained.append((name, self.clock(), inf))
+        session = self.controller.sessions[name]
+        assert isinstance(session, Session)
+        session.drain(replace(session.site, draining=not undo))
+
     async def _ask(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """As a client does: where a controller dies before it has answered, the next one is asked."""
         while True:
@@ -226,6 +245,7 @@ class World:
                 result = Path(found.job.destination) / "products/result"
                 words = result.read_text().split()
                 assert words[0] == job, f"{job} is done without its results\n{self.story()}"
+            self._judge_drains(found)
             ledger = self.store.ledger(job)
             assert ledger is not None
             assert abs(sum(row.seconds for row in ledger.rows) - ledger.wall) < 1e-3, ledger
@@ -234,6 +254,15 @@ class World:
             assert not site.spool.entries, f"left at {site.name}: {list(site.spool.entries)}\n{self.story()}"
             assert not site.unfinished, f"{site.name} still has {site.unfinished}\n{self.story()}"
         assert not +self.census.guests, self.census.guests
+
+    def _judge_drains(self, found: JobRecords) -> None:
+        """A site that is drained is given nothing: no allocation is planned there, and none submitted."""
+        sites = {a.id: a.site for a in found.allocations}
+        for event in self.store.events(job=found.job.id):
+            if event.kind == "allocation" and event.after in ("planned", "submitting"):
+                for name, since, until in self.drained:
+                    drained = sites[event.subject] == name and since < event.at < until
+                    assert not drained, f"{event.subject} is {event.after} at {name}, which is drained\n{self.story()}"
 
     def judge_always(self) -> None:
         assert not self.census.harm, f"{self.census.harm}\n{self.story()}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from gridhypervisor.model.records import AllocationState, JobState, Ledger, LedgerRow, SiteKind, Wish
+from gridhypervisor.model.records import AllocationState, JobState, Ledger, LedgerRow, SiteHealth, SiteKind, Wish
 from gridhypervisor.model.views import (
     AttemptView,
     Candidate,
@@ -36,6 +36,8 @@ from gridhypervisor.model.views import (
     Problem,
     ServiceError,
     ServiceView,
+    SiteChange,
+    SiteLogin,
     SiteRequest,
     SiteUsage,
     SiteView,
@@ -80,7 +82,15 @@ class FakeBackend:
             )
         }
         self._sites = {
-            "here": SiteView("here", SiteKind.FORK, "this machine", "up", max_jobs=2, workdir="/var/tmp/ghv"),
+            "here": SiteView(
+                "here",
+                SiteKind.FORK,
+                "this machine",
+                SiteHealth.UP,
+                max_jobs=2,
+                workdir="/var/tmp/ghv",
+                settings=SiteRequest("here", SiteKind.FORK),
+            ),
         }
         self.submissions = 0
         self.followers = 0
@@ -288,11 +298,35 @@ class FakeBackend:
             request.name,
             request.kind,
             f"{request.user}@{request.host}:{request.port}",
-            "connecting",
-            options=request.options,
+            SiteHealth.CONNECTING,
+            settings=request,
         )
         self._sites[request.name] = view
         return view
+
+    async def edit_site(self, name: str, change: SiteChange) -> SiteView:
+        view = await self.site(name)
+        assert view.settings is not None
+        given = {field: getattr(change, field) for field in change.__struct_fields__}
+        defaults = msgspec.to_builtins(SiteRequest("", SiteKind.FORK))
+        new: dict[str, Any] = {}
+        for setting, value in given.items():
+            if isinstance(value, dict):
+                merged = {**getattr(view.settings, setting), **value}
+                new[setting] = {key: word for key, word in merged.items() if word is not None}
+            elif value is not msgspec.UNSET:
+                new[setting] = defaults[setting] if value is None else value
+        settings = msgspec.structs.replace(view.settings, **new)
+        self._sites[name] = msgspec.structs.replace(view, settings=settings)
+        return self._sites[name]
+
+    async def drain_site(self, name: str, *, undo: bool) -> SiteView:
+        self._sites[name] = msgspec.structs.replace(await self.site(name), draining=not undo)
+        return self._sites[name]
+
+    async def login_site(self, name: str) -> SiteLogin:
+        await self.site(name)
+        return SiteLogin(("sh", "-c", f"echo code for {name}: >&2; read code; test $code = 123"))
 
     async def remove_site(self, name: str, *, abandon: bool) -> None:
         await self.site(name)

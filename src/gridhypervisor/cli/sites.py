@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -28,11 +30,74 @@ from gridhypervisor.cli.output import (
 from gridhypervisor.cli.request import PairType
 from gridhypervisor.cli.usage import show_usage
 from gridhypervisor.client.launcher import connect
-from gridhypervisor.model.states import SiteKind
-from gridhypervisor.model.views import SiteRequest, SiteView
+from gridhypervisor.model.states import SiteHealth, SiteKind
+from gridhypervisor.model.views import Problem, ServiceError, SiteChange, SiteRequest, SiteView
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _one_site = click.argument("name", metavar="SITE", shell_complete=complete.sites)
-_HEALTH = {"up": GREEN, "connecting": YELLOW, "unreachable": RED, "refused": RED}
+_HEALTH = {
+    SiteHealth.UP: GREEN,
+    SiteHealth.CONNECTING: YELLOW,
+    SiteHealth.AUTH_NEEDED: YELLOW,
+    SiteHealth.UNREACHABLE: RED,
+    SiteHealth.REFUSED: RED,
+}
+_PATHS = ("key", "agent", "ssh_config", "known_hosts")
+_PAIRS = {"option": "options", "env": "environment"}
+_SETTINGS = (
+    click.option("--host", help="Its front-end, as ssh knows it.  [default: this machine]"),
+    click.option("--port", type=click.IntRange(1, 65535), help="[default: as ssh_config says, or 22]"),
+    click.option("--user", help="Your login there."),
+    click.option("--key", metavar="FILE", help="A private key.  [default: your agent's, then your usual ones]"),
+    click.option("--agent", metavar="SOCKET", help="An agent.  [default: SSH_AUTH_SOCK when the service started]"),
+    click.option("--ssh-config", metavar="FILE", help="[default: ~/.ssh/config]"),
+    click.option("--known-hosts", metavar="FILE", help="Its host key.  [default: ~/.ssh/known_hosts]"),
+    click.option("--workdir", metavar="DIR", help="Where on the site spool and cache lie.  [default: ~/.ghv]"),
+    click.option("--scratch", metavar="DIR", help="Node-local scratch.  [default: the job's TMPDIR, or /tmp]"),
+    click.option("--slots", type=click.IntRange(1), help="fork: jobs at once.  [default: one per core]"),
+    click.option("--max-jobs", type=click.IntRange(1), help="Jobs of ours in its queue at once."),
+    click.option(
+        "--option",
+        "options",
+        multiple=True,
+        type=PairType(),
+        metavar="KEY=VALUE",
+        help="For its batch system: partition, queue, account, pe, native, … (docs/sites.md). May be repeated.",
+    ),
+    click.option(
+        "--env",
+        "environment",
+        multiple=True,
+        type=PairType(),
+        metavar="KEY=VALUE",
+        help="For its batch system's commands. May be repeated.",
+    ),
+)
+_FIXED = ("kind", *_PAIRS.values())
+_RESTORABLE = [name.replace("_", "-") for name in SiteChange.__struct_fields__ if name not in _FIXED]
+_KIND = click.Choice([str(kind) for kind in SiteKind])
+
+
+def _settings(command: F) -> F:
+    """Adds the flags that `add` and `edit` share."""
+    for option in reversed(_SETTINGS):
+        command = option(command)
+    return command
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """What was given, as a request has it."""
+    given = {name: value for name, value in flags.items() if value not in (None, "", ())}
+    for name in _PATHS:
+        if name in given:
+            given[name] = os.path.abspath(os.path.expanduser(given[name]))
+    for name in _PAIRS.values():
+        if name in given:
+            given[name] = dict(given[name])
+    if "kind" in given:
+        given["kind"] = SiteKind(given["kind"])
+    return given
 
 
 @click.group()
@@ -42,48 +107,59 @@ def site() -> None:
 
 @site.command()
 @click.argument("name", metavar="SITE")
-@click.option("--kind", required=True, type=click.Choice([str(k) for k in SiteKind]), help="Its batch system.")
-@click.option("--host", default="", help="Its front-end, reached by SSH.  [default: this machine]")
-@click.option("--port", default=22, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--user", default="", help="Your login there.")
-@click.option("--key", default="", metavar="FILE", help="A private key.  [default: your agent's, then your usual ones]")
-@click.option("--known-hosts", default="", metavar="FILE", help="Its host key.  [default: ~/.ssh/known_hosts]")
-@click.option("--workdir", default="", metavar="DIR", help="Where on the site spool and cache lie.")
-@click.option("--scratch", default="", metavar="DIR", help="Node-local scratch.  [default: the job's TMPDIR, or /tmp]")
-@click.option("--slots", default=0, type=click.IntRange(0), help="fork: jobs at once.  [default: one per core]")
-@click.option("--max-jobs", default=0, type=click.IntRange(0), help="Jobs of ours in its queue at once.")
-@click.option(
-    "--option",
-    "options",
-    multiple=True,
-    type=PairType(),
-    metavar="KEY=VALUE",
-    help="For its batch system: partition, queue, account, pe, native, … (docs/sites.md). May be repeated.",
-)
-@click.option(
-    "--env",
-    "environment",
-    multiple=True,
-    type=PairType(),
-    metavar="KEY=VALUE",
-    help="For its batch system's commands. May be repeated.",
-)
+@click.option("--kind", required=True, type=_KIND, help="Its batch system.")
+@_settings
 @format_option
-def add(kind: str, output: str, **given: Any) -> None:
+def add(name: str, output: str, **flags: Any) -> None:
     """Add a SITE: an account of yours at a batch system.
 
     \b
     ghv site add cluster --kind slurm --host login.example.org --user me --option partition=short
     """
-    for pairs_given in ("options", "environment"):
-        given[pairs_given] = dict(given[pairs_given])
-    for path in ("key", "known_hosts"):
-        given[path] = os.path.abspath(os.path.expanduser(given[path])) if given[path] else ""
-    added = connect().add_site(SiteRequest(kind=SiteKind(kind), **given))
+    added = connect().add_site(SiteRequest(name, **_given(flags)))
+    _tell(added, output, f"added; see what it can do: ghv site check {added.name}")
+
+
+@site.command()
+@_one_site
+@click.option("--kind", type=_KIND, help="Its batch system.")
+@_settings
+@click.option(
+    "--unset",
+    multiple=True,
+    metavar="SETTING",
+    help="Restore a setting's default: its flag's name, option:KEY or env:KEY. May be repeated.",
+)
+@format_option
+def edit(name: str, output: str, unset: tuple[str, ...], **flags: Any) -> None:
+    """Change settings of a SITE.
+
+    They hold from the next connection, which is made at once, and the next job on. Jobs that are there go on; while
+    there are any, kind, host, port, user and workdir stay as they are.
+
+    \b
+    ghv site edit cluster --max-jobs 20 --option qos=long --unset option:account
+    """
+    change = _given(flags)
+    for word in unset:
+        name_of, _, key = word.partition(":")
+        if key and name_of in _PAIRS:
+            change.setdefault(_PAIRS[name_of], {})[key] = None
+        elif word in _RESTORABLE:
+            change[word.replace("-", "_")] = None
+        else:
+            raise click.UsageError(f"--unset {word}: give {', '.join(_RESTORABLE)}, option:KEY or env:KEY")
+    if not change:
+        raise click.UsageError("Say what to change: ghv site edit --help shows the settings.")
+    edited = connect().edit_site(name, SiteChange(**change))
+    _tell(edited, output, f"changed; see what it can do now: ghv site check {name}")
+
+
+def _tell(view: SiteView, output: str, words: str) -> None:
     if output != "table":
-        emit(added, output)
+        emit(view, output)
     else:
-        echo(f"{added.name}  added; see what it can do: ghv site check {added.name}")
+        echo(f"{view.name}  {words}")
 
 
 @site.command("list")
@@ -113,7 +189,8 @@ def list_sites(output: str) -> None:
 
 
 def _health(view: SiteView) -> str:
-    return paint(view.health, _HEALTH.get(view.health))
+    health = paint(view.health, _HEALTH[view.health])
+    return f"{health}, {paint('draining', YELLOW)}" if view.draining else health
 
 
 @site.command()
@@ -133,13 +210,24 @@ def show(name: str, output: str) -> None:
             ("address", found.address),
             ("health", _health(found) + since),
             ("why", found.health_why),
+            ("draining", f"takes no new work until: ghv site drain {name} --undo" if found.draining else ""),
             ("batch system", found.batch_system),
-            ("workdir", found.workdir),
+            ("workdir", found.workdir or (found.settings.workdir if found.settings else "")),
             ("jobs", f"{found.queued} queued, {found.running} running"),
             ("most at once", str(found.max_jobs or "")),
-            ("options", "\n".join(f"{key}={value}" for key, value in found.options.items())),
+            *_set(found.settings),
         ]
     )
+
+
+def _set(settings: SiteRequest | None) -> list[tuple[str, str]]:
+    """What the user set and no other line shows."""
+    if settings is None:
+        return []
+    lines = [(name.replace("_", " "), str(getattr(settings, name) or "")) for name in (*_PATHS, "scratch", "slots")]
+    for name in _PAIRS.values():
+        lines.append((name, "\n".join(f"{key}={value}" for key, value in getattr(settings, name).items())))
+    return lines
 
 
 @site.command()
@@ -148,6 +236,36 @@ def show(name: str, output: str) -> None:
 def check(name: str, output: str) -> int:
     """Ask a site now what it can do; exits with 75 if something does not hold."""
     client = connect()
+    return show_checks(finish(client, client.check_site(name)), output, otherwise=exits.Exit.INFRASTRUCTURE)
+
+
+@site.command()
+@_one_site
+@click.option("--undo", is_flag=True, help="Give it work again.")
+@format_option
+def drain(name: str, undo: bool, output: str) -> None:
+    """Give a SITE no new work; what it has been given goes on."""
+    view = connect().drain_site(name, undo=undo)
+    left = f"; it still has {view.queued} queued, {view.running} running" if view.queued + view.running else ""
+    _tell(view, output, "takes work again" if undo else f"draining: takes no new work{left}")
+
+
+@site.command()
+@_one_site
+@format_option
+def login(name: str, output: str) -> int:
+    """Log in to a SITE that wants a password or a code from you.
+
+    ssh asks for it here, in your terminal; nothing is kept of it. The connection stays, in the background, and the
+    service works through it until it ends.
+    """
+    client = connect()
+    command = client.login_site(name).command
+    if not command:
+        echo(f"{name}  somebody is logged in already", err=True)
+    elif subprocess.call(command) != 0:
+        hint = "ssh says above why; `ghv site show` and `ghv site edit` are for what it was told"
+        raise ServiceError(Problem(f"log in to site {name}", 403, "refused", "ssh did not get in", hint))
     return show_checks(finish(client, client.check_site(name)), output, otherwise=exits.Exit.INFRASTRUCTURE)
 
 

@@ -26,6 +26,8 @@ from gridhypervisor.model.views import (
     Operation,
     OperationItem,
     ServiceView,
+    SiteChange,
+    SiteLogin,
     SiteRequest,
     SiteUsage,
     SiteView,
@@ -121,6 +123,17 @@ class AsyncClient:
 
     async def add_site(self, request: SiteRequest) -> SiteView:
         return await self._ask(calls.add_site(request))
+
+    async def edit_site(self, name: str, change: SiteChange) -> SiteView:
+        return await self._ask(calls.edit_site(name, change))
+
+    async def drain_site(self, name: str, *, undo: bool = False) -> SiteView:
+        """Give the site no new work; `undo`: give it work again."""
+        return await self._ask(calls.drain_site(name, undo=undo))
+
+    async def login_site(self, name: str) -> SiteLogin:
+        """The command that a person runs in a terminal to let the service in."""
+        return await self._ask(calls.login_site(name))
 
     async def remove_site(self, name: str, *, abandon: bool = False) -> None:
         await self._ask(calls.remove_site(name, abandon=abandon))

@@ -29,6 +29,8 @@ from gridhypervisor.model.views import (
     Problem,
     ServiceError,
     ServiceView,
+    SiteChange,
+    SiteLogin,
     SiteRequest,
     SiteUsage,
     SiteView,
@@ -175,6 +177,18 @@ def site(name: str) -> Call[SiteView]:
 
 def add_site(request: SiteRequest) -> Call[SiteView]:
     return Call("POST", _path("sites"), SiteView, msgspec.json.encode(request), repeatable=False)
+
+
+def edit_site(name: str, change: SiteChange) -> Call[SiteView]:
+    return Call("PATCH", _path("sites", name), SiteView, msgspec.json.encode(change), repeatable=False)
+
+
+def drain_site(name: str, *, undo: bool = False) -> Call[SiteView]:
+    return Call("POST", _path("sites", name, "drain", undo="true" if undo else ""), SiteView)
+
+
+def login_site(name: str) -> Call[SiteLogin]:
+    return Call("POST", _path("sites", name, "login"), SiteLogin)
 
 
 def remove_site(name: str, *, abandon: bool = False) -> Call[None]:

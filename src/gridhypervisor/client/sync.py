@@ -24,6 +24,8 @@ from gridhypervisor.model.views import (
     OperationItem,
     ServiceError,
     ServiceView,
+    SiteChange,
+    SiteLogin,
     SiteRequest,
     SiteUsage,
     SiteView,
@@ -110,6 +112,17 @@ class Client:
 
     def add_site(self, request: SiteRequest) -> SiteView:
         return self._ask(calls.add_site(request))
+
+    def edit_site(self, name: str, change: SiteChange) -> SiteView:
+        return self._ask(calls.edit_site(name, change))
+
+    def drain_site(self, name: str, *, undo: bool = False) -> SiteView:
+        """Give the site no new work; `undo`: give it work again."""
+        return self._ask(calls.drain_site(name, undo=undo))
+
+    def login_site(self, name: str) -> SiteLogin:
+        """The command that a person runs in a terminal to let the service in."""
+        return self._ask(calls.login_site(name))
 
     def remove_site(self, name: str, *, abandon: bool = False) -> None:
         self._ask(calls.remove_site(name, abandon=abandon))

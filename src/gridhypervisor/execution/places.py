@@ -59,6 +59,5 @@ class Places:
 
     def _free(self, site: str) -> int:
         session = self._sessions.get(site)
-        if session is None or not session.facts.up:
-            return 0
-        return session.facts.max_jobs - self._cases.places(site)
+        facts = session.facts if session is not None else None
+        return facts.max_jobs - self._cases.places(site) if facts is not None and facts.open else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from gridhypervisor.execution.connection import CALL, Connection, greet, lending_of
@@ -18,8 +19,8 @@ from gridhypervisor.execution.logs import OUTPUT, Logs
 from gridhypervisor.execution.meter import Meter
 from gridhypervisor.execution.ports import Driver, Inputs, Layers, Listener, Transport
 from gridhypervisor.execution.prolog import Prolog
-from gridhypervisor.model.errors import LinkError, LinkLost
-from gridhypervisor.model.records import Site
+from gridhypervisor.model.errors import LinkError, LinkLost, LoginNeeded
+from gridhypervisor.model.records import Site, SiteHealth
 from gridhypervisor.model.views import Check, SiteUsage
 from gridhypervisor.model.wire import (
     MAX_PAYLOAD,
@@ -34,14 +35,15 @@ from gridhypervisor.model.wire import (
     from_plain,
 )
 from gridhypervisor.planning.draft import Action
+from gridhypervisor.planning.sites import MOST, pause
 from gridhypervisor.planning.world import Case, Outcome, Result, SiteFacts
 
 SETTLE = 0.5
 """Seconds from the wish for a listing to the listing: it then answers all wishes of a burst of submissions, and does
 not compete on the front-end with the very job that it is about."""
 
-BACK_OFF = (1.0, 60.0)
-"""Seconds before a connection is tried again: at first, at most. The latter holds for a batch system's silence, too."""
+LOOK = 2.0
+"""Seconds between two looks, on this machine, whether somebody has opened a way in to where it takes a person."""
 
 
 class Session:
@@ -66,7 +68,7 @@ class Session:
         self.site, self.transport, self.listener = site, transport, listener
         self.installation, self.layers, self.inputs, self.logs = installation, layers, inputs, logs
         self.clock, self.jitter, self.progress, self.report = clock, jitter, progress, report
-        self.health, self.why, self.since = "connecting", "", clock()
+        self.health, self.why, self.since = SiteHealth.CONNECTING, "", clock()
         self.batch_system = ""
         self.workdir = ""
         self.relay_cpu = Meter()
@@ -78,6 +80,9 @@ class Session:
         self._urgent: dict[str, bool] = {}
         self._ask = asyncio.Event()  # somebody wants a listing soon
         self._reconnect = asyncio.Event()
+        self._tried = asyncio.Event()  # the newest attempt to connect has come to an end, good or bad
+        self._next = asyncio.Event()  # the same of the one after it
+        self._tried.set()
         self._watches: dict[str, dict[str, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -86,35 +91,76 @@ class Session:
         lending, at = self._lending
         if lending is not None and lending.open_for is not None:
             lending = replace(lending, open_for=max(0.0, lending.open_for - (self.clock() - at)))
-        return replace(self._facts, up=self._connection is not None, why=self.why, lending=lending)
+        login = self.health is SiteHealth.AUTH_NEEDED
+        up, draining = self._connection is not None, self.site.draining
+        return replace(self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        wait = BACK_OFF[0]
-        while True:
-            began = self.clock()
+        wait: float | None = 0.0
+        try:
+            while True:
+                began, came, passing = self.clock(), _never, False
+                self._tried, self._next = self._next, asyncio.Event()
+                self._reconnect.clear()
+                try:
+                    await self._connected()
+                except LinkLost as error:
+                    self._down(SiteHealth.UNREACHABLE, str(error))
+                except LoginNeeded as error:
+                    self._down(SiteHealth.AUTH_NEEDED, f"{error}; {error.hint}")
+                    came, passing = error.came, error.passing
+                except LinkError as error:
+                    self._down(SiteHealth.REFUSED, f"{error}; {error.hint}" if error.hint else str(error))
+                except Exception as error:  # a fault of ours must not take the site away without a word
+                    self.report(error)
+                    why = f"internal error: {type(error).__name__}: {error}; see service.log"
+                    self._down(SiteHealth.UNREACHABLE, why)
+                self._tried.set()
+                wait = pause(self.health, before=wait or 0.0, lived=self.clock() - began, passing=passing)
+                await self._pause(wait, came)
+        finally:
+            for each in (self._tried, self._next):
+                each.set()  # nobody need wait for another
+            self._next = asyncio.Event()
+
+    async def _pause(self, seconds: float | None, came: Callable[[], bool]) -> None:
+        """Wait for the time, if there is one; less if somebody asks, or has opened a way in."""
+        left = seconds * self.jitter() if seconds is not None else inf
+        while left > 0 and not self._reconnect.is_set() and not came():
+            step = left if came is _never else min(left, LOOK)
             try:
-                await self._connected()
-            except LinkLost as error:
-                self._down("unreachable", str(error))
-            except LinkError as error:
-                self._down("refused", str(error))
-            except Exception as error:  # a fault of ours must not take the site away without a word
-                self.report(error)
-                self._down("unreachable", f"internal error: {type(error).__name__}: {error}; see service.log")
-            if self.clock() - began > 2 * BACK_OFF[1]:
-                wait = BACK_OFF[0]
-            try:
-                await asyncio.wait_for(self._reconnect.wait(), wait * self.jitter())
+                await asyncio.wait_for(self._reconnect.wait(), step)
             except TimeoutError:
-                pass
-            self._reconnect.clear()
-            wait = min(2 * wait, BACK_OFF[1])
+                left -= step
 
     def reconnect(self) -> None:
-        """Try again now, not at the end of the back-off."""
-        self._reconnect.set()
+        if self._between and self.health is not SiteHealth.AUTH_NEEDED:
+            self._reconnect.set()
+
+    async def tried(self) -> None:
+        """Connect now, unless it is connected: `health` and `why` are of the present then, whatever they are."""
+        if self._between:
+            self._reconnect.set()
+            await self._next.wait()
+        await self._tried.wait()
+
+    @property
+    def _between(self) -> bool:
+        """Not connected, and no attempt to be so is under way."""
+        return self._connection is None and self._tried.is_set()
+
+    def configure(self, site: Site, make_driver: Callable[[str, str], Driver], transport: Transport) -> None:
+        """From the next `run` on it is another configuration. To be called while it does not run."""
+        self.site, self.transport, self._make_driver = site, transport, make_driver
+        self._reconnect.clear()
+        self._down(SiteHealth.CONNECTING, "")
+
+    def drain(self, site: Site) -> None:
+        """Only whether it gets new work has changed."""
+        self.site = site
+        self.listener.site_changed(site.name)
 
     async def _connected(self) -> None:
         """One connection, from its beginning to its end."""
@@ -140,7 +186,8 @@ class Session:
                 used=self._relay_used,
             )
             self._connection = connection
-            self.health, self.why, self.since = "up", "", self.clock()
+            self.health, self.why, self.since = SiteHealth.UP, "", self.clock()
+            self._tried.set()
             self.listener.site_changed(self.site.name)
             for entry, offsets in self._watches.items():
                 self._spawn(self._send_watch(entry, offsets))
@@ -149,7 +196,7 @@ class Session:
             finally:
                 self._connection = self._errands = None
 
-    def _down(self, health: str, why: str) -> None:
+    def _down(self, health: SiteHealth, why: str) -> None:
         changed = (self.health, self.why) != (health, why)
         self.health, self.why = health, why
         if changed:
@@ -177,9 +224,9 @@ class Session:
                 self.why = f"batch system: {problem}"
                 self.listener.silent(self.site.name, self.why)
             urgent = any(self._urgent.values())
-            pause = connection.driver.listing_interval * (1.0 if urgent else 5.0)
+            interval = connection.driver.listing_interval * (1.0 if urgent else 5.0)
             await self._until(
-                connection, self._ask.wait(), min(pause * 2.0 ** min(failures, 8), max(pause, BACK_OFF[1]))
+                connection, self._ask.wait(), min(interval * 2.0 ** min(failures, 8), max(interval, MOST))
             )
 
     async def _until(self, connection: Connection, wanted: Coroutine[Any, Any, object], seconds: float | None) -> None:
@@ -195,7 +242,7 @@ class Session:
             if lost.done():
                 lost.result()
             if damaged.done():
-                self.reconnect()  # at once
+                self._reconnect.set()  # at once
                 raise LinkLost("the bundle is placed anew")
         finally:
             for task in (waiting, lost, damaged):
@@ -216,10 +263,12 @@ class Session:
         """What can be proven of the site now, claim by claim."""
         connection = self._connection
         if connection is None:
-            return [Check("a relay answers", False, f"{self.health}: {self.why}" if self.why else self.health)]
+            return [Check("a relay answers", False, f"{self.health}: {self.why}" if self.why else str(self.health))]
         hello = await connection.hello()
         usage = await connection.ask(Op.USAGE, {})
         listing, problem = await connection.listing(self.clock())
+        if listing is not None and self.why:
+            self._ask.set()  # it speaks again: those who wait for its word need not wait for the next regular look
         facts, free = self.facts, int(usage["free_bytes"]) >> 20
         walltime = f"{facts.max_walltime} s" if facts.max_walltime is not None else "none known"
         return [
@@ -319,3 +368,8 @@ def _lent(terms: Terms) -> Check:
     """Whether the lender's file can be understood; who may change it."""
     whose = f"{terms.file}, which this account can change" if terms.own else f"{terms.file}, of {terms.holder}"
     return Check("the lender's file can be read", not terms.problem, terms.problem or whose)
+
+
+def _never() -> bool:
+    """Nobody opens a way in to a site that does not wait for one."""
+    return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class LinkLost(Exception):
     """The connection to a relay ended or a deadline passed: whether the request took effect is unknown."""
@@ -13,6 +15,18 @@ class LinkError(Exception):
     def __init__(self, message: str, kind: str = "refused", hint: str = "") -> None:
         super().__init__(message)
         self.kind, self.hint = kind, hint
+
+
+class LoginNeeded(LinkError):
+    """The host wants more than can be given without a person. Trying again unasked may lock the account.
+
+    `came` says whether somebody may have opened a way in since: cheap, and without a word to the host. `passing`: such
+    a login had worked before, so the fault may be the host's, and pass.
+    """
+
+    def __init__(self, message: str, hint: str, *, came: Callable[[], bool], passing: bool) -> None:
+        super().__init__(message, "login", hint)
+        self.came, self.passing = came, passing
 
 
 class InputError(Exception):

@@ -29,6 +29,7 @@ from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.states import ActionKind as ActionKind
 from gridhypervisor.model.states import AllocationState as AllocationState
 from gridhypervisor.model.states import JobState as JobState
+from gridhypervisor.model.states import SiteHealth as SiteHealth
 from gridhypervisor.model.states import SiteKind as SiteKind
 from gridhypervisor.model.states import Wish as Wish
 from gridhypervisor.model.wire import ExitRecord, ImageManifest, Reason
@@ -138,10 +139,12 @@ class Site:
     owner: str
     project: str
     kind: SiteKind
-    host: str = ""  # empty: this machine
-    port: int = 22
-    user: str = ""
+    host: str = ""  # as ssh knows it, an alias perhaps; empty: this machine
+    port: int = 0  # 0: as ssh_config has it, or 22
+    user: str = ""  # empty: as ssh_config has it, or the same as here
     key: str = ""  # path of a private key; empty: the agent's or the default ones
+    agent: str = ""  # path of an agent's socket; empty: that of the environment
+    ssh_config: str = ""  # path; empty: the user's own and the system's
     known_hosts: str = ""  # path; empty: the user's own
     workdir: str = ""  # empty: the kind's default
     scratch: str = ""  # node-local folder; empty: the batch job's TMPDIR, or /tmp
@@ -149,4 +152,5 @@ class Site:
     max_jobs: int = 0  # jobs of ours in the site's queue at once; 0: the kind's default
     options: dict[str, str] = field(default_factory=dict)  # partition, account, qos, constraint, native
     environment: dict[str, str] = field(default_factory=dict)  # for the batch system's commands
+    draining: bool = False  # it gets no new work; what it has goes on
     version: int = 0

@@ -57,6 +57,14 @@ class ActionKind(enum.StrEnum):
     CLEAN = "clean"  # remove the entry from the site
 
 
+class SiteHealth(enum.StrEnum):
+    UP = "up"  # a relay of ours answers there
+    CONNECTING = "connecting"  # for the first time, or after a change of its configuration
+    UNREACHABLE = "unreachable"  # tried again by itself
+    REFUSED = "refused"  # it answers, and cannot be used as it is configured; tried again by itself
+    AUTH_NEEDED = "auth-needed"  # a person has to log in, or to mend how: not tried again before
+
+
 class SiteKind(enum.StrEnum):
     FORK = "fork"
     SLURM = "slurm"

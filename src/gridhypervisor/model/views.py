@@ -12,7 +12,7 @@ import msgspec
 
 from gridhypervisor.model.ledger import Ledger
 from gridhypervisor.model.spec import JobSpec
-from gridhypervisor.model.states import AllocationState, JobState, SiteKind, Wish
+from gridhypervisor.model.states import AllocationState, JobState, SiteHealth, SiteKind, Wish
 from gridhypervisor.model.wire import Phase, Reason, Terms, Use
 
 
@@ -110,7 +110,7 @@ class SiteView(msgspec.Struct, frozen=True):
     name: str
     kind: SiteKind
     address: str  # "this machine" or user@host:port
-    health: str  # up | connecting | unreachable | refused
+    health: SiteHealth
     health_why: str = ""
     health_since: float = 0.0
     queued: int = 0
@@ -118,7 +118,8 @@ class SiteView(msgspec.Struct, frozen=True):
     max_jobs: int = 0
     workdir: str = ""
     batch_system: str = ""  # e.g. "slurm 22.05.8"
-    options: dict[str, str] = msgspec.field(default_factory=dict)
+    draining: bool = False  # it gets no new work
+    settings: SiteRequest | None = None  # as the user configured it
 
 
 class SiteUsage(msgspec.Struct, frozen=True):
@@ -131,12 +132,16 @@ class SiteUsage(msgspec.Struct, frozen=True):
 
 
 class SiteRequest(msgspec.Struct, frozen=True):
+    """A site's configuration; see `records.Site` for what empty fields mean. Paths are absolute, on this machine."""
+
     name: str
     kind: SiteKind
     host: str = ""
-    port: int = 22
+    port: int = 0
     user: str = ""
     key: str = ""
+    agent: str = ""
+    ssh_config: str = ""
     known_hosts: str = ""
     workdir: str = ""
     scratch: str = ""
@@ -144,6 +149,32 @@ class SiteRequest(msgspec.Struct, frozen=True):
     max_jobs: int = 0
     options: dict[str, str] = msgspec.field(default_factory=dict)
     environment: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class SiteChange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What to change of a site's configuration. What is not named stays; null restores a field's default, and removes
+    an option or a variable."""
+
+    kind: SiteKind | msgspec.UnsetType = msgspec.UNSET
+    host: str | msgspec.UnsetType | None = msgspec.UNSET
+    port: int | msgspec.UnsetType | None = msgspec.UNSET
+    user: str | msgspec.UnsetType | None = msgspec.UNSET
+    key: str | msgspec.UnsetType | None = msgspec.UNSET
+    agent: str | msgspec.UnsetType | None = msgspec.UNSET
+    ssh_config: str | msgspec.UnsetType | None = msgspec.UNSET
+    known_hosts: str | msgspec.UnsetType | None = msgspec.UNSET
+    workdir: str | msgspec.UnsetType | None = msgspec.UNSET
+    scratch: str | msgspec.UnsetType | None = msgspec.UNSET
+    slots: int | msgspec.UnsetType | None = msgspec.UNSET
+    max_jobs: int | msgspec.UnsetType | None = msgspec.UNSET
+    options: dict[str, str | None] | msgspec.UnsetType = msgspec.UNSET
+    environment: dict[str, str | None] | msgspec.UnsetType = msgspec.UNSET
+
+
+class SiteLogin(msgspec.Struct, frozen=True):
+    """The command with which a person lets the service in, to be run in a terminal; empty: somebody has."""
+
+    command: tuple[str, ...]
 
 
 class Check(msgspec.Struct, frozen=True):

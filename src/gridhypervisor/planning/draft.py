@@ -242,7 +242,7 @@ class Draft:
                 return None
         site = self.sites.get(a.site)
         if site is None or not site.up:
-            self.waiting = f"{a.site} does not answer" + (f": {site.why}" if site and site.why else "")
+            self.waiting = f"{a.site} {site.silence if site is not None else 'does not answer'}"
             return None  # the site's return wakes the planner
         self.actions.append(Action(kind, a, why, results))
         return None

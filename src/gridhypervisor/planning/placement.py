@@ -42,7 +42,7 @@ def place(job: Job, sites: Mapping[str, SiteFacts], refused: Collection[str] = (
             verdict = f"the lender of {name} has just refused it"
         if verdict:
             candidates.append(Candidate(name, False, verdict))
-            if facts.up and facts.alive < facts.max_jobs:
+            if facts.open and facts.alive < facts.max_jobs:
                 spurned.append(name)
             continue
         free = (facts.max_jobs - facts.alive) / facts.max_jobs
@@ -84,9 +84,9 @@ def _obstacle(job: Job, facts: SiteFacts) -> str:
     if facts.max_memory is not None and parse_size(resources.memory) > facts.max_memory:
         return f"memory {resources.memory} exceeds the site's {facts.max_memory >> 20} MiB a node"
     if facts.draining:
-        return "draining: takes no new work"
+        return f"draining: takes no new work until `ghv site drain {facts.name} --undo`"
     if not facts.up:
-        return f"does not answer{': ' + facts.why if facts.why else ''}"
+        return facts.silence
     if facts.alive >= facts.max_jobs:
         return f"all {facts.max_jobs} places are taken"
     return _unlent(job, facts) if facts.lending is not None else ""

@@ -171,6 +171,10 @@ class _Step(Draft):
         if self.job.wish is not Wish.RUN:
             self.give_up(a, Reason.CANCELLED, "cancelled before it was submitted")
             return
+        site = self.sites[a.site]
+        if site.draining:
+            self.withdraw(a, f"{a.site} is draining, and had not been given it yet")
+            return
         outcome = sight.outcomes.get(A.PROLOG)
         if outcome is not None and outcome.result is Result.REFUSED:
             self.give_up(a, outcome.reason or Reason.STAGING, outcome.message, outcome.hint)
@@ -438,6 +442,12 @@ class _Step(Draft):
         else:
             self.end(JobState.FAILED, why, note, hint, a=moved)
 
+    def withdraw(self, a: Allocation, note: str) -> None:
+        """Nothing was submitted, and nothing shall be: the job looks for another place, and has lost nothing by it."""
+        self.move(a, S.REVOKED, note=note, message=note)
+        if a.epoch == self.case.vm.epoch:
+            self.change_job(JobState.PENDING, message=note)
+
     def retry_reason(self, a: Allocation) -> Reason | None:
         """Why this attempt's failure calls for another, if it does."""
         exit = a.exit
@@ -450,12 +460,18 @@ class _Step(Draft):
     def spent(self, last: Allocation) -> int:
         """Attempts that count against the job's retries, `last` included.
 
-        What a lender refused at the door is none. A submission of which nobody ever heard again (this controller died
-        in it, mostly), or that waited until its lender no longer let it start, is nobody's failure; but a site that
-        does so with everything that it is given must not go on for ever.
+        What a lender refused at the door is none, nor is one withdrawn before it was submitted (without a `why`). A
+        submission of which nobody ever heard again (this controller died in it, mostly), or that waited until its
+        lender no longer let it start, is nobody's failure; but a site that does so with everything that it is given
+        must not go on for ever.
         """
-        attempts = [last if a.id == last.id else a for a in self.case.allocations]
-        attempts = [a for a in attempts if a.why is not Reason.LENDER]
+        known = [last if a.id == last.id else a for a in self.case.allocations]
+        attempts = [
+            a
+            for a in known
+            if a.why is not Reason.LENDER
+            and (a.state not in (S.REVOKED, S.CLEANED) or a.why is not None or a.exit is not None)
+        ]
         lost = sum(
             (a.why is Reason.LOST and a.exit is None and a.times.queued is None and a.times.running is None)
             or (a.exit is not None and a.exit.reason is Reason.LENDER)

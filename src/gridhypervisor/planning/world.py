@@ -111,9 +111,21 @@ class SiteFacts:
     max_memory: int | None = None  # bytes, of one job
     listing_lag: float = 0.0  # how long a submission may stay out of a listing
     spool_lag: float = 0.0  # how long a file written on a node may stay invisible to the relay
-    draining: bool = False
+    draining: bool = False  # the user wants no new work there
+    login: bool = False  # it is not up until a person has logged in
     lending: Lending | None = None  # what its relay said last; None: nobody limits the account
     own: Share = NO_SHARE  # of the allocations counted in `alive`: the relay may not know of all of them yet
+
+    @property
+    def open(self) -> bool:
+        """Whether a job may begin there, if there is a place."""
+        return self.up and not self.draining
+
+    @property
+    def silence(self) -> str:
+        """Why it is not up, and what to do, for the user."""
+        words = f"needs you to log in: `ghv site login {self.name}`" if self.login else "does not answer"
+        return f"{words}{': ' + self.why if self.why and not self.login else ''}"
 
 
 @dataclass(frozen=True)

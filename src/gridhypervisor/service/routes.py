@@ -27,6 +27,8 @@ from gridhypervisor.model.views import (
     Operation,
     Problem,
     ServiceView,
+    SiteChange,
+    SiteLogin,
     SiteRequest,
     SiteUsage,
     SiteView,
@@ -47,7 +49,7 @@ _REFUSALS = {
     }.items()
 }
 get, post = partial(litestar.get, responses=_REFUSALS), partial(litestar.post, responses=_REFUSALS)
-delete = partial(litestar.delete, responses=_REFUSALS)
+delete, patch = partial(litestar.delete, responses=_REFUSALS), partial(litestar.patch, responses=_REFUSALS)
 
 LOG_LIMIT = 16 << 20
 """Most bytes of a log in one answer."""
@@ -165,6 +167,19 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
     async def get_site(name: FromPath[str]) -> SiteView:
         return await backend.site(name)
 
+    @patch("/sites/{name:str}", dto=Body[SiteChange], return_dto=None, summary="Change a site", tags=["sites"])
+    async def edit_site(name: FromPath[str], data: JSONBody[SiteChange]) -> SiteView:
+        """A JSON merge patch. Refused for what says where its jobs are, while there are any."""
+        return await backend.edit_site(name, data)
+
+    @post("/sites/{name:str}/drain", status_code=200, summary="Give it no new work, or work again", tags=["sites"])
+    async def drain_site(name: FromPath[str], undo: FromQuery[bool] = False) -> SiteView:
+        return await backend.drain_site(name, undo=undo)
+
+    @post("/sites/{name:str}/login", status_code=200, summary="How a person lets the service in", tags=["sites"])
+    async def login_site(name: FromPath[str]) -> SiteLogin:
+        return await backend.login_site(name)
+
     @delete("/sites/{name:str}", summary="Forget a site", tags=["sites"])
     async def remove_site(name: FromPath[str], abandon: FromQuery[bool] = False) -> None:
         await backend.remove_site(name, abandon=abandon)
@@ -178,7 +193,7 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
         """Of all installations that share the account, and what its lender allows."""
         return await backend.site_usage(name)
 
-    return [list_sites, add_site, get_site, remove_site, check_site, site_usage]
+    return [list_sites, add_site, get_site, edit_site, drain_site, login_site, remove_site, check_site, site_usage]
 
 
 def _service(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from gridhypervisor.model.errors import LinkError, LinkLost
+from gridhypervisor.model.errors import LinkError, LinkLost, LoginNeeded
 from gridhypervisor.model.wire import Command, CommandResult, Decoder, Op, encode, from_plain, to_plain
 from gridhypervisor.simulation.relay import Account, Relay
 
@@ -175,10 +175,17 @@ class Way:
         self._loop, self._account, self._latency = loop, account, latency
         self._links: set[MemoryLink] = set()
         self._silent_until = 0.0
+        self.knocks = 0  # how often anybody tried to connect
+        self.asks = False  # for more than a program can give
+        self.passing = False  # and has not always done so
+        self.entered = False  # a person has let us in
 
     @asynccontextmanager
     async def connect(self, on_note: Callable[[dict[str, Any], bytes], None]) -> AsyncIterator[MemoryLink]:
+        self.knocks += 1
         await asyncio.sleep(5 * self._latency)
+        if self.asks and not self.entered:
+            raise LoginNeeded("connect: it wants a code", "log in", came=lambda: self.entered, passing=self.passing)
         if self._loop.time() < self._silent_until:
             raise LinkLost("connect: the site does not answer")
         link = MemoryLink(self._loop, self._account, self._latency, on_note)

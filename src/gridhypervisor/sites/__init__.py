@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.sites.fork import ForkDriver
@@ -17,10 +17,9 @@ from gridhypervisor.sites.gridengine import GridEngineDriver
 from gridhypervisor.sites.htcondor import HTCondorDriver
 from gridhypervisor.sites.pbs import PbsDriver
 from gridhypervisor.sites.slurm import SlurmDriver
+from gridhypervisor.sites.ssh import SshTransport
 from gridhypervisor.sites.transport import Bundle, LocalTransport
-
-if TYPE_CHECKING:
-    from gridhypervisor.sites.ssh import SshTransport
+from gridhypervisor.sites.ways import Ways
 
 __all__ = [
     "Bundle",
@@ -31,6 +30,7 @@ __all__ = [
     "LocalTransport",
     "PbsDriver",
     "SlurmDriver",
+    "Ways",
     "driver_for",
     "transport_for",
 ]
@@ -60,14 +60,13 @@ def driver_for(site: Site, workdir: str, bundle: str) -> Driver:
 
 
 def transport_for(
-    site: Site, bundle: Bundle, *, log: Path, progress: Callable[[str], None] = lambda words: None
+    site: Site, bundle: Bundle, *, log: Path, sockets: Path, progress: Callable[[str], None] = lambda words: None
 ) -> LocalTransport | SshTransport:
     """The way to the site's account: SSH where it has a host, else a child process on this machine.
 
-    `log` receives what the relay prints on its stderr; `progress` is told what is being uploaded.
+    `log` receives what the relay prints on its stderr; `sockets` is a folder for SSH's, which nobody else may enter;
+    `progress` is told what is being uploaded.
     """
     if not site.host:
         return LocalTransport(site, bundle, log=log)
-    from gridhypervisor.sites.ssh import SshTransport  # late: a purely local service need not load all of asyncssh
-
-    return SshTransport(site, bundle, log=log, progress=progress)
+    return SshTransport(site, bundle, log=log, sockets=sockets, progress=progress)

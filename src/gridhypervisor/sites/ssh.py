@@ -1,40 +1,35 @@
 """The transport to an account behind SSH. The other side needs a POSIX shell, cat, mkdir and chmod, and nothing else.
 
-It checks the host's key, uploads what is missing of the bundle (its busybox first: the rest is looked at with that),
-verifies it there, starts the relay and ends it by closing its input. Connecting again is the caller's business, and so
-is everything that the user's own SSH configuration says: aliases, jump hosts, agents.
+It takes the way in that `sites.ways` opens, uploads what is missing of the bundle (its busybox first: the rest is
+looked at with that), verifies it there, starts the relay and ends it by closing its input. Connecting again is the
+caller's business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shlex
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import asyncssh
-
 from gridhypervisor.model.errors import LinkError, LinkLost
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BUNDLES
+from gridhypervisor.sites import ways
+from gridhypervisor.sites.openssh import MARK
 from gridhypervisor.sites.relayclient import RelayLink
-from gridhypervisor.sites.transport import DEFAULT_WORKDIR, FAREWELL, Bundle, Part, open_log
+from gridhypervisor.sites.transport import DEFAULT_WORKDIR, Bundle, Part, end_child, open_log
+from gridhypervisor.sites.ways import Way, Ways
 
-CONNECT = 30.0
-"""Seconds for TCP, host key and login."""
-KEEP_ALIVE = (15.0, 3)
-"""Seconds between signs of life, and how many may be missed before the connection counts as lost."""
 STEP = 120.0
 """Seconds for one step of the bootstrap that moves no data."""
 BLOCK = 256 << 10
+LOST = 255
+"""With this exit code ssh says that it could not open a session, or lost it. No script of ours ends with it."""
 STALLED = 60.0
 """Seconds that the upload may stand still."""
-MARK = "::ghv::"
-"""Begins every line that is meant for us: logins print greetings, and shells complain."""
-CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr")
 
 
 class SshTransport:
@@ -45,10 +40,11 @@ class SshTransport:
     """
 
     def __init__(
-        self, site: Site, bundle: Bundle, *, log: Path, progress: Callable[[str], None] = lambda words: None
-    ) -> None:
+        self, site: Site, bundle: Bundle, *, log: Path, sockets: Path,
+        progress: Callable[[str], None] = lambda words: None,
+    ) -> None:  # fmt: skip
         self._site, self._bundle, self._log, self._progress = site, bundle, log, progress
-        self._where = f"{site.user + '@' if site.user else ''}{site.host}:{site.port}"
+        self._ways = Ways(site, sockets)
         workdir = site.workdir or DEFAULT_WORKDIR
         if workdir.startswith("~/"):
             self._workdir = f'"$HOME"/{shlex.quote(workdir[2:])}'
@@ -63,107 +59,69 @@ class SshTransport:
 
     @contextlib.asynccontextmanager
     async def connect(self, on_note: Callable[[dict[str, Any], bytes], None]) -> AsyncIterator[RelayLink]:
-        """A link to a new relay over a new SSH connection.
+        """A link to a new relay.
 
         Raises:
-            LinkError: the host key or the login is refused, or the account cannot take the bundle.
+            LoginNeeded: it takes a person to log in.
+            LinkError: the host's key is refused, or the account cannot take the bundle.
             LinkLost: the host cannot be reached, or the connection broke on the way.
         """
         parts = await asyncio.to_thread(self._bundle.parts)
-        connection = await self._login()
-        try:
-            async with self._bootstrap(connection, parts) as process:
-                epitaph, log = open_log(self._log)
-                with log:
-                    await process.redirect(stderr=log)
-                    link = RelayLink(self._site.name, process.stdout, process.stdin, on_note, epitaph=epitaph)
-                    try:
-                        yield link
-                    finally:
-                        await link.close()
-        finally:
-            connection.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(connection.wait_closed(), FAREWELL)
+        async with self._ways.open() as way:
+            try:
+                workdir = await self._place(way, parts)
+            except TimeoutError as error:
+                raise LinkLost(f"place the bundle at {self._site.name}: no answer in time") from error
+            epitaph, log = open_log(self._log)
+            with log:
+                relay = await self._start(way, workdir, log.fileno())
+            assert relay.stdin and relay.stdout
+            try:
+                await self._began(relay.stdout, way)
 
-    # --- login ----------------------------------------------------------------------------------------------------
+                def last_words() -> str:
+                    return " · ".join(filter(None, (epitaph(), way.words())))
 
-    async def _login(self) -> asyncssh.SSHClientConnection:
-        what, offered = f"connect to {self._site.name} ({self._where})", _HostKey()
-        options: dict[str, Any] = {"port": self._site.port}
-        if self._site.user:
-            options["username"] = self._site.user
-        if self._site.key:
-            options["client_keys"] = [os.path.expanduser(self._site.key)]
-        if self._site.known_hosts:
-            options["known_hosts"] = os.path.expanduser(self._site.known_hosts)
-        try:
-            return await asyncssh.connect(
-                self._site.host, client_factory=lambda: offered, encryption_algs=CIPHERS, compression_algs=None,
-                connect_timeout=CONNECT, login_timeout=CONNECT, keepalive_interval=KEEP_ALIVE[0],
-                keepalive_count_max=KEEP_ALIVE[1], **options,
-            )  # fmt: skip
-        except asyncssh.HostKeyNotVerifiable as error:
-            raise LinkError(f"{what}: {offered.words()}", "host-key", self._how_to_trust()) from error
-        except asyncssh.PermissionDenied as error:
-            key = self._site.key or "the agent's keys and the default ones"
-            raise LinkError(
-                f"{what}: the host refused the login with {key}: {error.reason}", "login",
-                "try `ssh` with the same user and key; a key with a passphrase must be in the agent (ssh-add)",
-            ) from error  # fmt: skip
-        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
-            raise LinkError(
-                f"{what}: key {self._site.key} cannot be read: {error}", "login", "add it to the agent (ssh-add)"
-            ) from error
-        except (asyncssh.Error, OSError) as error:  # TimeoutError is one of the latter
-            raise LinkLost(f"{what}: {str(error) or 'no answer in time'}") from error
-
-    def _how_to_trust(self) -> str:
-        file = self._site.known_hosts or "~/.ssh/known_hosts"
-        host = self._site.host if self._site.port == 22 else f"[{self._site.host}]:{self._site.port}"
-        return (
-            f"ask the site for its key's fingerprint; if it is this one: ssh-keygen -R '{host}' -f {file}; "
-            f"ssh-keyscan -p {self._site.port} {self._site.host} >> {file}"
-        )
+                link = RelayLink(self._site.name, relay.stdout, relay.stdin, on_note, epitaph=last_words)
+                try:
+                    yield link
+                finally:
+                    await link.close()
+            finally:
+                await end_child(relay)
 
     # --- bootstrap ------------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def _bootstrap(
-        self, connection: asyncssh.SSHClientConnection, parts: tuple[Part, ...]
-    ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
-        """Put the bundle there and start its relay; on leaving, close the relay's input and wait for its end."""
-        try:
-            workdir = await self._place(connection, parts)
-            # The front-end may lack the nodes' scratch.
-            scratch = shlex.quote(self._site.scratch)
-            script = (
-                f's={scratch}; [ -d "$s" ] || s=${{TMPDIR:-/tmp}}; [ -d "$s" ] || s=/tmp; echo {MARK}; '
-                f'exec /bin/sh {shlex.quote(f"{workdir}/{BUNDLES}/{self.bundle}/start")} relay --scratch "$s" '
-                f"--workdir {shlex.quote(workdir)}"
-            )
-            process = await connection.create_process(_shell(script), encoding=None)
-            async with asyncio.timeout(STEP):
-                await process.stdout.readuntil(f"{MARK}\n".encode())
-        except asyncio.IncompleteReadError as error:
-            raise LinkLost(f"start the relay at {self._site.name}: its shell ended at once") from error
-        except (asyncssh.Error, OSError) as error:
-            raise LinkLost(f"start the relay at {self._site.name}: {str(error) or 'no answer in time'}") from error
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(OSError, asyncssh.Error):
-                process.stdin.write_eof()
-                await asyncio.wait_for(process.wait_closed(), FAREWELL)
+    async def _start(self, way: Way, workdir: str, log: int) -> asyncio.subprocess.Process:
+        """Start the relay, whose stderr goes to the file `log`."""
+        # The front-end may lack the nodes' scratch.
+        scratch = shlex.quote(self._site.scratch)
+        script = (
+            f's={scratch}; [ -d "$s" ] || s=${{TMPDIR:-/tmp}}; [ -d "$s" ] || s=/tmp; echo {MARK}; '
+            f'exec /bin/sh {shlex.quote(f"{workdir}/{BUNDLES}/{self.bundle}/start")} relay --scratch "$s" '
+            f"--workdir {shlex.quote(workdir)}"
+        )
+        return await ways.start((*way.session, _shell(script)), stderr=log)
 
-    async def _place(self, connection: asyncssh.SSHClientConnection, parts: tuple[Part, ...]) -> str:
+    async def _began(self, stdout: asyncio.StreamReader, way: Way) -> None:
+        """Read past the account's greetings, to where the relay's own words begin."""
+        what = f"start the relay at {self._site.name}"
+        try:
+            async with asyncio.timeout(STEP):
+                await stdout.readuntil(f"{MARK}\n".encode())
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            raise LinkLost(f"{what}: {way.words() or 'its shell ended at once'}") from error
+        except TimeoutError as error:
+            raise LinkLost(f"{what}: no answer within {STEP:.0f} s") from error
+
+    async def _place(self, way: Way, parts: tuple[Part, ...]) -> str:
         """Have the bundle in the account's workdir, verified; give the workdir's absolute path."""
         look = (
             f"umask 077; mkdir -p {self._workdir} && chmod 700 {self._workdir} && cd {self._workdir} && "
             f"mkdir -p {BUNDLES} && echo {MARK} workdir $(pwd -P) && cd {BUNDLES} || exit 1; "
             f"{_verify(self.bundle, self.bundle)} && echo {MARK} whole"
         )
-        said = await self._run(connection, look, f"make {self._site.workdir or DEFAULT_WORKDIR}", may_fail=True)
+        said = await self._run(way, look, f"make {self._site.workdir or DEFAULT_WORKDIR}", may_fail=True)
         workdir = next((line.removeprefix("workdir ") for line in said if line.startswith("workdir ")), "")
         if not workdir:
             raise LinkError(
@@ -171,26 +129,26 @@ class SshTransport:
                 "io", "set the site's `workdir` to a folder of this account that front-end and nodes share",
             )  # fmt: skip
         if "whole" not in said:
-            await self._upload(connection, f"{workdir}/{BUNDLES}", parts)
+            await self._upload(way, f"{workdir}/{BUNDLES}", parts)
         return workdir
 
-    async def _upload(self, connection: asyncssh.SSHClientConnection, folder: str, parts: tuple[Part, ...]) -> None:
+    async def _upload(self, way: Way, folder: str, parts: tuple[Part, ...]) -> None:
         """Upload what is missing into `DIGEST.part`, verify it there, give it its name."""
         new = f"{folder}/{self.bundle}.part"
         sizes = {part.name: (self._bundle.path / part.name).stat().st_size for part in parts}
         folders = sorted({str(Path(part.name).parent) for part in parts} - {"."})
         enter = f"umask 077; cd {shlex.quote(new)}"
         make = f"umask 077; mkdir -p {shlex.quote(new)} && cd {shlex.quote(new)} && mkdir -p {_words('.', *folders)}"
-        await self._run(connection, make, f"make {new}")
+        await self._run(way, make, f"make {new}")
         busybox = next(part for part in parts if part.name == "busybox")
         check = f'{enter}; set -- $(./busybox sha256sum busybox) && [ "$1" = {busybox.sha256} ] && echo {MARK} whole'
-        if "whole" not in await self._run(connection, check, f"look at {new}", may_fail=True):
-            await self._send(connection, new, busybox, 0, sizes)
+        if "whole" not in await self._run(way, check, f"look at {new}", may_fail=True):
+            await self._send(way, new, busybox, 0, sizes)
         sent = 0
         for _ in range(2):  # what proves damaged is sent once more, whole
-            for part, have in (await self._sizes(connection, new, parts)).items():
+            for part, have in (await self._sizes(way, new, parts)).items():
                 if have != sizes[part.name]:
-                    await self._send(connection, new, part, have if have < sizes[part.name] else 0, sizes, sent)
+                    await self._send(way, new, part, have if have < sizes[part.name] else 0, sizes, sent)
                 sent += sizes[part.name]
             sent = 0
             verify = (
@@ -198,7 +156,7 @@ class SshTransport:
                 f"*': OK') ;; *) echo {MARK} bad ${{line%: *}}; ./busybox rm -f -- \"${{line%: *}}\" ;; esac; done; "
                 f"{_verify('.', self.bundle)} && cd .. && {{ {self._rename()}; }} && echo {MARK} whole"
             )
-            said = await self._run(connection, verify, f"verify {new}", may_fail=True)
+            said = await self._run(way, verify, f"verify {new}", may_fail=True)
             if "whole" in said:
                 return
         raise LinkError(
@@ -214,19 +172,17 @@ class SshTransport:
             f"|| {_verify(name, name)}"
         )
 
-    async def _sizes(
-        self, connection: asyncssh.SSHClientConnection, folder: str, parts: tuple[Part, ...]
-    ) -> dict[Part, int]:
+    async def _sizes(self, way: Way, folder: str, parts: tuple[Part, ...]) -> dict[Part, int]:
         """How many bytes of each part are there."""
         names = _words(*(part.name for part in parts))
         script = f"cd {shlex.quote(folder)} && ./busybox stat -c '{MARK} %s %n' {names} 2>/dev/null"
-        said = await self._run(connection, script, f"look at {folder}", may_fail=True)
+        said = await self._run(way, script, f"look at {folder}", may_fail=True)
         sizes = {name: int(size) for size, _, name in (line.partition(" ") for line in said)}
         return {part: sizes.get(part.name, 0) for part in parts}
 
     async def _send(
         self,
-        connection: asyncssh.SSHClientConnection,
+        way: Way,
         folder: str,
         part: Part,
         offset: int,
@@ -239,9 +195,10 @@ class SshTransport:
         write = f"cat >>{name}" if offset else f": >{name} && chmod {mode} {name} && cat >>{name}"
         script = f"umask 077; cd {shlex.quote(folder)} && {write} && echo {MARK} written"
         total = sum(sizes.values()) / 1e6
-        process = await connection.create_process(_shell(script), encoding=None)
+        process = await ways.start((*way.session, _shell(script)), stderr=asyncio.subprocess.PIPE)
+        assert process.stdin and process.stdout and process.stderr
         try:
-            with local.open("rb") as file:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError), local.open("rb") as file:
                 file.seek(offset)
                 while data := await asyncio.to_thread(file.read, BLOCK):
                     process.stdin.write(data)
@@ -249,45 +206,28 @@ class SshTransport:
                         await process.stdin.drain()
                     words = f"{(before + file.tell()) / 1e6:.0f} of {total:.0f} MB"
                     self._progress(f"bundle to {self._site.name}: {words}")
-            process.stdin.write_eof()
+                process.stdin.write_eof()
             async with asyncio.timeout(STALLED):
-                result = await process.wait()
-        except BrokenPipeError:
-            result = await process.wait()
+                said, complaints = await process.stdout.read(), await process.stderr.read()
         finally:
-            process.close()
-        if MARK.encode() not in (result.stdout or b""):
+            await end_child(process)
+        if process.returncode == LOST:
+            raise LinkLost(f"upload {part.name} of the bundle to {self._site.name}: {_tail(complaints) or way.words()}")
+        if MARK.encode() not in said:
             raise LinkError(
-                f"upload {part.name} of the bundle to {self._site.name}: {_tail(result.stderr)}", "io",
+                f"upload {part.name} of the bundle to {self._site.name}: {_tail(complaints)}", "io",
                 f"is there space, and quota, for {total:.0f} MB in {folder}?",
             )  # fmt: skip
 
-    async def _run(
-        self, connection: asyncssh.SSHClientConnection, script: str, what: str, *, may_fail: bool = False
-    ) -> list[str]:
+    async def _run(self, way: Way, script: str, what: str, *, may_fail: bool = False) -> list[str]:
         """Run a script of POSIX shell; the lines that it marked as meant for us, without the mark."""
-        async with asyncio.timeout(STEP):
-            result = await connection.run(_shell(script), encoding=None, stdin=asyncssh.DEVNULL)
-        if result.exit_status != 0 and not may_fail:
-            raise LinkError(f"{what} at {self._site.name}: {_tail(result.stderr)}", "io", "look at the workdir")
-        stdout = result.stdout if isinstance(result.stdout, bytes) else b""
-        lines = stdout.decode(errors="replace").splitlines()
+        code, out, err = await ways.run((*way.session, _shell(script)), seconds=STEP)
+        if code == LOST:
+            raise LinkLost(f"{what} at {self._site.name}: {_tail(err) or way.words()}")
+        if code != 0 and not may_fail:
+            raise LinkError(f"{what} at {self._site.name}: {_tail(err)}", "io", "look at the workdir")
+        lines = out.decode(errors="replace").splitlines()
         return [line.removeprefix(MARK).strip() for line in lines if line.startswith(MARK)]
-
-
-class _HostKey(asyncssh.SSHClient):
-    """Remembers the key that a host offered; trusts none beyond the known ones."""
-
-    def __init__(self) -> None:
-        self._fingerprint = ""
-
-    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        self._fingerprint = f"{key.get_algorithm()} {key.get_fingerprint()}"
-        return False
-
-    def words(self) -> str:
-        offered = f" ({self._fingerprint})" if self._fingerprint else ""
-        return f"the host's key{offered} is not the one that is known for it, or none is known"
 
 
 def _shell(script: str) -> str:
@@ -307,6 +247,5 @@ def _words(*names: str) -> str:
     return " ".join(shlex.quote(name) for name in names)
 
 
-def _tail(stderr: bytes | str | None) -> str:
-    text = stderr.decode(errors="replace") if isinstance(stderr, bytes) else stderr or ""
-    return " · ".join(text.strip().splitlines()[-2:]) or "no message"
+def _tail(stderr: bytes) -> str:
+    return " · ".join(stderr.decode(errors="replace").strip().splitlines()[-2:]) or "no message"

@@ -121,20 +121,22 @@ class LocalTransport:
             yield link
         finally:
             await link.close()
-            await _end(child)
+            await end_child(child)
 
 
-async def _end(child: asyncio.subprocess.Process) -> None:
-    assert child.stdin
-    child.stdin.close()
+async def end_child(child: asyncio.subprocess.Process) -> None:
+    """Close its input, and wait for its end: not for ever."""
+    if child.stdin:
+        child.stdin.close()
     try:
         await asyncio.wait_for(child.wait(), FAREWELL)
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         await child.wait()
-    with contextlib.suppress(OSError):  # what could not be written any more was told where it was sent
-        await child.stdin.wait_closed()
+    if child.stdin:
+        with contextlib.suppress(OSError):  # what could not be written any more was told where it was sent
+            await child.stdin.wait_closed()
 
 
 def open_log(path: Path) -> tuple[Callable[[], str], Any]:

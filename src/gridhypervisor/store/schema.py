@@ -17,10 +17,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration: what a store that is up to date says of itself."""
 
 metadata = MetaData(
@@ -158,6 +159,8 @@ site = Table(
     Column("port", Integer, nullable=False),
     Column("user", Text, nullable=False),
     Column("key", Text, nullable=False),
+    Column("agent", Text, nullable=False, server_default=text("''")),
+    Column("ssh_config", Text, nullable=False, server_default=text("''")),
     Column("known_hosts", Text, nullable=False),
     Column("workdir", Text, nullable=False),
     Column("scratch", Text, nullable=False),
@@ -165,5 +168,6 @@ site = Table(
     Column("max_jobs", Integer, nullable=False),
     Column("options", Text, nullable=False),
     Column("environment", Text, nullable=False),
+    Column("draining", Boolean, nullable=False, server_default=false()),
     Column("version", Integer, nullable=False),
 )

@@ -1,0 +1,69 @@
+"""Decisions about a site itself: what a change makes of its configuration, and when one that is away is tried again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from gridhypervisor.model.records import Site
+from gridhypervisor.model.states import SiteHealth
+from gridhypervisor.model.views import SiteChange
+
+ROOTED = ("kind", "host", "port", "user", "workdir")
+"""What says which account, and which folder of it, a site is. Jobs that are there would be looked for elsewhere, not be
+found, and be given to somebody else while they still run: so it stays as it is until there are none."""
+
+FIRST, MOST = 1.0, 60.0
+"""Seconds before a connection is tried again: at first, at most."""
+
+PASSING = 1800.0
+"""Seconds before a login is tried again that was refused, and had worked before. Sites lock accounts out for a handful
+of refusals in ten minutes or so."""
+
+
+def changed(site: Site, change: SiteChange) -> Site:
+    """The site with the change made: a JSON merge patch (RFC 7396), in which null restores a field's default.
+
+    Raises:
+        ValueError: an option or a variable is to go that is not there.
+    """
+    fields: dict[str, Any] = {}
+    defaults = Site("", "", "", site.kind)
+    for name in change.__struct_fields__:
+        given = getattr(change, name)
+        if given is msgspec.UNSET:
+            continue
+        if given is None:
+            fields[name] = getattr(defaults, name)
+        elif isinstance(given, dict):
+            fields[name] = _merged(name, getattr(site, name), given)
+        else:
+            fields[name] = given
+    return replace(site, **fields)
+
+
+def _merged(name: str, before: dict[str, str], given: dict[str, str | None]) -> dict[str, str]:
+    if unknown := [key for key, value in given.items() if value is None and key not in before]:
+        there = f"there are {', '.join(sorted(before))}" if before else "there is none"
+        raise ValueError(f"{name}: there is no {', '.join(unknown)} to remove; {there}")
+    return {key: value for key, value in {**before, **given}.items() if value is not None}
+
+
+def uprooted(before: Site, after: Site) -> list[str]:
+    """Fields that differ, and may not while jobs are there."""
+    return [name for name in ROOTED if getattr(before, name) != getattr(after, name)]
+
+
+def pause(health: SiteHealth, *, before: float, lived: float, passing: bool) -> float | None:
+    """Seconds until a connection is tried again, before jitter; None: not until somebody has opened a way, or asks.
+
+    `before`: the pause before, 0 at first; `lived`: how long the connection and the attempt at it took; `passing`: a
+    login that was denied had worked before without a person.
+    """
+    if health is SiteHealth.AUTH_NEEDED:
+        return PASSING if passing else None
+    if before == 0.0 or before > MOST or lived > 2 * MOST:
+        return FIRST
+    return min(2 * before, MOST)
