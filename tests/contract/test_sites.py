@@ -16,7 +16,7 @@ import pytest
 from gridhypervisor.model.batch import BatchState
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.sites import Bundle
-from tests.contract.accounts import CAPACITY, WAITS, Account, account_at
+from tests.contract.accounts import CAPACITY, WAITS, Account, account_at, until
 
 KINDS = ["fork", "slurm_site", "late_slurm_site", "gridengine_site", "htcondor_site", "pbs_site"]
 
@@ -95,19 +95,22 @@ def test_many_that_are_submitted_at_once_are_jobs_of_their_own(account: Account)
         async with account.connect() as at:
             jobs = [await at.prepared(f"echo $5; {WAITS}") for _ in range(2 * CAPACITY)]
             jobs = [replace(job, start=jobs[0].start) for job in jobs]
-            first, second, *waiting = names = [job.name for job in jobs]
+            names = [job.name for job in jobs]
             answers = await at.submitted(*jobs)
             assert all(answers[name].accepted for name in names), answers
-            listing, problem = await at.listing()
-            assert listing is not None, problem
+            listing = await at.lists()
             assert {name: listing.jobs[name].id for name in names} == {name: answers[name].batch_id for name in names}
+            began = {name: at.entry(name) / "began" for name in names}
+            await until("the site to be full", lambda: sum(path.exists() for path in began.values()) == CAPACITY)
+            first, second = (name for name in names if began[name].exists())  # which, is the site's choice
+            waiting = [name for name in names if name not in (first, second)]
             for name in (first, second):
                 await at.until(name, BatchState.RUNNING)
-                await at.begun(name)
                 await at.said(name, f"{at.workdir}/spool/{name}\n")
-            await at.cancel(first, waiting[0])
+            await at.cancel(waiting[0])
+            await at.over(waiting[0])  # before there is a place for it
+            await at.cancel(first)
             await at.until(first, BatchState.ENDED)
-            await at.over(waiting[0])
             await at.begun(waiting[1])
             await at.until(waiting[1], BatchState.RUNNING)
             assert (await at.until(second, BatchState.RUNNING, BatchState.ENDED)).state is BatchState.RUNNING

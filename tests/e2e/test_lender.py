@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 from gridhypervisor.model import wire
 from tests.e2e.installation import Installation, wait_for
 
@@ -60,6 +62,7 @@ def two_of(installation: Installation, jobs: list[str]) -> set[str] | None:
     return running if len(running) == 2 else None
 
 
+@pytest.mark.timeout(1200)  # eight guests, on what may be a slow machine
 def test_jobs_wait_for_what_is_lent_and_an_edit_takes_effect_at_once(installation: Installation) -> None:
     workdir, file = installation.folder / "lent", installation.folder / "lent.lender.toml"
     write(file, 'contact = "the head of the group"\ncores = 2\ncore_hours = 100\n')

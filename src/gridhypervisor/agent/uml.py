@@ -23,9 +23,7 @@ from gridhypervisor.model.wire import HypervisorKind
 
 _KERNEL, _INITRD = "/linux", "/initrd"  # as seen behind the walls
 _START = 30.0  # seconds for it to say its version, on a node whose disks are busy
-_SLACK = (
-    64 << 20
-)  # bytes: the kernel adds up to 32 MiB to the memory that it was given, for a gap that its loader leaves
+_SLACK = 64 << 20  # bytes: it adds up to 32 MiB to the memory that it was given, for a gap that its loader leaves
 _LINES = ("ttyS0", "ttyS1", "ttyS2")  # as CHANNELS
 
 CMDLINE = (

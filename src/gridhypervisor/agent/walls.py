@@ -97,7 +97,7 @@ def _build(libc: ctypes.CDLL, walls: Walls) -> None:
     """Put the root together and move into it."""
 
     def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
-        words = [word.encode() for word in (source, target, kind)]
+        words = [os.fsencode(word) for word in (source, target, kind)]
         _must(libc.mount(*words, ctypes.c_ulong(flags), data.encode()), f"mount {source} at {target}")
 
     root = walls.root
@@ -117,7 +117,7 @@ def _build(libc: ctypes.CDLL, walls: Walls) -> None:
             mount("none", target, "", _REMOUNT | _BIND | _RDONLY | kept)
     os.mkdir(f"{root}/tmp")
     os.mkdir(f"{root}/node")
-    _must(libc.syscall(_PIVOT_ROOT, root.encode(), f"{root}/node".encode()), "change the root")
+    _must(libc.syscall(_PIVOT_ROOT, os.fsencode(root), os.fsencode(f"{root}/node")), "change the root")
     os.chdir("/")
     _must(libc.umount2(b"/node", _DETACH), "leave the node's root")
     os.rmdir("/node")

@@ -177,8 +177,8 @@ class PbsDriver:
 
     def cancel(self, jobs: Sequence[tuple[str, str]]) -> list[Command]:
         # qdel takes ids alone: those that the names were last listed under, of which a doubled submission has two.
-        ids = {found for name, number in jobs for found in self._ids.get(name, {number} - {""})}
-        return [self._command("qdel", *sorted(ids))] if ids else []
+        ids = [found for name, number in jobs for found in sorted(self._ids.get(name, {number} - {""}))]
+        return [self._command("qdel", *ids)] if ids else []
 
     def _qsub(self, job: Submission) -> list[str]:
         options = self._site.options
