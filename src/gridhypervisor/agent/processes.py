@@ -94,8 +94,11 @@ def cpu_seconds_of(pid: int) -> float:
     return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
-def _descendants() -> set[int]:
-    """All processes below this one, by /proc: the subreaper keeps orphans in the tree."""
+def _descendants() -> list[int]:
+    """All processes below this one, by /proc: the subreaper keeps orphans in the tree.
+
+    Parents come before their children: who is to be killed must not go on, and end as it likes, because its child was.
+    """
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdecimal():
@@ -103,12 +106,10 @@ def _descendants() -> set[int]:
                 # `pid (comm) state ppid …`, where comm may hold anything
                 parent = int(Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(name))
-    found, frontier = set[int](), [os.getpid()]
-    while frontier:
-        below = children.get(frontier.pop(), [])
-        found.update(below)
-        frontier += below
-    return found
+    found = [os.getpid()]
+    for pid in found:  # which grows meanwhile
+        found += children.get(pid, [])
+    return found[1:]
 
 
 def _prctl(option: int, value: int) -> None:
