@@ -29,7 +29,7 @@ DELAY = 6
 def shared_lab(template: Path, node_scratch: Path) -> Iterator[SlurmLab]:
     with (
         SlurmSite("slurm-late", nodes=2, cpus=2, spool_delay=DELAY) as site,
-        joined(SlurmLab, site, node_scratch, template, spool_lag=str(DELAY + 1)) as made,
+        joined(SlurmLab, site, node_scratch, template, spool_lag=str(10 * DELAY)) as made,
     ):
         yield made
 
@@ -91,7 +91,7 @@ def test_a_service_killed_while_the_spool_keeps_owner_and_sentinel_from_it(late:
         killed_before(entry, wire.OWNER, "running")
     late.wait_state(job, "running")
     late.wait_word(job)
-    with late.site.unseen():  # shorter than DELAY after Slurm's word, for then the job would be given up, and rightly
+    with late.site.unseen():  # for less than the site's `spool_lag`, after which the job is given up, and rightly
         late.ghv("cancel", job)
         killed_before(entry, wire.EXIT, "epilog")
     # The batch system says that it is over; that alone is no reason to give it up.

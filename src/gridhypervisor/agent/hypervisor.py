@@ -77,6 +77,7 @@ class Command:
     argv: tuple[str, ...]
     environment: dict[str, str]  # all of it
     walls: Walls | None = None  # behind which the paths above are seen, where there are any
+    seats: str | None = None  # where processors are taken (`seats.py`), for one that is to keep to one of them
 
 
 class Monitor(Protocol):

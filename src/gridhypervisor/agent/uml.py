@@ -129,7 +129,8 @@ class Uml:
 
     def command(self, machine: Machine, descriptors: Descriptors) -> Command:
         behind = walls(machine, self.world.uml(), _root(machine.initrd.parent))
-        return Command(tuple(arguments(machine, descriptors)), {"TMPDIR": "/tmp"}, behind)
+        seats = None if self.world.root is None else str(self.world.root.parent / "cpu")
+        return Command(tuple(arguments(machine, descriptors)), {"TMPDIR": "/tmp"}, behind, seats)
 
     def monitor(self) -> Voice:
         return Voice()

@@ -7,8 +7,8 @@ nothing else. `Watchdog` below is the pilot's end of it.
 
 Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's descriptors: there they are 10, 11, ….
 
-    pilot -> watchdog    arm {entry, run, claim, epoch, node, started, deadline} · spawn {argv, environment, walls, log}
-                         kill {} · done {}
+    pilot -> watchdog    arm {entry, run, claim, epoch, node, started, deadline}
+                         spawn {argv, environment, walls, seats, log} · kill {} · done {}
     watchdog -> pilot    exited {status, cpu, own_cpu}
 """
 
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gridhypervisor.agent import processes, spool
+from gridhypervisor.agent import processes, seats, spool
 from gridhypervisor.agent.ending import leave_sentinel, now, settle
 from gridhypervisor.agent.hypervisor import FIRST_DESCRIPTOR
 from gridhypervisor.model import wire
@@ -64,6 +64,7 @@ class Watchdog:
             "op": "spawn",
             "argv": command.argv,
             "environment": command.environment,
+            "seats": command.seats,
             "log": str(log),
         }
         message["walls"] = None if command.walls is None else dataclasses.asdict(command.walls)
@@ -111,6 +112,7 @@ class _Process:
         self.duty: dict[str, Any] = {}
         self.buffer = b""
         self.descriptors: list[int] = []
+        self.seat: seats.Seat | None = None
 
     def serve(self) -> NoReturn:
         """Serve until the pilot has no more need; never returns, and runs nothing of the pilot's on its way out."""
@@ -183,6 +185,7 @@ class _Process:
     def _spawn(self, message: dict[str, Any]) -> None:
         log = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         me = os.getpid()
+        self.seat = seats.take(Path(message["seats"])) if message["seats"] is not None else None
         self.hypervisor = os.fork()
         if self.hypervisor == 0:
             try:
@@ -202,6 +205,9 @@ class _Process:
         processes.die_with_parent()
         if os.getppid() != parent:
             os._exit(127)
+        if self.seat is not None:
+            with contextlib.suppress(OSError):  # it was taken from the job meanwhile
+                os.sched_setaffinity(0, {self.seat.cpu})
         signal.set_wakeup_fd(-1)
         # Blocked, not ignored: QEMU installs handlers of its own, but leaves its mask as it finds it.
         signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
@@ -233,6 +239,9 @@ class _Process:
         if self.hypervisor:
             word = {"op": "exited", "status": self.status, "cpu": self.cpu, "own_cpu": _own_cpu()}
             self.hypervisor, self.status = 0, None
+            if self.seat is not None:
+                self.seat.leave()
+                self.seat = None
             with contextlib.suppress(OSError):
                 self.pilot.send(json.dumps(word).encode() + b"\n", socket.MSG_DONTWAIT)
 
