@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         firsts = {each.path: each for each in reversed(items) if made in getattr(each, "fixturenames", ())}
         for item in firsts.values():
             item.add_marker(pytest.mark.timeout(MAKING))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed tells what became of its newest jobs, for it may not fail so again."""
+    report = yield
+    if report.failed:
+        given = getattr(item, "funcargs", {}).values()
+        for lab in {id(each): each for each in given if isinstance(each, Installation)}.values():
+            with contextlib.suppress(Exception):  # the failure itself is what matters
+                report.sections.append((f"jobs of {lab.folder}", lab.newest_jobs()))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -149,6 +149,16 @@ class Installation:
 
         wait_for(f"the first word of {job}", look, seconds)
 
+    def newest_jobs(self, count: int = 3) -> str:
+        """What became of them, in words, with the pilots' logs."""
+        found = [job["id"] for job in self.ghv("list", "-o", "json", timeout=60).json]
+        newest = sorted(found, key=lambda job: int(job.lstrip("j")))[-count:]
+        asked = [
+            words for job in newest for words in (("show", job), ("events", job), ("logs", "--stream", "pilot", job))
+        ]
+        told = [(words, self.ghv(*words, check=False, timeout=60)) for words in asked]
+        return "\n".join(f"$ ghv {' '.join(words)}\n{ghv.out.decode(errors='replace')}{ghv.err}" for words, ghv in told)
+
     def events(self, job: str = "") -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.ghv("events", *([job] if job else []), "-o", "json").json
         return found
