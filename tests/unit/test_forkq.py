@@ -48,7 +48,7 @@ class Forkq:
 
     def supervisor(self, number: str) -> int:
         read: dict[str, int] = json.loads((self.folder / "jobs" / number / "job.json").read_text())
-        return read["supervisor"]
+        return read.get("supervisor", 0)  # what is still unset is not written
 
 
 def until(holds: Callable[[], bool], seconds: float = 120) -> None:
