@@ -3,7 +3,7 @@
 PYTHON_BIN := .venv/bin
 UV_VERSION := 0.13.9
 
-.PHONY: help demo demo-slurm test check format bench lock setup clean
+.PHONY: help demo demo-slurm demo-sites test check format bench lock setup clean
 
 help:  ## Say what there is to make
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -15,6 +15,10 @@ demo:  ## Run the main job on real input, on this machine
 demo-slurm:  ## The same on a real Slurm, started on this machine
 	@scripts/setup.sh demo-slurm
 	@examples/xmm/demo-slurm.sh
+
+demo-sites:  ## At four sites at once: two Slurms, Grid Engine, HTCondor; and a map of what ran where
+	@scripts/setup.sh demo-sites
+	@examples/xmm/demo-sites.sh
 
 # Two files at a time, the longest first: most tests wait, for guests that boot and for faults that take their time.
 test: check  ## Run the checks, then the whole test suite

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Sets this checkout up for one command: scripts/setup.sh demo|demo-slurm|test
+# Sets this checkout up for one command: scripts/setup.sh demo|demo-slurm|demo-sites|test
 #
 # Installs what is missing and nothing else: Debian packages (packaging/debian-packages.txt) through apt-get, as root or
 # through sudo; Python packages at the locked versions and hashes into .venv; the demonstration's input into build/data.
@@ -9,9 +9,9 @@ set -euo pipefail
 
 group=${1:-}
 case $group in
-    demo | demo-slurm) lock=requirements.txt ;;
+    demo | demo-slurm | demo-sites) lock=requirements.txt ;;
     test) lock=requirements-dev.txt ;;
-    *) echo "usage: scripts/setup.sh demo|demo-slurm|test" >&2; exit 64 ;;
+    *) echo "usage: scripts/setup.sh demo|demo-slurm|demo-sites|test" >&2; exit 64 ;;
 esac
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$here"

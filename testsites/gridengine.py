@@ -111,22 +111,33 @@ class GridEngineSite(ClusterSite):
     """See `ClusterSite`. `notify` is the queue's: seconds between the signal that warns a job and the end of it."""
 
     kind = "gridengine"
+    _program = BINARIES / "sge_qmaster"
     options = MappingProxyType({"pe": "smp"})
     environment = MappingProxyType({"SGE_ROOT": SGE_ROOT})
     _door = "doorman"
     _logs = ("var/log/*.log", f"{SGE_ROOT.lstrip('/')}/spool/**/messages", "tmp/*messages*")
 
     def __init__(
-        self, name: str = "sge-a", *, nodes: int = 2, slots: int = 2, notify: int = 60, folder: Path | None = None
+        self,
+        name: str = "sge-a",
+        *,
+        nodes: int = 2,
+        slots: int = 2,
+        notify: int = 60,
+        folder: Path | None = None,
+        keep: bool = False,
+        namespaces: bool = False,
     ) -> None:
-        super().__init__(name, folder)
+        super().__init__(name, folder, keep=keep, namespaces=namespaces, parts=(nodes, slots, notify))
         self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
         self._slots, self._notify = slots, notify
-        with self._making(), _listener() as listener:
+        with self._making(), _listener(self._known) as listener:
             self.address = listener.getsockname()[0]
-            self._make_root()
+            if not self._known:
+                self._make_root()
             self._configure()
-            self._make_login()
+            if not self._known:
+                self._make_login()
             self._spaces = Spaces(self.root, name, network=True, descriptors=[listener.fileno()])
             self._start(listener.fileno())
 
@@ -134,26 +145,30 @@ class GridEngineSite(ClusterSite):
 
     def start(self, daemon: str) -> None:
         """Start `qmaster` or a node's daemon (by the node's name)."""
-        inside = ["/usr/sbin/chroot", str(self.root), "/usr/bin/env", f"SGE_ROOT={SGE_ROOT}", "SGE_ND=1",
-                  f"LD_LIBRARY_PATH={BINARIES}"]  # fmt: skip
+        settings = ["/usr/bin/env", f"SGE_ROOT={SGE_ROOT}", "SGE_ND=1", f"LD_LIBRARY_PATH={BINARIES}"]
         if daemon == "qmaster":
-            argv = [*inside, f"{BINARIES}/sge_qmaster"]
+            argv = ["/usr/sbin/chroot", str(self.root), *settings, f"{BINARIES}/sge_qmaster"]
         else:
+            inside = self._on_node(daemon, *settings, f"{BINARIES}/sge_execd")
             named = f'echo {daemon} >/proc/sys/kernel/hostname && exec "$@"'
             argv = ["/usr/bin/nsenter", f"--net=/run/netns/{daemon}", "/usr/bin/unshare", "--uts",
-                    "/bin/sh", "-c", named, "sh", *inside, f"{BINARIES}/sge_execd"]  # fmt: skip
+                    "/bin/sh", "-c", named, "sh", *inside]  # fmt: skip
         self._running.start(daemon, argv)
 
     def connect(self, node: str, there: bool) -> None:
         """Pull a node's cable, or put it back: nothing but the network is touched."""
-        self._running.run("ip", "link", "set", node, "up" if there else "down")
+        self._running.run("ip", "link", "set", self._wire(node), "up" if there else "down")
+
+    def _wire(self, node: str) -> str:
+        """The front-end's end of a node's cable: a name of its own, for such names are short."""
+        return f"wire{self.nodes.index(node) + 1}"
 
     def lose_shepherd(self, number: str) -> None:
         """Kill the process that watches over a running job, and nothing else of it."""
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 watches = (folder / "cmdline").read_bytes().split(b"\0")[0] == f"sge_shepherd-{number}".encode()
-                if watches and (folder / "root").readlink() == self.root:
+                if watches and (folder / "root").samefile(self.root):
                     os.kill(int(folder.name), signal.SIGKILL)
                     return
         raise RuntimeError(f"lose the shepherd of {number} at {self.name}: there is none")
@@ -189,6 +204,7 @@ class GridEngineSite(ClusterSite):
         self._make_users("\n".join(hosts))
         (self.root / "etc/services").write_text("sge_qmaster 6444/tcp\nsge_execd 6445/tcp\n")
         root = self.root / SGE_ROOT.lstrip("/")
+        shutil.rmtree(root, ignore_errors=True)  # what the daemons of a kept site remember
         for folder in ("default/common", "spool/qmaster/job_scripts", "spool/execd", "bin", "utilbin", "setup"):
             (root / folder).mkdir(mode=0o755, parents=True)
         for folder in ("bin", "utilbin"):
@@ -214,8 +230,9 @@ class GridEngineSite(ClusterSite):
         wires = ["mount -t tmpfs none /run", "ip link add wires type bridge", f"ip addr add {NETWORK}.1/24 dev wires",
                  "ip link set wires up"]  # fmt: skip
         for i, node in enumerate(self.nodes):
-            wires += [f"ip netns add {node}", f"ip link add {node} type veth peer name eth0 netns {node}",
-                      f"ip link set {node} master wires up", f"ip -n {node} addr add {NETWORK}.{i + 2}/24 dev eth0",
+            wire = self._wire(node)
+            wires += [f"ip netns add {node}", f"ip link add {wire} type veth peer name eth0 netns {node}",
+                      f"ip link set {wire} master wires up", f"ip -n {node} addr add {NETWORK}.{i + 2}/24 dev eth0",
                       f"ip -n {node} link set eth0 up", f"ip -n {node} link set lo up"]  # fmt: skip
         self._running.run("sh", "-e", "-c", "\n".join(wires))
         self._running.start("doorman", [sys.executable, "-I", str(DOORMAN), str(listener), str(self.root)])
@@ -259,12 +276,20 @@ def _changed(text: str, values: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _listener() -> socket.socket:
-    """A listening socket on an address in 127.0.0.0/8 that is nobody else's."""
+def _listener(known: str) -> socket.socket:
+    """A listening socket on an address in 127.0.0.0/8 that is nobody else's; or on the known one, if any.
+
+    Raises:
+        OSError: somebody listens at the known address.
+    """
     while True:
         listener = socket.socket()
-        with contextlib.suppress(OSError):
-            listener.bind((random_address(), sshd.PORT))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the last one's connections may linger there
+        try:
+            listener.bind((known or random_address(), sshd.PORT))
             listener.listen(100)
             return listener
-        listener.close()
+        except OSError:
+            listener.close()
+            if known:
+                raise

@@ -144,30 +144,35 @@ class HTCondorSite(ClusterSite):
         vacate: int = 30,
         policy_interval: int = 2,
         folder: Path | None = None,
+        keep: bool = False,
+        namespaces: bool = False,
     ) -> None:
-        super().__init__(name, folder)
+        parts = (nodes, cpus, memory, vacate, policy_interval)
+        super().__init__(name, folder, keep=keep, namespaces=namespaces, parts=parts)
         self.nodes = [f"n{i}" for i in range(1, nodes + 1)]
-        self.address = free_address(PORT)
+        self.address = self._known or free_address(PORT)
         with self._making():
-            shutil.copytree(otherdebian.made(SUITE, PACKAGES, PROGRAMS, PLUGINS), self.root, symlinks=True)
-            self._configure(CONFIG.format(name=name, address=self.address, port=PORT, cpus=cpus, memory=memory,
-                                          vacate=vacate, policy_interval=policy_interval))  # fmt: skip
-            self._make_login()
+            if not self._known:
+                shutil.copytree(otherdebian.made(SUITE, PACKAGES, PROGRAMS, PLUGINS), self.root, symlinks=True)
+                self._configure(CONFIG.format(name=name, address=self.address, port=PORT, cpus=cpus, memory=memory,
+                                              vacate=vacate, policy_interval=policy_interval))  # fmt: skip
+                self._make_login()
+            self._make_spools()
             self._start()
 
     # Faults and administration
 
     def start(self, daemon: str) -> None:
         """Start one of DAEMONS, `sshd` or a node (by its name)."""
-        if daemon == "sshd":
-            argv = sshd.ARGV
-        elif daemon in self.nodes:
+        if daemon in self.nodes:
             # Its starters, which have local names of their own, must find their node's procd and no other.
-            argv = ["/usr/bin/env", f"_CONDOR_PROCD_ADDRESS=/run/condor/procd.{daemon}",
-                    "/usr/sbin/condor_startd", "-f", "-local-name", daemon]  # fmt: skip
+            argv = self._on_node(daemon, "/usr/bin/env", f"_CONDOR_PROCD_ADDRESS=/run/condor/procd.{daemon}",
+                                 "/usr/sbin/condor_startd", "-f", "-local-name", daemon)  # fmt: skip
         else:
-            argv = [f"/usr/sbin/condor_{daemon}", "-f", *(["-p", str(PORT)] if daemon == "collector" else [])]
-        self._running.start(daemon, ["/usr/sbin/chroot", str(self.root), *argv])
+            port = ["-p", str(PORT)] if daemon == "collector" else []
+            argv = sshd.ARGV if daemon == "sshd" else [f"/usr/sbin/condor_{daemon}", "-f", *port]
+            argv = ["/usr/sbin/chroot", str(self.root), *argv]
+        self._running.start(daemon, argv)
 
     def lose(self, node: str) -> None:
         """End a node's daemons and leave its jobs alone: what the rest of the pool sees of a broken network."""
@@ -197,15 +202,20 @@ class HTCondorSite(ClusterSite):
     # How it is made
 
     def _configure(self, config: str) -> None:
-        self._make_users(others=f"colleague:x:{COLLEAGUE}:{COLLEAGUE}:Another one:/:/bin/sh\n")
+        hosts = "\n".join(f"{self.address} {host}" for host in (self.name, *self.nodes))
+        self._make_users(hosts, others=f"colleague:x:{COLLEAGUE}:{COLLEAGUE}:Another one:/:/bin/sh\n")
         etc = self.root / "etc"
         (etc / "condor").mkdir()
         (etc / "condor/condor_config").write_text(config + "".join(NODE.format(node=node) for node in self.nodes))
-        folders = ["run/condor", "run/lock", "var/log/condor", "var/spool/condor", "var/lib/condor/execute"]
-        folders += [f"var/lib/condor/exec-{node}" for node in self.nodes]
-        for folder in folders:
-            (self.root / folder).mkdir(mode=0o755, parents=True)
         (self.root / "bin/sh").symlink_to("dash")
+
+    def _make_spools(self) -> None:
+        """Empty folders for what the daemons remember."""
+        for folder in ("run/condor", "run/lock", "var/log/condor", "var/spool/condor", "var/lib/condor"):
+            shutil.rmtree(self.root / folder, ignore_errors=True)
+            (self.root / folder).mkdir(mode=0o755, parents=True)
+        for folder in ("execute", *(f"exec-{node}" for node in self.nodes)):
+            (self.root / "var/lib/condor" / folder).mkdir(mode=0o755)
 
     def _start(self) -> None:
         self._spaces = Spaces(self.root, self.name)
@@ -230,5 +240,5 @@ class HTCondorSite(ClusterSite):
         """This machine's numbers of the site's processes, with their command lines, words parted by spaces."""
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if (process / "root").readlink() == self.root:
+                if (process / "root").samefile(self.root):
                     yield int(process.name), (process / "cmdline").read_text().replace("\0", " ").strip()

@@ -7,6 +7,9 @@ knows a batch system.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import hashlib
 import os
 import pwd
 import secrets
@@ -31,18 +34,38 @@ BOUND = 120.0
 SHELL = ("dash", "cat", "chmod", "mkdir", "mv", "rm", "ls", "env", "id", "sleep", "true")
 """All that a login or a job finds beside the batch system: POSIX's shell and a few of its utilities."""
 
+MADE = "made"
+"""In a kept site's folder: what it was made of, and its address."""
+
+OWN_ROOT = """\
+echo "$1" >/proc/sys/kernel/hostname
+root=$2
+shift 2
+mount --rbind "$root" "$root"
+cd "$root"
+mount --move . /
+exec /usr/sbin/chroot . "$@"
+"""
+"""Gives a node its name, and a folder as the root of its mount name space: in a `chroot` nobody but root may make name
+spaces."""
+
 BASES = ("passwd", "group", "shadow", "hosts", "services")
 
 
 class ClusterSite:
-    """One running site; a context manager. `folder` is made, and removed at the end; it must not exist yet. With `keep`
-    it stays, and may be there before.
+    """One running site; a context manager. `folder` is made, and removed at the end; it must not exist yet.
+
+    With `keep` it stays, and a later site made of the same `parts` goes on with what it holds: address, keys, and the
+    user's home. The batch system itself starts afresh, as after a reinstallation.
+
+    With `namespaces` users of the nodes may make name spaces, as on most, and User-Mode Linux runs there. Without, the
+    kernel does not let them: what runs in a mere `chroot` may not.
 
     Raises:
         PermissionError: not root.
-        FileExistsError: the folder is there.
-        RuntimeError: something that a site of the kind needs cannot be had, or a daemon did not come up (the message
-            holds its log's end).
+        FileExistsError: the folder is there, and is not one to go on with.
+        RuntimeError: something that a site of the kind needs cannot be had, the kept site is running already, or a
+            daemon did not come up (the message holds its log's end).
     """
 
     kind = ""
@@ -54,8 +77,17 @@ class ClusterSite:
 
     _door = "sshd"  # the daemon whose children are the open sessions
     _logs: Sequence[str] = ("var/log/*.log",)
+    _program = Path("/")  # of this machine's: a site that was made with another one is made anew
 
-    def __init__(self, name: str, folder: Path | None = None, *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path | None = None,
+        *,
+        keep: bool = False,
+        namespaces: bool = False,
+        parts: Sequence[object] = (),
+    ) -> None:
         if os.geteuid() != 0:
             raise PermissionError(f"start {name}: a test site mounts and starts jobs as other users; run it as root")
         if folder is not None:
@@ -65,9 +97,13 @@ class ClusterSite:
         self.root = self.folder / "root"
         self.home = self.root / "home" / USER
         """The user's home as this machine sees it; at the site it is /home/USER."""
-        self.address = ""
         self.nodes: list[str] = []
+        self._namespaces = namespaces
         self._spaces: Spaces | None = None
+        self._lock = -1
+        self._made_of = self._digest(parts)
+        self._known = self._take_up() if keep else ""  # address of the site that is in the folder already
+        self.address = self._known
 
     # Faults and administration
 
@@ -97,19 +133,33 @@ class ClusterSite:
             self._spaces = None
         if not self.keep:
             shutil.rmtree(self.folder)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     @property
     def login(self) -> sshd.Login:
         """How the ordinary user gets in."""
         return sshd.login(self.folder / "client", self.address, USER)
 
+    def words(self, **options: str) -> list[str]:
+        """What `ghv site add NAME` is told about the site, with further options for its batch system."""
+        login, options = self.login, {**self.options, **options}
+        return [
+            "--kind", self.kind, "--host", login.host, "--port", str(login.port), "--user", login.user,
+            "--key", str(login.key), "--known-hosts", str(login.known_hosts),
+            *(word for key, value in options.items() for word in ("--option", f"{key}={value}")),
+            *(word for key, value in self.environment.items() for word in ("--env", f"{key}={value}")),
+        ]  # fmt: skip
+
     def describe(self) -> dict[str, Any]:
-        """What a client must know, ready for JSON."""
+        """What a client must know, ready for JSON. `ssh`: the command that logs the user in; `words`: see there."""
+        login = self.login
+        ssh = ["ssh", "-F", "none", "-i", str(login.key), "-o", f"UserKnownHostsFile={login.known_hosts}"]
         return {
-            "name": self.name, "host": self.login.host, "port": self.login.port, "user": self.login.user,
-            "key": str(self.login.key), "known_hosts": str(self.login.known_hosts),
-            "workdir": f"/home/{USER}/.ghv", "root": str(self.root), "nodes": self.nodes,
-            "environment": dict(self.environment),
+            "name": self.name, "address": f"{login.user}@{login.host}:{login.port}", "nodes": self.nodes,
+            "root": str(self.root), "workdir": f"/home/{USER}/.ghv",
+            "ssh": [*ssh, "-p", str(login.port), f"{login.user}@{login.host}"], "words": self.words(),
         }  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -127,12 +177,43 @@ class ClusterSite:
         assert self._spaces is not None, f"{self.name} is not running"
         return self._spaces
 
+    def _digest(self, parts: Sequence[object]) -> str:
+        """What a kept site is made of: these parts, the code here, and this machine's batch system."""
+        changed = self._program.stat().st_mtime_ns if self._program.is_file() else None
+        state = hashlib.sha256(repr((type(self).__name__, self.name, self._namespaces, *parts, changed)).encode())
+        for path in sorted(Path(__file__).parent.glob("*.py")):
+            state.update(path.read_bytes())
+        return state.hexdigest()
+
+    def _take_up(self) -> str:
+        """Lock a kept folder and give the address of the site in it; empty it if it was made of other parts."""
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise RuntimeError(f"start {self.name}: it runs already, in {self.folder}") from None
+        self._lock = lock
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            digest, address = (self.folder / MADE).read_text().split()
+            if digest == self._made_of:
+                return address
+        if {path.name for path in self.folder.iterdir()} - {"lock", "root", "client", MADE}:
+            os.close(lock)
+            raise FileExistsError(errno.EEXIST, "not a test site's folder", str(self.folder))
+        for part in (self.root, self.folder / "client"):
+            shutil.rmtree(part, ignore_errors=True)
+        return ""
+
     @contextlib.contextmanager
     def _making(self) -> Iterator[None]:
-        """What fails in here leaves nothing behind."""
+        """What fails in here leaves nothing behind, and of a kept site nothing to go on with."""
         try:
             self.folder.chmod(0o755)  # whatever the umask
+            (self.folder / MADE).unlink(missing_ok=True)
             yield
+            if self.keep:
+                (self.folder / MADE).write_text(f"{self._made_of} {self.address}\n")
         except BaseException:
             self.stop()
             raise
@@ -161,6 +242,13 @@ class ClusterSite:
         if invoker := os.environ.get("SUDO_UID"):  # the key is for whoever asked, not for root
             for path in (client, *client.iterdir()):
                 os.chown(path, int(invoker), pwd.getpwuid(int(invoker)).pw_gid)
+
+    def _on_node(self, node: str, *argv: str) -> list[str]:
+        """The command line that runs a node's daemon in the root."""
+        if not self._namespaces:
+            return ["/usr/sbin/chroot", str(self.root), *argv]
+        return ["/usr/bin/unshare", "--uts", "--mount", "--propagation=private", "/bin/sh", "-ec", OWN_ROOT, "sh", node,
+                str(self.root), *argv]  # fmt: skip
 
     def _inside(self, *chroot: str) -> list[str]:
         """The command line that runs `chroot` with these arguments at the site's front-end."""

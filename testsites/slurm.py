@@ -9,9 +9,6 @@ Each site has an address of its own in 127.0.0.0/8, so all of its ports are free
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import hashlib
 import os
 import secrets
 import shutil
@@ -24,8 +21,6 @@ from testsites.site import SHELL, UID, ClusterSite, free_address, need
 from testsites.spaces import Spaces
 
 CONTROLLER_PORT = 6817
-MADE = "made"
-"""In a kept site's folder: what it was made of, and its address."""
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu/slurm-wlm")
 PACKAGES = "slurm-wlm slurm-client slurm-wlm-basic-plugins munge openssh-server openssh-client util-linux"
 
@@ -71,20 +66,14 @@ DefMemPerCPU=64
 class SlurmSite(ClusterSite):
     """See `ClusterSite`.
 
-    With `keep` the folder stays, and a later site made of the same parts goes on with what it holds: address, keys, and
-    the user's home. Slurm itself starts afresh, as after a reinstallation.
-
     `keeps_ended` and `kill_wait` are Slurm's MinJobAge and KillWait, in seconds.
 
     With `spool_delay` the front-end, and it alone, sees the user's `~/.ghv` as through a network file system: what the
     nodes write there shows up to so many seconds late, and out of order (see `testsites.latespool`).
-
-    Raises:
-        FileExistsError: the folder is there, and is not one to go on with.
-        RuntimeError: the kept site is running already.
     """
 
     kind = "slurm"
+    _program = Path("/usr/sbin/slurmctld")
 
     def __init__(
         self,
@@ -98,36 +87,35 @@ class SlurmSite(ClusterSite):
         spool_delay: float = 0.0,
         folder: Path | None = None,
         keep: bool = False,
+        namespaces: bool = False,
     ) -> None:
-        self._lock = -1
-        super().__init__(name, folder, keep=keep)
-        made_of = _digest(name, nodes, cpus, memory, keeps_ended, kill_wait, spool_delay)
-        known = self._take_up(made_of) if keep else ""  # address of the site that is in the folder already
-        self.address = known or free_address(CONTROLLER_PORT)
+        parts = (nodes, cpus, memory, keeps_ended, kill_wait, spool_delay)
+        super().__init__(name, folder, keep=keep, namespaces=namespaces, parts=parts)
+        self.address = self._known or free_address(CONTROLLER_PORT)
         self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
         self._spool_delay = spool_delay
         self._spool = 0  # the process that shows the front-end its workdir late
         self._hold = self.root / "var/hold"  # while it is there, that process shows nothing new
         with self._making():
-            (self.folder / MADE).unlink(missing_ok=True)  # until this one is up, the next would begin anew
-            if not known:
+            if not self._known:
                 self._make_root()
                 self._configure(cpus, memory, {"keeps_ended": keeps_ended, "kill_wait": kill_wait})
                 self._make_login()
             self._make_spools()
             self._start()
-            if keep:
-                (self.folder / MADE).write_text(f"{made_of} {self.address}\n")
 
     # Faults and administration
 
     def start(self, daemon: str) -> None:
         """Start `munged`, `slurmctld`, `sshd` or a node (by its name)."""
+        if daemon in self.nodes:
+            self._running.start(daemon, self._on_node(daemon, "/usr/sbin/slurmd", "-D", "-N", daemon))
+            return
         argv = {
             "munged": ["/usr/sbin/munged", "--foreground", "--force"],
             "slurmctld": ["/usr/sbin/slurmctld", "-D"],
             "sshd": sshd.ARGV,
-        }.get(daemon, ["/usr/sbin/slurmd", "-D", "-N", daemon])
+        }[daemon]
         argv = ["/usr/sbin/chroot", str(self.root), *argv]
         if daemon == "sshd" and self._spool:
             argv = ["/usr/bin/nsenter", f"--mount={self.root}/proc/{self._spool}/ns/mnt", *argv]
@@ -153,31 +141,7 @@ class SlurmSite(ClusterSite):
         idle = ("sinfo", "-h", "-t", "idle", "-o", "%D")
         self._until("its nodes", lambda: self.admin(*idle, check=False).strip() == str(len(self.nodes)))
 
-    def stop(self) -> None:
-        super().stop()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
     # How it is made
-
-    def _take_up(self, made_of: str) -> str:
-        """Lock a kept folder and give the address of the site in it; empty it if it was made of other parts."""
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise RuntimeError(f"start {self.name}: it runs already, in {self.folder}") from None
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            digest, address = (self.folder / MADE).read_text().split()
-            if digest == made_of:
-                return address
-        if {path.name for path in self.folder.iterdir()} - {"lock", "root", "client", MADE}:
-            raise FileExistsError(errno.EEXIST, "not a test site's folder", str(self.folder))
-        for part in (self.root, self.folder / "client"):
-            shutil.rmtree(part, ignore_errors=True)
-        return ""
 
     def _make_root(self) -> None:
         programs = [*(Path("/usr/sbin") / name for name in DAEMONS),
@@ -192,7 +156,7 @@ class SlurmSite(ClusterSite):
         (self.root / "bin/sh").symlink_to("dash")
 
     def _configure(self, cpus: int, memory: int, times: dict[str, int]) -> None:
-        self._make_users()
+        self._make_users("\n".join(f"{self.address} {host}" for host in (self.name, *self.nodes)))
         etc = self.root / "etc"
         (etc / "munge").mkdir(mode=0o700)
         (etc / "munge/munge.key").write_bytes(secrets.token_bytes(128))
@@ -237,13 +201,3 @@ class SlurmSite(ClusterSite):
         pid = self._running.start("latespool", argv)
         self._until(f"a late view of {workdir}", lambda: "mounted" in log.read_text())
         return pid
-
-
-def _digest(*parameters: object) -> str:
-    """What a kept site was made of: these parameters, the code here, and this machine's Slurm."""
-    state = hashlib.sha256(repr(parameters).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        state.update(path.read_bytes())
-    slurm = Path("/usr/sbin/slurmctld")
-    state.update(repr(slurm.stat().st_mtime_ns if slurm.exists() else None).encode())
-    return state.hexdigest()

@@ -1,9 +1,8 @@
-"""Draws the demo's three pictures: spectrum.png, lightcurve.png and ledger.png, in the folder of the results."""
+"""Draws the demo's products: spectrum.png and lightcurve.png, in the folder of the results."""
 
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from pathlib import Path
 
@@ -11,12 +10,6 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-
-PHASES = {
-    "wait": "#c9ced6", "prolog": "#8fb8de", "queue": "#dfe3e8", "prepare": "#5b8db8", "boot": "#e8a33d",
-    "stage_in": "#9ac39a", "execute": "#2f7d4f", "stage_out": "#9ac39a", "shut_down": "#c07f2c", "epilog": "#8fb8de",
-    "middleware": "#b5483a",
-}  # fmt: skip
 
 
 def table(path: Path) -> tuple[list[float], list[float], list[int]]:
@@ -50,31 +43,10 @@ def plot_lightcurve(results: Path) -> None:
     figure.savefig(results / "lightcurve.png", dpi=120)
 
 
-def plot_ledger(results: Path) -> None:
-    ledger = json.loads((results / "job.json").read_text())["ledger"]
-    figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
-    start = 0.0
-    seen: set[str] = set()
-    for row in ledger["rows"]:
-        phase, seconds = row["phase"], row["seconds"]
-        label = None if phase in seen else phase.replace("_", " ")
-        axes.barh(f"attempt {row['attempt']}", seconds, left=start, color=PHASES[phase], label=label)
-        if seconds > ledger["wall"] / 25:
-            axes.text(start + seconds / 2, f"attempt {row['attempt']}", f"{seconds:.1f}", ha="center", va="center",
-                      fontsize=8)  # fmt: skip
-        seen.add(phase)
-        start += seconds
-    axes.set(xlabel="seconds", xlim=(0, ledger["wall"]),
-             title=f"Where {ledger['wall']:.1f} s went ({ledger['hypervisor']})")  # fmt: skip
-    figure.legend(ncols=6, fontsize=8, loc="outside lower center", frameon=False)
-    figure.savefig(results / "ledger.png", dpi=120)
-
-
 def main() -> None:
     results = Path(sys.argv[1])
     plot_spectrum(results)
     plot_lightcurve(results)
-    plot_ledger(results)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@ set -euo pipefail
 site=$1 results=$2
 ghv=.venv/bin/ghv
 
-if ! "$ghv" image show xmm >/dev/null 2>&1; then
-    "$ghv" image build examples/images/xmm/image.yaml
-fi
+"$ghv" image show xmm >/dev/null 2>&1 || "$ghv" image build examples/images/xmm/image.yaml
 mkdir -p "$results"
 "$ghv" run -f examples/xmm/job.yaml --site "$site" --to "$results" -o json >"$results/job.json"
+job=$(.venv/bin/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["job"]["id"])' "$results/job.json")
 .venv/bin/python examples/xmm/plots.py "$results"
-"$ghv" show "$(.venv/bin/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["job"]["id"])' "$results/job.json")"
+"$ghv" ledger "$job" --plot "$results/ledger.png" >/dev/null 2>&1
+"$ghv" show "$job"
 echo
 echo "Plots in $PWD/$results"
 for file in "$results"/*.png; do

@@ -21,11 +21,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click.testing
+import msgspec
 import pytest
 import yaml
 
+from gridhypervisor.cli import progress
 from gridhypervisor.cli.main import cli
 from gridhypervisor.client.launcher import find_paths
+from gridhypervisor.model.states import JobState, Wish
+from gridhypervisor.model.views import JobView
+from gridhypervisor.model.wire import Phase
 from tests.terminal import at_a_terminal
 from tests.unit.fake_service import WAIT, Service
 
@@ -122,10 +127,10 @@ def test_wrong_words_end_with_64_and_missing_things_with_66(ghv: Ghv) -> None:
 
 def test_lists_and_details_come_as_tables_json_and_yaml(ghv: Ghv) -> None:
     ghv(*run("print", "x"))
-    for verb in (["list"], ["show", "j1"], ["explain", "j1"], ["events", "j1"], ["wait", "j1"], ["image", "list"],
-                 ["image", "show", "xmm"], ["image", "verify", "xmm"], ["site", "list"], ["site", "show", "here"],
-                 ["site", "check", "here"], ["site", "usage", "here"], ["site", "usage"],
-                 ["service", "status"]):  # fmt: skip
+    for verb in (["list"], ["show", "j1"], ["explain", "j1"], ["events", "j1"], ["wait", "j1"], ["ledger"],
+                 ["ledger", "j1"], ["image", "list"], ["image", "show", "xmm"], ["image", "verify", "xmm"],
+                 ["site", "list"], ["site", "show", "here"], ["site", "check", "here"], ["site", "usage", "here"],
+                 ["site", "usage"], ["service", "status"]):  # fmt: skip
         shown, as_json, as_yaml = (ghv(*verb, "-o", kind) for kind in ("table", "json", "yaml"))
         assert shown.stdout and shown.exit_code == as_json.exit_code == 0
         assert json.loads(as_json.stdout) == yaml.safe_load(as_yaml.stdout)
@@ -155,6 +160,22 @@ def test_show_accounts_for_the_time(ghv: Ghv) -> None:
     assert shown.count(os.getcwd()) == 1, "the results' place is told once"
     assert shown.count("/dev/kvm is not there") == 1
     assert max(map(len, shown.splitlines())) <= 80 + len(os.getcwd())
+
+
+def test_ledger_compares_jobs_and_draws_them(ghv: Ghv) -> None:
+    assert "No job has ended yet" in ghv("ledger").stderr
+    for code in ("0", "3"):
+        ghv(*run("exit", code))
+    shown = ghv("ledger", "--plot", "map.png")
+    places = re.findall(r"here +\S+ +(j\d) +node1 +qemu 7\.2\.22, tcg +(.+)", shown.stdout)
+    assert places == [("j1", "done"), ("j2", "done (3)")], shown.stdout
+    assert len(re.findall(r"here +j\d +1\.0 +0\.0 +4\.0 +5\.0 +10\.0 +8\.2 +\S+", shown.stdout)) == 2, shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 120
+    assert Path("map.png").read_bytes().startswith(b"\x89PNG")
+    assert [stay["job"] for stay in json.loads(ghv("ledger", "j2", "j2", "-o", "json").stdout)] == ["j2"]
+    assert ghv("ledger", "j9").exit_code == 66
+    wrong = ghv("ledger", "j1", "--plot", "map.doc")
+    assert (wrong.exit_code, ".png" in wrong.stderr) == (65, True)
 
 
 def test_logs_and_waiting_for_jobs_that_have_ended(ghv: Ghv) -> None:
@@ -307,11 +328,35 @@ def test_on_a_narrow_terminal_the_line_does_not_wrap(service: Service) -> None:
     assert all(re.search(r"  \d+s$", line) for line in drawn), "how long is still to be seen"
 
 
-def test_without_a_terminal_each_change_is_a_line(ghv: Ghv) -> None:
+def test_waiting_on_a_terminal_shows_what_the_job_does_meanwhile(service: Service, ghv: Ghv) -> None:
+    ghv("run", "--detach", "--image", "xmm", "--", "hold", "exit", "0")
+    terminal = Terminal("wait", "j1")
+    terminal.read_until(b"j1  running")
+    service.do(lambda: service.backend.release("j1"))
+    assert terminal.end() == 0
+    screen = [line.rpartition(b"\x1b[2K")[2] for line in terminal.seen.replace(b"\r\n", b"\n").split(b"\n")]
+    assert b"j1" in screen[0] and b"done" in screen[0], screen
+    assert not any(line.startswith(b"\xe2\xa0") for line in screen), "nothing of the line stayed"
+
+
+def test_without_a_terminal_nothing_is_drawn(ghv: Ghv) -> None:
     said = ghv(*run("print", "x", "exit", "0")).stderr
     assert "\r" not in said and "\x1b" not in said
     assert all(line.startswith("ghv: ") for line in said.splitlines())
     assert re.fullmatch(rf"ghv: j1 done after \d+s, 1 result in {re.escape(os.getcwd())}", said.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("lasting", "told"), [(0.0, {"waiting for a site", "running"}), (3600.0, {"running"})])
+def test_without_a_terminal_what_lasts_is_a_line_and_that_the_program_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lasting: float, told: set[str]
+) -> None:
+    monkeypatch.setattr(progress, "LASTING", lasting)
+    waiting = JobView("j1", "j1", "me", "default", JobState.PENDING, Wish.RUN, 0.0, "xmm", "", ("true",), "/")
+    with progress.Progress() as shown:
+        for state, phase in ((JobState.PENDING, None), (JobState.RUNNING, Phase.EXECUTE), (JobState.DONE, None)):
+            for _ in range(2):
+                shown.show(msgspec.structs.replace(waiting, state=state, phase=phase))
+    assert capsys.readouterr().err == "".join(f"ghv: j1 {words}\n" for words in sorted(told, reverse=True))
 
 
 def test_the_first_interrupt_cancels_and_streams_on(service: Service) -> None:

@@ -35,20 +35,14 @@ class ClusterLab(Installation):
 
     def add_site(self, name: str, *words: str, **options: str) -> None:
         """Add the site, with further words for `ghv site add`, and wait until it can be used."""
-        login = self.site.login
-        options = {"spool_lag": "1", "listing_interval": "1", **self.site.options, **options}
-        self.ghv(
-            "site", "add", name, "--kind", self.site.kind, "--host", login.host, "--port", str(login.port),
-            "--user", login.user, "--key", str(login.key), "--known-hosts", str(login.known_hosts),
-            *(word for key, value in options.items() for word in ("--option", f"{key}={value}")),
-            *(word for key, value in self.settings().items() for word in ("--env", f"{key}={value}")),
-            *words,
-        )  # fmt: skip
+        settings = (word for key, value in self.settings().items() for word in ("--env", f"{key}={value}"))
+        joining = self.site.words(**{"spool_lag": "1", "listing_interval": "1", **options})
+        self.ghv("site", "add", name, *joining, *settings, *words)
         wait_for(f"site {name}", lambda: self.health(name) == "up", 600)
 
     def settings(self) -> dict[str, str]:
-        """What batch commands find in theirs."""
-        return dict(self.site.environment)
+        """What batch commands find in theirs, beside what every login of the site does."""
+        return {}
 
     # -- the site, from above -------------------------------------------------------------------------------------
 

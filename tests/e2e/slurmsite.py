@@ -137,5 +137,5 @@ def _inner_number(pid: int) -> int:
 
 def _inside(pid: int, root: Path) -> bool:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/root").readlink() == root
+        return Path(f"/proc/{pid}/root").samefile(root)
     return False

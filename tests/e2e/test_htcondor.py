@@ -53,7 +53,8 @@ class HTCondorLab(ClusterLab):
 @pytest.fixture(scope="module")
 def shared_pool(template: Path, node_scratch: Path) -> Iterator[HTCondorLab]:
     with (
-        HTCondorSite("htcondor-e", nodes=2, cpus=2) as site,
+        # A guest that is emulated on a busy machine may need a minute to stop.
+        HTCondorSite("htcondor-e", nodes=2, cpus=2, vacate=180) as site,
         joined(HTCondorLab, site, node_scratch, template, native="job_lease_duration = 20") as made,
     ):
         yield made

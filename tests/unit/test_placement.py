@@ -45,6 +45,7 @@ def test_a_site_that_failed_it_comes_last_but_is_not_out() -> None:
     ("facts", "spec", "verdict"),
     [
         (replace(A, up=False, why="no route"), {}, "does not answer: no route"),
+        (replace(A, up=False), {}, "is not connected yet"),
         (replace(A, draining=True), {}, "draining"),
         (replace(A, alive=4), {}, "all 4 places are taken"),
         (replace(A, max_walltime=60), {}, "walltime 1800 s exceeds the site's limit of 60 s"),

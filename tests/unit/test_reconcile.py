@@ -185,7 +185,7 @@ def test_an_owner_that_cannot_be_read_decides_nothing() -> None:
 def test_a_silent_site_confirms_nothing() -> None:
     found = step(S.REVOKING, Observed(), up=False)
     assert became(found) == [] and wants(found) == []
-    assert "does not answer" in found.waiting
+    assert "is not connected yet" in found.waiting
 
 
 def test_a_cancelled_run_stops_by_its_pilot_first_and_by_the_batch_system_when_that_does_not() -> None:

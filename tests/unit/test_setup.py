@@ -33,6 +33,7 @@ def bare_machine(tmp_path: Path) -> Path:
     [
         ("demo", {"mmdebstrap", "squashfs-tools"}, {"python3-venv", "slurm-wlm", "qemu-system-x86"}),
         ("demo-slurm", {"mmdebstrap", "slurm-wlm"}, {"python3-venv", "qemu-system-x86"}),
+        ("demo-sites", {"slurm-wlm", "gridengine-exec", "iproute2"}, {"python3-venv", "qemu-system-x86"}),
         ("test", {"mmdebstrap", "slurm-wlm", "gridengine-exec"}, {"python3-venv"}),
     ],
 )

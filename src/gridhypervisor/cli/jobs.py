@@ -20,6 +20,7 @@ from gridhypervisor.cli.output import (
     echo,
     emit,
     emit_item,
+    fit,
     format_option,
     paint,
     pairs,
@@ -28,6 +29,7 @@ from gridhypervisor.cli.output import (
     table,
 )
 from gridhypervisor.cli.output import age as length
+from gridhypervisor.cli.progress import Progress
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.client.sync import Client
 from gridhypervisor.model.ledger import Ledger
@@ -35,6 +37,9 @@ from gridhypervisor.model.states import JobState
 from gridhypervisor.model.views import EventView, FollowKind, JobDetail, JobView
 
 _one_job = click.argument("job", shell_complete=complete.jobs)
+WHY = 128
+"""Columns for a line of why the hypervisor was chosen; `ghv explain` shows all of it."""
+
 _some_jobs = click.argument("jobs", nargs=-1, required=True, shell_complete=complete.jobs)
 
 
@@ -144,7 +149,8 @@ def _show_attempts(detail: JobDetail) -> None:
             whys.append(a.hypervisor)
     table(("ID", "SITE", "BATCH JOB", "NODE", "STATE", "HYPERVISOR", "NOTE"), rows, indent="  ")
     for why in whys:
-        echo(f"  {dim(plain(why))}")
+        for part in plain(why).split("; "):
+            echo(f"  {dim(fit(part, WHY))}")
 
 
 def _show_ledger(ledger: Ledger) -> None:
@@ -247,13 +253,16 @@ def wait(jobs: tuple[str, ...], output: str) -> int:
     client = connect()
     code = 0
     ended = []
-    for job in jobs:
-        for item in client.follow(job, output=False):
-            if item.kind is FollowKind.END and item.job is not None:
-                ended.append(item.job)
-                code = code or exits.of_job(item.job)
-                if output == "table":
-                    echo(f"{item.job.id}  {state(item.job)}  {_what(item.job)}".rstrip())
+    with Progress(drawn_alone=True) as progress:
+        for job in jobs:
+            for item in client.follow(job, output=False):
+                if item.job is not None:
+                    progress.show(item.job)
+                if item.kind is FollowKind.END and item.job is not None:
+                    ended.append(item.job)
+                    code = code or exits.of_job(item.job)
+                    if output == "table":
+                        progress.print(f"{item.job.id}  {state(item.job)}  {_what(item.job)}".rstrip())
     if output != "table":
         emit(ended, output)
     return code

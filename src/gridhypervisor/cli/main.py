@@ -17,6 +17,7 @@ _SECTIONS = {
         "run": "run:run",
         "list": "jobs:list_jobs",
         "show": "jobs:show",
+        "ledger": "ledger:ledger",
         "logs": "jobs:logs",
         "events": "jobs:events",
         "wait": "jobs:wait",

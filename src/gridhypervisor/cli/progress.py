@@ -1,7 +1,8 @@
 """Shows on stderr what a job is doing, without disturbing what its program prints.
 
 On a terminal one line lives below the program's output and is redrawn twice a second; it hides while the program's own
-last line is unfinished. Elsewhere each change is a line of its own. Quiet shows nothing but warnings.
+last line is unfinished. Elsewhere what lasts is a line of its own, and that the program runs. Quiet shows nothing but
+warnings.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from typing import BinaryIO, Self
 
 from gridhypervisor.cli import output
 from gridhypervisor.model.views import JobView
+from gridhypervisor.model.wire import Phase
+
+LASTING = 3.0
+"""Seconds after which a log, where nothing can be drawn over, is told what a job is doing. Most of a short job's steps
+are over by then."""
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _TICK = 0.5
@@ -22,11 +28,14 @@ _CLEAR = "\r\x1b[2K"
 
 
 class Progress:
-    """The job's line, and the way for its output. Used in `with`; may be used from several threads."""
+    """The job's line, and the way for its output. Used in `with`; may be used from several threads.
 
-    def __init__(self, *, quiet: bool = False, stdout_is_stderr: bool = False) -> None:
-        self._quiet = quiet
+    `drawn_alone`: quiet where nothing can be drawn over.
+    """
+
+    def __init__(self, *, quiet: bool = False, drawn_alone: bool = False, stdout_is_stderr: bool = False) -> None:
         self._live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._quiet = quiet or (drawn_alone and not self._live)
         self._lock = threading.RLock()  # a signal's handler may speak while the main thread does
         self._drawn = False
         self._unfinished = {"stdout": False, "stderr": False}
@@ -36,13 +45,13 @@ class Progress:
         }
         self._shares_screen = {"stdout": stdout_is_stderr or sys.stdout.isatty(), "stderr": True}
         self._job: JobView | None = None
-        self._words, self._since = "", time.monotonic()
+        self._words, self._since, self._told = "", time.monotonic(), True
         self._turn = 0
         self._ended = threading.Event()
         self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Self:
-        if self._live:
+        if not self._quiet:
             self._ticker.start()
         return self
 
@@ -50,7 +59,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        if self._live:
+        if not self._quiet:
             self._ticker.join()
         with self._lock:
             self._hide()
@@ -61,10 +70,8 @@ class Progress:
             self._job = job
             words = output.doing(job)
             if words != self._words:
-                self._words, self._since = words, time.monotonic()
-                if not self._quiet and not self._live and not job.state.final:
-                    note = f": {output.plain(job.note)}" if job.note else ""
-                    self.say(f"{job.id} {words}{note}")
+                self._words, self._since, self._told = words, time.monotonic(), job.state.final
+            self._tell()
             self._draw()
 
     def write(self, stream: str, data: bytes) -> None:
@@ -90,11 +97,29 @@ class Progress:
             output.echo(f"{start}{output.dim('ghv:')} {text}", err=True)
             self._draw()
 
+    def print(self, text: str) -> None:
+        """A line of an answer, on stdout."""
+        with self._lock:
+            self._hide()
+            output.echo(text)
+            self._draw()
+
     def _tick(self) -> None:
         while not self._ended.wait(_TICK):
             with self._lock:
                 self._turn += 1
+                self._tell()
                 self._draw()
+
+    def _tell(self) -> None:
+        """Where nothing can be drawn over: say it once it has lasted, and at once when the program begins."""
+        job = self._job
+        if self._quiet or self._live or job is None or self._told:
+            return
+        if job.phase is Phase.EXECUTE or time.monotonic() - self._since >= LASTING:
+            self._told = True
+            note = f": {output.plain(job.note)}" if job.note else ""
+            self.say(f"{job.id} {self._words}{note}")
 
     def _draw(self) -> None:
         job = self._job

@@ -27,10 +27,21 @@ from gridhypervisor.model.wire import SPOOL, Op, OwnerRecord, Reason, from_plain
 from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.world import Case, Outcome, Result
 
+_PURPOSES = {
+    ActionKind.PROLOG: "send image and inputs to",
+    ActionKind.SUBMIT: "submit it to",
+    ActionKind.REVOKE: "withdraw it from",
+    ActionKind.REQUEST_CANCEL: "ask it to stop at",
+    ActionKind.BATCH_CANCEL: "end its batch job at",
+    ActionKind.LOOK: "look after it at",
+    ActionKind.COLLECT: "bring the results from",
+    ActionKind.CLEAN: "clean up after it at",
+}
+
 
 def purpose(action: Action) -> str:
-    """What an action does, in words for its outcome."""
-    return f"{action.kind} {action.allocation.pilot_job} at {action.allocation.site}"
+    """What an action does to a job, in words for its outcome."""
+    return f"{_PURPOSES[action.kind]} {action.allocation.site}"
 
 
 class Errands:

@@ -124,8 +124,9 @@ class SiteFacts:
     @property
     def silence(self) -> str:
         """Why it is not up, and what to do, for the user."""
-        words = f"needs you to log in: `ghv site login {self.name}`" if self.login else "does not answer"
-        return f"{words}{': ' + self.why if self.why and not self.login else ''}"
+        if self.login:
+            return f"needs you to log in: `ghv site login {self.name}`"
+        return f"does not answer: {self.why}" if self.why else "is not connected yet"
 
 
 @dataclass(frozen=True)
