@@ -155,6 +155,13 @@ class GridEngineSite(ClusterSite):
                     "/bin/sh", "-c", named, "sh", *inside]  # fmt: skip
         self._running.start(daemon, argv)
 
+    def limit(self, key: str, number: int) -> None:
+        """Set a number in the cluster's configuration: max_u_jobs, say, of which 0 is no limit."""
+        folder = self.root / SGE_ROOT.lstrip("/") / "setup/limit"
+        folder.mkdir(exist_ok=True)
+        (folder / "global").write_text(_changed(self.admin("qconf", "-sconf", "global"), {key: str(number)}))
+        self.admin("qconf", "-Mconf", f"{SGE_ROOT}/setup/limit/global")
+
     def connect(self, node: str, there: bool) -> None:
         """Pull a node's cable, or put it back: nothing but the network is touched."""
         self._running.run("ip", "link", "set", self._wire(node), "up" if there else "down")

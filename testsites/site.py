@@ -19,6 +19,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +53,7 @@ spaces."""
 BASES = ("passwd", "group", "shadow", "hosts", "services")
 
 
-class ClusterSite:
+class ClusterSite(ABC):
     """One running site; a context manager. `folder` is made, and removed at the end; it must not exist yet.
 
     With `keep` it stays, and a later site made of the same `parts` goes on with what it holds: address, keys, and the
@@ -110,6 +111,10 @@ class ClusterSite:
     def signal(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to a daemon: KILL it, or STOP it for a while and CONT it."""
         self._running.signal(daemon, number)
+
+    @abstractmethod
+    def start(self, daemon: str) -> None:
+        """Start a daemon that ended, or a node by its name."""
 
     def cut_ssh(self) -> int:
         """Kill every open SSH session, as a broken network would; how many processes that were."""

@@ -13,8 +13,9 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
+from types import MappingProxyType
 
 from testsites import bareroot, sshd
 from testsites.site import SHELL, UID, ClusterSite, free_address, need
@@ -66,7 +67,7 @@ DefMemPerCPU=64
 class SlurmSite(ClusterSite):
     """See `ClusterSite`.
 
-    `keeps_ended` and `kill_wait` are Slurm's MinJobAge and KillWait, in seconds.
+    `keeps_ended` and `kill_wait` are Slurm's MinJobAge and KillWait, in seconds; `settings` are more of its slurm.conf.
 
     With `spool_delay` the front-end, and it alone, sees the user's `~/.ghv` as through a network file system: what the
     nodes write there shows up to so many seconds late, and out of order (see `testsites.latespool`).
@@ -85,11 +86,12 @@ class SlurmSite(ClusterSite):
         keeps_ended: int = 300,
         kill_wait: int = 30,
         spool_delay: float = 0.0,
+        settings: Mapping[str, str] = MappingProxyType({}),
         folder: Path | None = None,
         keep: bool = False,
         namespaces: bool = False,
     ) -> None:
-        parts = (nodes, cpus, memory, keeps_ended, kill_wait, spool_delay)
+        parts = (nodes, cpus, memory, keeps_ended, kill_wait, spool_delay, dict(settings))
         super().__init__(name, folder, keep=keep, namespaces=namespaces, parts=parts)
         self.address = self._known or free_address(CONTROLLER_PORT)
         self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
@@ -99,7 +101,7 @@ class SlurmSite(ClusterSite):
         with self._making():
             if not self._known:
                 self._make_root()
-                self._configure(cpus, memory, {"keeps_ended": keeps_ended, "kill_wait": kill_wait})
+                self._configure(cpus, memory, {"keeps_ended": keeps_ended, "kill_wait": kill_wait}, settings)
                 self._make_login()
             self._make_spools()
             self._start()
@@ -155,7 +157,7 @@ class SlurmSite(ClusterSite):
         self.root.chmod(0o755)
         (self.root / "bin/sh").symlink_to("dash")
 
-    def _configure(self, cpus: int, memory: int, times: dict[str, int]) -> None:
+    def _configure(self, cpus: int, memory: int, times: dict[str, int], settings: Mapping[str, str]) -> None:
         self._make_users("\n".join(f"{self.address} {host}" for host in (self.name, *self.nodes)))
         etc = self.root / "etc"
         (etc / "munge").mkdir(mode=0o700)
@@ -163,7 +165,9 @@ class SlurmSite(ClusterSite):
         (etc / "munge/munge.key").chmod(0o400)
         for folder in ("run/munge", "var/log/munge", "var/lib/munge", "etc/slurm"):
             (self.root / folder).mkdir(mode=0o755, parents=True)
-        lines = [CONFIG.format(name=self.name, address=self.address, port=CONTROLLER_PORT, **times)]
+        usual = CONFIG.format(name=self.name, address=self.address, port=CONTROLLER_PORT, **times)
+        lines = [line for line in usual.splitlines(keepends=True) if line.partition("=")[0] not in settings]
+        lines += [f"{key}={value}\n" for key, value in settings.items()]
         for i, node in enumerate(self.nodes):
             lines.append(
                 f"NodeName={node} NodeHostname={self.name} NodeAddr={self.address} Port={CONTROLLER_PORT + 1 + i} "

@@ -1,4 +1,7 @@
-"""Accounts at real sites for the contract tests: a fork site on this machine, and a Slurm behind SSH in a bare root."""
+"""Accounts at sites for the contract tests: on this machine, and at clusters behind SSH in a bare root.
+
+See `simulated` for one that takes no time.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ import asyncio
 import itertools
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from gridhypervisor.execution.submissions import Submissions
 from gridhypervisor.model.batch import BatchJob, BatchState, Listing, Submission, Submitted
 from gridhypervisor.model.records import Site, SiteKind
-from gridhypervisor.model.wire import PROTOCOL, Op
+from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, Op
 from gridhypervisor.sites import Bundle, Driver, driver_for, transport_for
 from gridhypervisor.sites.relayclient import RelayLink
 from testsites.site import ClusterSite
@@ -28,6 +32,11 @@ WAITS = (
     "echo $$ >$5/began; while :; do echo . >>$5/alive; sleep 0.1; done"
 )
 """A pilot that tells when it began, that it lives and which signal ended it. Arguments: pilot --scratch S --entry E."""
+
+DEAF = "trap '' TERM USR2; echo $$ >$5/began; while :; do sleep 0.1; done"
+"""A pilot that nothing but KILL ends."""
+
+Story = Callable[["Connected"], Coroutine[Any, Any, None]]
 
 _numbers = itertools.count(1)
 
@@ -49,6 +58,19 @@ class Account:
     bundle: Bundle
     folder: Path
     log: Path
+
+    def tell(self, *stories: Story) -> None:
+        """Tell a story over a connection, the next over another one."""
+
+        async def told() -> None:
+            for story in stories:
+                async with self.connect() as at:
+                    await story(at)
+
+        self.run(told())
+
+    def run(self, told: Coroutine[Any, Any, None]) -> None:
+        asyncio.run(told)
 
     @asynccontextmanager
     async def connect(self, progress: Callable[[str], None] = lambda words: None) -> AsyncIterator[Connected]:
@@ -87,8 +109,20 @@ class Connected:
         return name, (await self.submitted(job))[name]
 
     async def submitted(self, *jobs: Submission) -> dict[str, Submitted]:
-        """The site's answers to all of them, submitted together."""
-        return self.driver.submitted(jobs, await self.link.commands(self.driver.submit(jobs, self.account.site)))
+        """The site's answers to all of them, submitted together as the controller does it."""
+        submissions = Submissions(cast(Any, self))
+        try:
+            answers = await asyncio.gather(*(submissions.submit(job) for job in jobs))
+        finally:
+            submissions.close()
+        return {job.name: answer for job, answer in zip(jobs, answers, strict=True)}
+
+    @property
+    def site(self) -> Site:
+        return self.account.site
+
+    async def batch(self, commands: Sequence[Command]) -> list[CommandResult]:
+        return await self.link.commands(commands)
 
     async def prepared(
         self, script: str, *, name: str = "", cpus: int = 2, walltime: int = 600, memory: int = 64 << 20
@@ -127,8 +161,21 @@ class Connected:
             gone = "does not exist" in result.stdout or "Couldn't find" in result.stderr  # has just ended, for one
             assert result.code == 0 or gone, result
 
+    def has_begun(self, name: str) -> bool:
+        return (self.entry(name) / "began").exists()
+
+    def signals(self, name: str) -> set[str]:
+        """Those that a pilot was sent and heeds: to a job's group and to each process, one may come twice."""
+        return set((self.entry(name) / "seen").read_text().split())
+
     async def begun(self, name: str) -> None:
-        await until(f"{name} to begin", (self.entry(name) / "began").exists)
+        await until(f"{name} to begin", lambda: self.has_begun(name))
+
+    async def lives_on(self, name: str) -> None:
+        """Until the next sign of life of a pilot that waits."""
+        alive = self.entry(name) / "alive"
+        before = alive.stat().st_size
+        await until(f"the next sign of life of {name}", lambda: alive.stat().st_size > before)
 
     async def said(self, name: str, words: str, seconds: float = 60) -> None:
         """Until the job's batch log, as the relay sees it, holds these words: what a node wrote may show late."""

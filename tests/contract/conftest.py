@@ -27,6 +27,15 @@ def slurm_site() -> Iterator[SlurmSite]:
 
 
 @pytest.fixture(scope="session")
+def other_slurm_site() -> Iterator[SlurmSite]:
+    """Whole nodes to each job, no arrays, nothing requeued, and jobs that are told apart by their process groups."""
+    settings = {"SelectType": "select/linear", "SelectTypeParameters": "CR_Memory", "MaxArraySize": "0",
+                "JobRequeue": "0", "ProctrackType": "proctrack/pgid"}  # fmt: skip
+    with SlurmSite("slurm-b", nodes=2, cpus=2, kill_wait=WARNING, settings=settings) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
 def late_slurm_site() -> Iterator[SlurmSite]:
     with SlurmSite("slurm-late", nodes=2, cpus=2, kill_wait=WARNING, spool_delay=2.0) as site:
         yield site

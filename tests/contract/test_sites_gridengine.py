@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.model.batch import BatchState
-from gridhypervisor.model.errors import LinkLost
 from gridhypervisor.sites import Bundle
 from tests.contract.accounts import OURS, WAITS, Account, Connected, account_at, until
 from testsites import GridEngineSite
@@ -26,50 +25,9 @@ def account(gridengine_site: GridEngineSite, bundle: Bundle, tmp_path: Path) -> 
     return account_at(gridengine_site, bundle, tmp_path / "log" / "relay")
 
 
-async def lives_on(at: Connected, name: str) -> None:
-    alive = at.entry(name) / "alive"
-    before = alive.stat().st_size
-    await until(f"the next sign of life of {name}", lambda: alive.stat().st_size > before)
-
-
 def end(site: GridEngineSite, at: Connected, name: str) -> None:
     """Kill a job that Grid Engine no longer minds, if its node, once it is heard of again, was not faster."""
     site.admin("sh", "-c", f"kill -9 {(at.entry(name) / 'began').read_text().strip()}", check=False)
-
-
-def test_neither_the_front_end_nor_a_node_has_python_or_qemu(account: Account, gridengine_site: GridEngineSite) -> None:
-    look = "for p in python3 python qemu-system-x86_64 qemu-img perl gcc; do command -v $p; done; echo looked"
-    assert gridengine_site.admin("sh", "-c", look, as_user=True) == "looked\n"
-
-    async def scenario() -> None:
-        async with account.connect() as at:
-            name = await at.accepted(f"({look}) >$5/found")
-            await at.until(name, BatchState.ENDED)
-            assert (at.entry(name) / "found").read_text() == "looked\n"
-
-    asyncio.run(scenario())
-
-
-def test_the_jobs_of_others_and_of_the_users_own_are_not_ours(
-    account: Account, gridengine_site: GridEngineSite
-) -> None:
-    def foreign(name: str, *, as_user: bool) -> str:
-        return gridengine_site.admin("qsub", "-terse", "-h", "-N", name, "-b", "y", "true", as_user=as_user).strip()
-
-    ids = {foreign("a&b<c", as_user=True), foreign(f"{OURS}-j999-1", as_user=False)}
-
-    async def scenario() -> None:
-        async with account.connect() as at:
-            name = await at.accepted("exit 0")
-            await at.until(name, BatchState.ENDED)
-            listing = await at.lists()
-            assert not ids & {job.id for job in listing.jobs.values()}
-            assert all(known.startswith(f"{OURS}-") for known in listing.jobs)
-            await at.cancel(f"{OURS}-j999-1")  # not ours, though it has our name: Grid Engine leaves it alone
-            assert f"{OURS}-j999-1" in gridengine_site.admin("qstat", "-xml")
-
-    asyncio.run(scenario())
-    gridengine_site.admin("qdel", *ids)
 
 
 def test_what_the_site_refuses_is_refused_with_the_mend(
@@ -94,133 +52,66 @@ def test_what_the_user_configured_for_a_site_is_what_the_job_asks_for(
     options = {"queue": "batch.q@sge-a-n2", "memory": "mem_free", "native": "-js 5 -w w"}
     account = account_at(gridengine_site, bundle, tmp_path / "log", **options)
 
-    async def scenario() -> None:
-        async with account.connect() as at:
-            assert at.driver.limits(await at.link.commands(at.driver.probe())).max_walltime == 86400
-            name, answer = await at.submit(WAITS, memory=128 << 20)
-            shown = gridengine_site.admin("qstat", "-j", answer.batch_id)
-            for words in ("mem_free=256M", "h_rt=600", "smp range: 2", "batch.q@sge-a-n2", "restart:", "notify:"):
-                assert words in shown
-            assert (await at.until(name, BatchState.RUNNING)).node == "sge-a-n2"
-            await at.begun(name)
-            await at.cancel(name)
-            await at.over(name)
+    async def story(at: Connected) -> None:
+        assert at.driver.limits(await at.link.commands(at.driver.probe())).max_walltime == 86400
+        name, answer = await at.submit(WAITS, memory=128 << 20)
+        shown = gridengine_site.admin("qstat", "-j", answer.batch_id)
+        for words in ("mem_free=256M", "h_rt=600", "smp range: 2", "batch.q@sge-a-n2", "restart:", "notify:"):
+            assert words in shown
+        assert (await at.until(name, BatchState.RUNNING)).node == "sge-a-n2"
+        await at.begun(name)
+        await at.cancel(name)
+        await at.over(name)
 
-    asyncio.run(scenario())
+    account.tell(story)
 
 
 def test_at_the_limit_a_job_is_warned_and_its_end_says_so(account: Account) -> None:
-    async def scenario() -> None:
-        async with account.connect() as at:
-            # Long enough for either to set its trap before, on a machine that may be busy.
-            heeds, deaf = await at.accepted(WAITS, walltime=15), await at.accepted(DEAF, walltime=15)
-            assert (await at.until(heeds, BatchState.ENDED)).code == 5
-            job = await at.until(deaf, BatchState.ENDED)
-            assert job.code == 137 and "h_rt" in job.reason
-            for name in (heeds, deaf):
-                assert set((at.entry(name) / "seen").read_text().split()) == {"USR2"}
+    async def story(at: Connected) -> None:
+        # Long enough for either to set its trap before, on a machine that may be busy.
+        heeds, deaf = await at.accepted(WAITS, walltime=15), await at.accepted(DEAF, walltime=15)
+        assert (await at.until(heeds, BatchState.ENDED)).code == 5
+        job = await at.until(deaf, BatchState.ENDED)
+        assert job.code == 137 and "h_rt" in job.reason
+        for name in (heeds, deaf):
+            assert set((at.entry(name) / "seen").read_text().split()) == {"USR2"}
 
-    asyncio.run(scenario())
-
-
-def test_a_job_on_hold_says_so_and_runs_when_it_is_released(account: Account, gridengine_site: GridEngineSite) -> None:
-    async def scenario() -> None:
-        async with account.connect() as at:
-            full = [await at.accepted(WAITS) for _ in range(2)]
-            for name in full:
-                await at.begun(name)
-            name, answer = await at.submit("exit 4")
-            gridengine_site.admin("qhold", answer.batch_id)
-            await at.cancel(*full)
-            job = await at.until(name, BatchState.HELD)
-            assert f"qrls {answer.batch_id}" in job.reason
-            gridengine_site.admin("qrls", answer.batch_id)
-            assert (await at.until(name, BatchState.ENDED)).code == 4
-
-    asyncio.run(scenario())
+    account.tell(story)
 
 
 def test_a_job_in_error_is_held_with_the_sites_reason(account: Account) -> None:
-    async def scenario() -> None:
-        async with account.connect() as at:
-            name = await at.accepted("exit 100")  # which Grid Engine takes for: keep me, and show me to somebody
+    async def story(at: Connected) -> None:
+        name = await at.accepted("exit 100")  # which Grid Engine takes for: keep me, and show me to somebody
+        job = await at.until(name, BatchState.HELD)
+        while "exit_status" not in job.reason and "100" not in job.reason:
             job = await at.until(name, BatchState.HELD)
-            while "exit_status" not in job.reason and "100" not in job.reason:
-                job = await at.until(name, BatchState.HELD)
-            await at.cancel(name)
-            await at.over(name)
+        await at.cancel(name)
+        await at.over(name)
 
-    asyncio.run(scenario())
+    account.tell(story)
 
 
 def test_a_job_that_the_site_runs_again_by_itself_says_so(account: Account) -> None:
-    async def scenario() -> None:
-        async with account.connect() as at:
-            name = await at.accepted("[ ! -e $5/ran ] || exit 7; echo >$5/ran; exit 99")  # run again, says exit code 99
-            job = await at.until(name, BatchState.ENDED)
-            assert (job.code, job.restarts) == (7, 1)
+    async def story(at: Connected) -> None:
+        name = await at.accepted("[ ! -e $5/ran ] || exit 7; echo >$5/ran; exit 99")  # run again, says exit code 99
+        job = await at.until(name, BatchState.ENDED)
+        assert (job.code, job.restarts) == (7, 1)
 
-    asyncio.run(scenario())
-
-
-def test_a_queue_master_that_hangs_makes_no_empty_listing_and_no_refusal(
-    account: Account, gridengine_site: GridEngineSite
-) -> None:
-    async def scenario() -> None:
-        async with account.connect() as at:
-            running, name = await at.accepted(WAITS), at.new_name()
-            await at.begun(running)
-            gridengine_site.signal("qmaster", signal.SIGSTOP)
-            try:
-                submitting = asyncio.create_task(at.submit("exit 0", name=name, cpus=1))
-                await until("qsub to wait", lambda: "qsub" in gridengine_site.processes())
-                asked = [replace(command, timeout=1.0) for command in at.driver.query(OURS)]  # it would hang for good
-                listing, problem = at.driver.listing(await at.link.commands(asked), 0.0)
-                assert listing is None and "no answer in time" in problem
-                assert gridengine_site.cut_ssh()
-                with pytest.raises(LinkLost):
-                    await submitting
-            finally:
-                gridengine_site.signal("qmaster", signal.SIGCONT)
-        async with account.connect() as at:
-            listing = await at.lists()
-            assert running in listing.jobs
-            if name in listing.jobs:  # the queue master had read the request before its sender was killed, or not
-                await at.until(name, BatchState.ENDED)
-            await at.cancel(running)
-            await at.until(running, BatchState.ENDED)
-
-    asyncio.run(scenario())
+    account.tell(story)
 
 
-def test_a_dead_queue_master_makes_no_empty_listing_and_the_running_job_is_found_again(
-    account: Account, gridengine_site: GridEngineSite
-) -> None:
-    async def scenario() -> None:
-        async with account.connect() as at:
-            running, ends = (
-                await at.accepted(WAITS),
-                await at.accepted("echo >$5/began; until [ -e $5/go ]; do :; done; echo >$5/gone"),
-            )
-            await at.begun(running)
-            await at.begun(ends)
-            gridengine_site.signal("qmaster")
-            await until("the queue master to be gone", lambda: not gridengine_site.alive("qmaster"))
-            try:
-                listing, problem = await at.listing()
-                assert listing is None and "unable to send message to qmaster" in problem
-                _, answer = await at.submit("exit 0")
-                assert answer.accepted is None
-                (at.entry(ends) / "go").touch()  # it ends while nobody keeps the books
-                await until(f"the end of {ends}", (at.entry(ends) / "gone").exists)
-            finally:
-                gridengine_site.start("qmaster")
-            assert (await at.until(ends, BatchState.ENDED)).code == 0
-            assert (await at.until(running, BatchState.RUNNING, BatchState.ENDED)).state is BatchState.RUNNING
-            await at.cancel(running)
-            await at.until(running, BatchState.ENDED)
+def test_a_queue_master_that_hangs_makes_no_empty_listing(account: Account, gridengine_site: GridEngineSite) -> None:
+    async def story(at: Connected) -> None:
+        gridengine_site.signal("qmaster", signal.SIGSTOP)
+        try:
+            asked = [replace(command, timeout=1.0) for command in at.driver.query(OURS)]  # it would hang for good
+            listing, problem = at.driver.listing(await at.link.commands(asked), 0.0)
+            assert listing is None and "no answer in time" in problem
+        finally:
+            gridengine_site.signal("qmaster", signal.SIGCONT)
+        await at.lists()
 
-    asyncio.run(scenario())
+    account.tell(story)
 
 
 def test_a_node_cut_off_is_lost_and_stays_so_when_an_administrator_deletes_the_job_by_force(
@@ -228,29 +119,28 @@ def test_a_node_cut_off_is_lost_and_stays_so_when_an_administrator_deletes_the_j
 ) -> None:
     """The accounts then hold a success with exit code 0, while the job runs on."""
 
-    async def scenario() -> None:
-        async with account.connect() as at:
-            name = await at.accepted(WAITS)
-            job = await at.until(name, BatchState.RUNNING)
-            await at.begun(name)
-            await until("the node's first word of it", lambda: is_running(gridengine_site, job.id))
-            gridengine_site.connect(job.node, False)
-            try:
-                await at.until(name, BatchState.NODE_LOST)
-                gridengine_site.admin("qdel", "-f", job.id)
-                accounts = gridengine_site.root / "opt/sge/default/common/accounting"
-                await until("the record", lambda: f":{name}:{job.id}:" in accounts.read_text())
-                assert "exit_status  0 " in gridengine_site.admin("qacct", "-j", job.id)
-                # While the queue still lists it, it is lost for another reason: the node does not answer.
-                forced = await at.until(name, BatchState.NODE_LOST, BatchState.ENDED, reason="has not confirmed")
-                assert forced.state is BatchState.NODE_LOST
-                await lives_on(at, name)
-            finally:
-                gridengine_site.connect(job.node, True)
-            end(gridengine_site, at, name)
-            gridengine_site.wait_ready()
+    async def story(at: Connected) -> None:
+        name = await at.accepted(WAITS)
+        job = await at.until(name, BatchState.RUNNING)
+        await at.begun(name)
+        await until("the node's first word of it", lambda: is_running(gridengine_site, job.id))
+        gridengine_site.connect(job.node, False)
+        try:
+            await at.until(name, BatchState.NODE_LOST)
+            gridengine_site.admin("qdel", "-f", job.id)
+            accounts = gridengine_site.root / "opt/sge/default/common/accounting"
+            await until("the record", lambda: f":{name}:{job.id}:" in accounts.read_text())
+            assert "exit_status  0 " in gridengine_site.admin("qacct", "-j", job.id)
+            # While the queue still lists it, it is lost for another reason: the node does not answer.
+            forced = await at.until(name, BatchState.NODE_LOST, BatchState.ENDED, reason="has not confirmed")
+            assert forced.state is BatchState.NODE_LOST
+            await at.lives_on(name)
+        finally:
+            gridengine_site.connect(job.node, True)
+        end(gridengine_site, at, name)
+        gridengine_site.wait_ready()
 
-    asyncio.run(scenario())
+    account.tell(story)
 
 
 def is_running(site: GridEngineSite, number: str) -> bool:
@@ -262,16 +152,38 @@ def is_running(site: GridEngineSite, number: str) -> bool:
 def test_a_job_whose_shepherd_was_killed_is_lost_for_it_runs_on(
     account: Account, gridengine_site: GridEngineSite
 ) -> None:
-    async def scenario() -> None:
-        async with account.connect() as at:
-            name, answer = await at.submit(WAITS)
-            await at.begun(name)
-            await until("the node's first word of it", lambda: is_running(gridengine_site, answer.batch_id))
-            gridengine_site.lose_shepherd(answer.batch_id)
-            # A busy node, too, may pass for lost for a while, but for another reason.
-            job = await at.until(name, BatchState.NODE_LOST, BatchState.ENDED, reason="before writing exit_status")
-            assert job.state is BatchState.NODE_LOST
-            await lives_on(at, name)
-            end(gridengine_site, at, name)
+    async def story(at: Connected) -> None:
+        name, answer = await at.submit(WAITS)
+        await at.begun(name)
+        await until("the node's first word of it", lambda: is_running(gridengine_site, answer.batch_id))
+        gridengine_site.lose_shepherd(answer.batch_id)
+        # A busy node, too, may pass for lost for a while, but for another reason.
+        job = await at.until(name, BatchState.NODE_LOST, BatchState.ENDED, reason="before writing exit_status")
+        assert job.state is BatchState.NODE_LOST
+        await at.lives_on(name)
+        end(gridengine_site, at, name)
 
-    asyncio.run(scenario())
+    account.tell(story)
+
+
+def test_a_queue_master_with_too_many_jobs_of_ours_takes_the_next_when_one_has_gone(
+    account: Account, gridengine_site: GridEngineSite
+) -> None:
+    async def story(at: Connected) -> None:
+        first = await at.accepted(WAITS)
+        await at.begun(first)
+        gridengine_site.limit("max_u_jobs", 1)
+        try:
+            second = asyncio.create_task(at.submit("exit 4"))
+            refused = await at.prepared("exit 0")
+            results = await at.batch(at.driver.submit([refused], account.site))
+            [answer] = at.driver.submitted([refused], results).values()
+            assert answer.busy and "only 1 jobs are allowed per user" in answer.message
+            assert not second.done()
+            await at.cancel(first)
+            name, answer = await second
+            assert answer.accepted and (await at.until(name, BatchState.ENDED)).code == 4
+        finally:
+            gridengine_site.limit("max_u_jobs", 0)
+
+    account.tell(story)

@@ -12,10 +12,13 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from gridhypervisor.client import Client
+from gridhypervisor.model.spec import JobSpec, ResourcesSpec
+from gridhypervisor.model.views import JobRequest
 from tests.e2e.installation import Installation, _processes, wait_for
-from testsites.site import ClusterSite
+from testsites.site import UID, ClusterSite
 
 PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
 """A program that goes on until it is stopped."""
@@ -40,9 +43,17 @@ class ClusterLab(Installation):
         self.ghv("site", "add", name, *joining, *settings, *words)
         wait_for(f"site {name}", lambda: self.health(name) == "up", 600)
 
+    @property
+    def commands(self) -> Path:
+        """A folder of the user's own in which batch commands are found first: a test can put another one there."""
+        return self.site.home / "commands"
+
     def settings(self) -> dict[str, str]:
         """What batch commands find in theirs, beside what every login of the site does."""
-        return {}
+        if not self.commands.exists():
+            self.commands.mkdir()
+            os.chown(self.commands, UID, UID)
+        return {"PATH": f"/home/{self.site.login.user}/commands:/usr/local/bin:/usr/bin:/bin"}
 
     # -- the site, from above -------------------------------------------------------------------------------------
 
@@ -62,6 +73,57 @@ class ClusterLab(Installation):
 
         return wait_for(f"the batch job of {job}", look)
 
+    @contextlib.contextmanager
+    def command(self, name: str, script: str) -> Iterator[None]:
+        """While this lasts the relay finds this script instead of a batch command. See `clear_commands`."""
+        path, new = self.commands / name, self.commands / f".{name}"
+        new.write_text(f"#!/bin/sh\n{script}\n")
+        new.chmod(0o755)
+        new.rename(path)
+        try:
+            yield
+        finally:
+            path.unlink()
+
+    def clear_commands(self) -> None:
+        """Remove what the scripts of `command` left beside themselves."""
+        for path in self.commands.iterdir():
+            path.unlink()
+
+    def together(self, command: str, site: str, program: str, count: int, **spec: Any) -> tuple[str, list[str]]:
+        """A job, and so many of this program, with its `result` in a folder `many0`, ..., that come while the first
+        one's submission is under way, by this batch command, which knows `--version`: they are submitted together.
+
+        Between, the relay's patience with a command runs: hence no command line for each.
+        """
+        [socket] = (self.folder / "run").rglob("*.sock")
+        client = Client(str(socket))
+
+        def submit(script: str, folder: str, **more: Any) -> str:
+            small = ResourcesSpec(memory="128M", scratch="48M")
+            asked = JobSpec("tiny", ("sh", "-c", script), resources=small, site=site, **more)
+            return client.submit(JobRequest(asked, str(self.work), str(self.work / folder))).id
+
+        gate, reached = self.commands / "gate", self.commands / "reached"
+        folder = f"/home/{self.site.login.user}/commands"
+        slow = f'[ "$1" = --version ] || {{ : >{folder}/reached; until [ -e {folder}/gate ]; do sleep 0.05; done; }}'
+        with self.command(command, f'{slow}; exec /usr/bin/{command} "$@"'):
+            first = submit("echo of its own", "first")
+            wait_for("its submission", reached.exists)
+            rest = [submit(program, f"many{at}", outputs=("result",), **spec) for at in range(count)]
+            for job in rest:
+                wait_for("its submission", lambda: _state(client, job) == "submitting")  # noqa: B023
+            gate.touch()
+            for job in (first, *rest):
+                wait_for("the site's answer", lambda: self.attempt(job)[1])  # noqa: B023
+        return first, rest
+
+    def attempt(self, job: str) -> tuple[str, str]:
+        """State and batch id of its only attempt; empty before there is one."""
+        found = self.job(job)["attempts"]
+        assert len(found) <= 1, found
+        return (found[0]["state"], found[0]["batch_id"]) if found else ("", "")
+
     # -- the site, from below -------------------------------------------------------------------------------------
 
     @property
@@ -77,6 +139,11 @@ class ClusterLab(Installation):
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _state(client: Client, job: str) -> str:
+    attempts = client.job(job).attempts
+    return attempts[-1].state if attempts else ""
 
 
 Lab = TypeVar("Lab", bound=ClusterLab)

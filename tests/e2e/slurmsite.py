@@ -1,11 +1,8 @@
-"""An installation that uses a real Slurm: what the Slurm tests share. Batch commands are found through a folder of the
-user's own first, where a test can put another one.
-"""
+"""An installation that uses a real Slurm: what the Slurm tests share."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
@@ -25,16 +22,6 @@ class SlurmLab(ClusterLab):
     site: SlurmSite
     # Each job by itself: tests tell batch jobs by their names, and would form arrays by chance.
     defaults = MappingProxyType({"arrays": "no"})
-
-    @property
-    def commands(self) -> Path:
-        return self.site.home / "commands"
-
-    def settings(self) -> dict[str, str]:
-        if not self.commands.exists():
-            self.commands.mkdir()
-            os.chown(self.commands, UID, UID)
-        return {"PATH": f"/home/{self.site.login.user}/commands:/usr/bin:/bin"}
 
     # -- the site, from above -------------------------------------------------------------------------------------
 
@@ -76,23 +63,6 @@ class SlurmLab(ClusterLab):
             yield
         finally:
             self.site.admin("scancel", number)
-
-    @contextlib.contextmanager
-    def command(self, name: str, script: str) -> Iterator[None]:
-        """While this lasts the relay finds this script instead of a batch command. See `clear_commands`."""
-        path, new = self.commands / name, self.commands / f".{name}"
-        new.write_text(f"#!/bin/sh\n{script}\n")
-        new.chmod(0o755)
-        new.rename(path)
-        try:
-            yield
-        finally:
-            path.unlink()
-
-    def clear_commands(self) -> None:
-        """Remove what the scripts of `command` left beside themselves."""
-        for path in self.commands.iterdir():
-            path.unlink()
 
     # -- the site, from below -------------------------------------------------------------------------------------
 

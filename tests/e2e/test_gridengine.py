@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gridhypervisor.model.spec import RetrySpec
 from tests.e2e.cluster import PATIENT, ClusterLab, joined, tiny
 from tests.e2e.installation import wait_for
 from testsites import GridEngineSite
@@ -19,6 +20,16 @@ TINY = tiny("gridengine")
 
 class GridEngineLab(ClusterLab):
     site: GridEngineSite
+
+    @contextlib.contextmanager
+    def one_node(self) -> Iterator[None]:
+        """While this lasts nothing begins on the other nodes."""
+        others = [f"*@{node}" for node in self.site.nodes[1:]]
+        self.site.admin("qmod", "-d", *others)
+        try:
+            yield
+        finally:
+            self.site.admin("qmod", "-e", *others)
 
     def assert_clean(self, seconds: float = 60) -> None:
         """No stray process, entry, batch job or file on a node; every job ended exactly once."""
@@ -41,6 +52,7 @@ def shared_grid(template: Path, node_scratch: Path) -> Iterator[GridEngineLab]:
 def grid(shared_grid: GridEngineLab) -> Iterator[GridEngineLab]:
     """The installation that all tests here share; clean after each of them."""
     yield shared_grid
+    shared_grid.clear_commands()
     shared_grid.assert_clean()
 
 
@@ -108,3 +120,43 @@ def test_a_killed_pilot_takes_its_guest_along_and_the_accounts_let_the_job_run_a
     assert [attempt["reason"] for attempt in found["attempts"]] == ["lost", "exited"], found
     assert "says that it ended" in str(grid.events(job)), "not the walltime, but the accounts"
     assert (grid.work / "again/made").read_text() == "run\n"
+
+
+def test_jobs_that_come_together_are_one_array_and_end_one_by_one(grid: GridEngineLab) -> None:
+    with grid.one_node():  # two run at once, six wait
+        one_by_one(grid)
+
+
+def one_by_one(grid: GridEngineLab) -> None:
+    first, rest = grid.together("qsub", "gridengine", PATIENT, 8, retry=RetrySpec(0))
+    number = grid.attempt(rest[0])[1].partition(".")[0]
+    assert "." not in grid.attempt(first)[1]
+    assert [grid.attempt(job)[1] for job in rest] == [f"{number}.{at}" for at in range(1, 9)]
+
+    def begun() -> list[str]:
+        return [job for job in rest if grid.ghv("logs", job).out]
+
+    def listed() -> list[str]:
+        rows = (line.split() for line in grid.site.admin("qstat", "-g", "d", "-u", "*").splitlines())
+        return sorted(row[-1] for row in rows if row[:1] == [number])
+
+    wait_for("two of them, and no room for more", lambda: len(begun()) == 2, 300)
+    evicted, cancelled = begun()
+    waiting, *left = (job for job in rest if job not in (evicted, cancelled))
+    grid.ghv("cancel", waiting)
+    assert grid.wait(waiting)["job"]["state"] == "cancelled"
+    others = sorted(str(at) for at in range(1, 9) if rest[at - 1] != waiting)
+    wait_for("its end, and no other's", lambda: listed() == others)
+    grid.site.admin("qdel", grid.attempt(evicted)[1])
+    found = grid.wait(evicted)
+    assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "evicted"), found
+    for job in (cancelled, *left):
+        assert grid.attempt(job)[0] in ("queued", "running")  # nobody asked for their end
+    grid.ghv("cancel", cancelled, *left)
+    for job in (cancelled, *left):
+        assert grid.wait(job)["job"]["state"] == "cancelled"
+    for job in (evicted, cancelled):
+        assert (grid.work / f"many{rest.index(job)}/result").read_text() == "saved\n"
+    assert not (grid.work / f"many{rest.index(waiting)}/result").exists()
+    found = grid.wait(first)
+    assert (found["job"]["state"], grid.ghv("logs", first).out) == ("done", b"of its own\n"), found

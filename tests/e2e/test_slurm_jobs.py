@@ -56,34 +56,13 @@ def test_bundle_and_image_go_there_once(slurm: SlurmLab) -> None:
 
 
 def test_jobs_that_come_faster_than_they_are_taken_go_as_an_array_and_are_jobs_of_their_own(slurm: SlurmLab) -> None:
-    slurm.add_site("arrays", "--workdir", "~/other", "--option", "spool_lag=1")
-    words = [word if word != "slurm" else "arrays" for word in TINY]
-    gate, reached = slurm.commands / "gate", slurm.commands / "reached"
-    folder = f"/home/{slurm.site.login.user}/commands"
-    slow = f'[ "$1" = --version ] || {{ : >{folder}/reached; until [ -e {folder}/gate ]; do sleep 0.05; done; }}'
-
-    def row(job: str) -> tuple[str, str]:
-        found = slurm.job(job)["attempts"]
-        assert len(found) <= 1, found
-        return (found[0]["state"], found[0]["batch_id"]) if found else ("", "")
-
+    slurm.add_site("arrays", "--workdir", "~/other", "--option", "spool_lag=1", "--option", "submit_rate=6000")
+    assert b"at most 6000 jobs a minute" in slurm.ghv("site", "show", "arrays").out
     with slurm.busy_site():
-        with slurm.command("sbatch", f'{slow}; exec /usr/bin/sbatch "$@"'):
-            first = slurm.detach(*words, "--", "sh", "-c", "echo of its own")
-            wait_for("its submission", reached.exists)
-            program = "echo run >> made; exit 3"
-            rest = [
-                slurm.detach(*words, "--out", "made", "--to", f"array{at}", "--", "sh", "-c", program)
-                for at in range(4)
-            ]
-            for job in rest:
-                wait_for("its submission", lambda: row(job)[0] == "submitting")  # noqa: B023
-            gate.touch()
-            for job in (first, *rest):
-                wait_for("its place in the queue", lambda: row(job)[0] == "queued")  # noqa: B023
-        number = row(rest[0])[1].partition("_")[0]
-        assert "_" not in row(first)[1]
-        assert [row(job)[1] for job in rest] == [f"{number}_{at}" for at in range(4)]
+        first, rest = slurm.together("sbatch", "arrays", "echo run >> result; exit 3", 4)
+        number = slurm.attempt(rest[0])[1].partition("_")[0]
+        assert "_" not in slurm.attempt(first)[1]
+        assert [slurm.attempt(job)[1] for job in rest] == [f"{number}_{at}" for at in range(4)]
         slurm.ghv("cancel", rest[1])
         found = slurm.wait(rest[1])
         assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found
@@ -92,8 +71,8 @@ def test_jobs_that_come_faster_than_they_are_taken_go_as_an_array_and_are_jobs_o
     for at in (0, 2, 3):
         found = slurm.wait(rest[at])
         assert (found["job"]["state"], found["job"]["exit_code"], len(found["attempts"])) == ("done", 3, 1), found
-        assert (slurm.work / f"array{at}/made").read_text() == "run\n"
-    assert not (slurm.work / "array1/made").exists()
+        assert (slurm.work / f"many{at}/result").read_text() == "run\n"
+    assert not (slurm.work / "many1/result").exists()
     slurm.ghv("site", "remove", "arrays")
 
 

@@ -19,7 +19,8 @@ from gridhypervisor.simulation.site import SimulatedSite
 from tests.simulation.world import World, in_world
 
 HURTS = (
-    *("lose-submission", "mute-submission", "late-submission", "refuse-submission", "empty-listing", "failing-listing"),
+    *("lose-submission", "mute-submission", "late-submission", "refuse-submission", "busy-submission"),
+    *("empty-listing", "failing-listing"),
     *("good-listing", "cut", "hang", "requeue", "requeue-unconfirmed", "kill-pilot", "destroy-pilot", "pause-pilot"),
     *("resume-pilot", "node-dies", "node-cut", "heal", "batch-cancel", "lend", "lend-all"),
 )
@@ -61,6 +62,8 @@ def hurt(site: SimulatedSite, what: str, number: int) -> None:
             weather.submissions.append("late")
         case "refuse-submission":
             weather.submissions.append("refused")
+        case "busy-submission":
+            weather.submissions.append("busy")
         case "empty-listing":
             weather.listing = "empty"
         case "failing-listing":

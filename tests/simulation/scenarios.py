@@ -141,6 +141,16 @@ async def a_submission_is_refused(world: World) -> None:
     await world.settled()
 
 
+async def a_submission_is_put_off(world: World) -> None:
+    for site in world.sites.values():
+        site.batch.weather.submissions.extend(["busy", "busy", "busy"])
+    await world.submit(retry=0)
+    cancelled = await world.submit(retry=0)
+    await reaches(world, cancelled, "submitting")
+    await world.cancel(cancelled)
+    await world.settled()
+
+
 async def a_pilot_is_killed(world: World) -> None:
     job = await world.submit(30.0)
     await reaches(world, job, "running")
@@ -261,6 +271,7 @@ SCENARIOS = [
     Scenario(a_submission_is_lost, LAGS),
     Scenario(a_submission_surfaces_late),
     Scenario(a_submission_is_refused),
+    Scenario(a_submission_is_put_off),
     Scenario(a_pilot_is_killed, LAGS),
     Scenario(a_pilot_ends_without_a_word, LAGS),
     Scenario(a_pilot_is_stopped_beyond_its_walltime),

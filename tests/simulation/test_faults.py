@@ -13,8 +13,9 @@ from gridhypervisor.execution import controller as controlling
 from gridhypervisor.execution.jobs import Jobs
 from gridhypervisor.model.commit import Birth, Commit, JobRecords
 from gridhypervisor.model.records import JobState
-from gridhypervisor.model.views import ServiceError
-from gridhypervisor.model.wire import EntryView, ExitRecord, ImageManifest, Outcome, Reason
+from gridhypervisor.model.spec import JobSpec
+from gridhypervisor.model.views import JobRequest, ServiceError
+from gridhypervisor.model.wire import EntryView, ExitRecord, ImageManifest, Layer, Outcome, Reason
 from gridhypervisor.planning import reconcile
 from gridhypervisor.simulation.pilot import Tempo
 from tests.simulation.scenarios import pilots, reaches
@@ -86,6 +87,21 @@ def test_a_deletion_that_is_asked_for_again_has_been_done() -> None:
         with pytest.raises(ServiceError) as error:
             await jobs.delete("j99")
         assert error.value.problem.status == 404
+
+    in_world(story)
+
+
+def test_a_hypervisor_that_cannot_boot_the_image_is_refused_before_any_site_hears_of_it() -> None:
+    async def story(world: World) -> None:
+        disk = ImageManifest((Layer("d" * 64, 1 << 20, "disk", "qcow2"),))
+        jobs = Jobs(world.controller, lambda _: ("d" * 64, disk), "me", "default")
+        spec = JobSpec("debian", ("true",), hypervisor="uml")
+        with pytest.raises(ServiceError) as error:
+            await jobs.submit(JobRequest(spec, "/tmp", "/tmp"), "key")
+        problem = error.value.problem
+        assert (problem.status, problem.hint) == (422, "ask for auto or kvm or tcg")
+        assert problem.detail == "hypervisor: uml brings its own kernel, and the image is one whole disk"
+        assert not world.controller.cases
 
     in_world(story)
 

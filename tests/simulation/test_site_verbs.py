@@ -6,6 +6,7 @@ import asyncio
 
 from gridhypervisor.execution.session import LOOK, Session
 from gridhypervisor.model.records import JobState, SiteHealth
+from gridhypervisor.model.wire import Reason
 from gridhypervisor.planning.explain import explain
 from gridhypervisor.planning.sites import PASSING
 from tests.simulation.scenarios import reaches
@@ -26,6 +27,84 @@ def words(world: World, job: str) -> str:
     """What `ghv explain` says of it."""
     found = explain(world.controller.cases[job], world.controller.facts(), world.controller.waiting.get(job, ""))
     return "\n".join([found.summary, *(c.verdict for c in found.candidates)])
+
+
+# One site's trouble is its own
+
+
+def test_a_site_that_hangs_for_an_hour_delays_no_job_elsewhere_by_a_second() -> None:
+    def lasted(hang: float) -> list[float]:
+        """Seconds from its submission to its end of each job at the other site, of which one comes every 5 minutes."""
+        found = list[float]()
+
+        async def story(world: World) -> None:
+            await up(world, "site0", "site1")
+            there = await world.submit(1.0, site="site0")
+            await reaches(world, there, "running")
+            if hang:
+                world.sites["site0"].way.hang(hang)
+            stuck = [await world.submit(1.0, site="site0") for _ in range(3)]
+            jobs = []
+            for _ in range(11):
+                jobs.append(await world.submit(1.0, site="site1"))
+                await asyncio.sleep(300.0)
+            assert not hang or not any(world.records(job).job.state.final for job in (there, *stuck))
+            for job in jobs:
+                ended = world.records(job).job
+                assert ended.ended is not None
+                found.append(ended.ended - ended.created)
+            await world.settled()
+            world.judge()
+
+        in_world(story)
+        return found
+
+    usual = lasted(0.0)
+    assert max(lasted(3600.0)) <= max(usual) + 1.0, usual
+
+
+def test_a_site_that_is_too_busy_says_so_keeps_what_it_was_given_and_gets_no_more_meanwhile() -> None:
+    async def story(world: World) -> None:
+        await up(world, "site0", "site1")
+        site = world.sites["site0"]
+        site.batch.weather.submissions.extend(["busy"] * 100)
+        kept, wrong = await world.submit(1.0, site="site0", retry=0), await world.submit(1.0, site="site0", retry=0)
+        await world.until(
+            lambda: bool(session_of(world, "site0").facts.busy), 30.0, "the site says that it is too busy"
+        )
+        assert "too many jobs of this account" in session_of(world, "site0").submitting
+        pinned, free = await world.submit(1.0, site="site0", retry=0), await world.submit(1.0)
+        await world.until(lambda: world.records(free).job.state.final, 30.0, "the one that may go elsewhere ends")
+        assert [a.site for a in world.records(free).allocations] == ["site1"]
+        await world.until(lambda: "takes no more jobs for now" in words(world, pinned), 5.0, "the reason")
+        await world.cancel(wrong)
+        await world.until(lambda: world.records(wrong).job.state.final, 5.0, "nothing keeps a cancelled job waiting")
+        site.batch.weather.submissions.clear()
+        await world.settled()
+        for job in (kept, pinned):
+            assert (world.records(job).job.state, len(world.records(job).allocations)) == (JobState.DONE, 1)
+        assert not session_of(world, "site0").submitting and site.batch.submitted == 2
+        world.judge()
+
+    in_world(story)
+
+
+def test_what_a_busy_site_was_not_given_when_the_connection_broke_has_lost_no_try() -> None:
+    async def story(world: World) -> None:
+        await up(world, "site0", "site1")
+        for _ in range(4):
+            world.sites["site0"].batch.weather.submissions.extend(["busy"] * 3)
+        job = await world.submit(1.0, site="site0", retry=0)
+        for _ in range(4):
+            await world.until(lambda: bool(session_of(world, "site0").facts.busy), 200.0, "the site is too busy")
+            world.sites["site0"].way.cut(5.0)
+            await asyncio.sleep(1.0)
+        await world.settled()
+        assert world.records(job).job.state is JobState.DONE
+        assert [a.why for a in world.records(job).allocations][:-1] == [Reason.BUSY] * 4
+        world.judge()
+
+    in_world(story)
 
 
 # Draining

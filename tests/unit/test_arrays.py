@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gridhypervisor.model.batch import Submission
-from gridhypervisor.sites.arrays import array_name, array_of, array_script, element, grouped, index, is_array
+from gridhypervisor.sites.arrays import (
+    array_name,
+    array_of,
+    array_script,
+    element,
+    grouped,
+    in_steps,
+    index,
+    is_array,
+    step,
+)
 
 ALIKE = Submission("a1b-j7-1", "/w/spool/a1b-j7-1", "/w/bundle/d/start", "/scratch/it's", 1, 512 << 20, 600)
 
@@ -57,8 +67,27 @@ def test_a_name_of_another_make_is_a_group_of_its_own_and_no_array(name: str) ->
     assert element(name, 3) == name
 
 
-@pytest.mark.parametrize("number", [1, 9, 1700])
-def test_the_script_becomes_the_pilot_of_the_elements_entry(tmp_path: Path, number: int) -> None:
+@given(jobs)
+def test_the_parts_of_a_group_are_indices_in_even_steps_from_1_on(given_jobs: list[Submission]) -> None:
+    for group in grouped(given_jobs, 1000):
+        parts = list(in_steps(group))
+        assert [job for part in parts for job in part] == list(group)
+        for part in parts:
+            if array := array_name(part, 1):
+                last = index(array, part[-1].name)
+                assert [index(array, job.name) for job in part] == list(range(1, last + 1, step(part)))
+                assert all(element(array, index(array, job.name)) == job.name for job in part)
+
+
+def test_neighbours_stay_together() -> None:
+    group = [job(number) for number in (3, 4, 5, 6, 8, 10, 11)]
+    assert [[job.name for job in part] for part in in_steps(group)] == [
+        [job(number).name for number in part] for part in ((3, 4, 5, 6), (8, 10), (11,))
+    ]
+
+
+@pytest.mark.parametrize(("number", "first"), [(1, 0), (1, 1), (9, 0), (1700, 1)])
+def test_the_script_becomes_the_pilot_of_the_elements_entry(tmp_path: Path, number: int, first: int) -> None:
     spool = tmp_path / "it's a spool"
     start = tmp_path / "start"
     start.write_text('echo "$@"\n')
@@ -66,11 +95,11 @@ def test_the_script_becomes_the_pilot_of_the_elements_entry(tmp_path: Path, numb
         replace(job(at), entry=f"{spool}/{job(at).name}", start=str(start), scratch="/s t")
         for at in (number, number + 4)
     ]
-    script = array_script(group, "TASK")
+    script = array_script(array_name(group, first), group, "TASK")
     for each in group:
         Path(each.entry).mkdir(parents=True)
         subprocess.run(
-            ["sh"], input=script, text=True, check=True, env={"TASK": str(index(array_name(group), each.name))}
+            ["sh"], input=script, text=True, check=True, env={"TASK": str(index(array_name(group, first), each.name))}
         )
         assert (Path(each.entry) / "batch.log").read_text() == f"pilot --scratch /s t --entry {each.entry}\n"
     assert subprocess.run(["sh"], input=script, text=True, check=False, env={}, capture_output=True).returncode != 0

@@ -8,6 +8,7 @@ again and again because it exits with 99 (j5, j13), is in error (j6), had its sh
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,9 @@ def captured(name: str) -> CommandResult:
 
 
 QSTAT, LOST, ERRORS, QACCT = (captured(name) for name in ("qstat.xml", "qstat-lost.xml", "qstat-j.txt", "qacct.txt"))
+ARRAY, ARRAY_ERRORS, ARRAY_ENDS = (captured(f"array-{name}") for name in ("qstat.xml", "qstat-j.txt", "qacct.txt"))
+"""Of 13 tasks the first exited with 78, the 2nd is in error, the 3rd was deleted while it ran, the 4th and 5th run, the
+6th is held, the 7th was deleted while it waited, the others wait."""
 EMPTY = CommandResult(0, re.sub(r"<job_list.*</job_list>", "", QSTAT.stdout, flags=re.DOTALL), "")
 
 
@@ -89,6 +93,38 @@ def test_a_submission_carries_the_users_options_verbatim() -> None:
 def test_whatever_the_entry_is_called_it_stands_in_the_script_alone(name: str) -> None:
     [command] = driver().submit([job(entry=f"/{name}!")], site())
     assert not any(f"/{name}!" in word for word in command.argv)
+
+
+def test_jobs_that_are_alike_go_as_arrays_whose_names_and_indices_say_which_each_is() -> None:
+    made = driver()
+    jobs = [replace(job(number), entry=f"/w/spool/{job(number).name}") for number in (1, 2, 3, 7, 9, 20)]
+    jobs.append(replace(job(4, cpus=2), entry="/w/spool/x"))
+    commands = made.submit(jobs, site())
+    spoken = {command.argv[2]: words(command).partition(" -t ")[2] for command in commands}
+    assert spoken == {
+        f"{OURS}-j0+-1": "1-3:1",
+        f"{OURS}-j6+-1": "1-3:2",
+        f"{OURS}-j20-1": "",
+        f"{OURS}-j4-1": "",
+    }
+    told = [f'Your job-array {at}.1-3:1 ("{OURS}-j0+-1") has been submitted\n' for at in range(17, 21)]
+    answers = made.submitted(jobs, [CommandResult(0, words, "") for words in told])
+    at = {command.argv[2]: str(number) for number, command in zip(range(17, 21), commands, strict=True)}
+    assert {name.split("-")[1]: answer.batch_id for name, answer in answers.items()} == {
+        **{f"j{number}": f"{at[f'{OURS}-j0+-1']}.{number}" for number in (1, 2, 3)},
+        **{f"j{number}": f"{at[f'{OURS}-j6+-1']}.{number - 6}" for number in (7, 9)},
+        "j20": at[f"{OURS}-j20-1"],
+        "j4": at[f"{OURS}-j4-1"],
+    }
+    assert len(driver(arrays="no").submit(jobs, site())) == len(jobs)
+
+
+def test_of_an_array_that_task_alone_is_cancelled_which_is_meant_by_the_arrays_name() -> None:
+    made = driver()
+    listed(made, ARRAY)
+    plain, tasks = made.cancel([(f"{OURS}-j25-1", ""), (f"{OURS}-j28-1", "1.8"), (f"{OURS}-j90-1", "7")])
+    assert plain.argv == ("qdel", f"{OURS}-j25-1", f"{OURS}-j28-1", f"{OURS}-j90-1")
+    assert tasks.argv == ("qdel", f"{OURS}-j20+-1", "-t", "5,8")  # the first was found in the listing
 
 
 def test_options_that_would_be_ignored_are_refused_with_those_that_exist() -> None:
@@ -156,6 +192,7 @@ def test_an_end_that_nobody_tells_is_looked_for_ever_more_seldom_and_not_for_eve
         (1, "", 'Unable to run job: Job was rejected because job requests unknown queue "x"\nExiting.\n', False),
         (1, "", "Unable to run job: error: no suitable queues\nExiting.\n", False),
         (1, "", 'Unable to run job: job rejected: the requested project "x" does not exist\nExiting.\n', False),
+        (1, "", "Unable to run job: job rejected: you tried to submit a job with more than 4 tasks\nExiting.\n", False),
         (1, "", 'qsub: invalid option argument "-bogus"\n', False),
         (1, "", '\nUnable to initialize environment because of error: SGE_ROOT directory "/x" doesn\'t exist\n', False),
         (127, "", "start qsub: No such file or directory", False),
@@ -177,6 +214,7 @@ def test_an_answer_is_yes_no_or_unclear(code: int | None, stdout: str, stderr: s
         ("error: no suitable queues", "less walltime"),
         ('unknown resource "x"', "option"),
         ('SGE_ROOT directory "" doesn\'t exist', "SGE_ROOT"),
+        ("job rejected: only 2 jobs are allowed per user (current job count: 2)", "`max-jobs`"),
         ("something new", "administrators"),
     ],
 )
@@ -204,6 +242,28 @@ def test_what_the_words_for_a_job_mean() -> None:
         "j13": (S.PENDING, "", 1),
     }
     assert f"qrls {jobs['j12'].id}" in jobs["j12"].reason
+
+
+def test_the_tasks_of_an_array_are_jobs_of_their_own() -> None:
+    made = driver()
+    listed(made, ARRAY, EMPTY, ARRAY_ERRORS)
+    jobs = listed(made, ARRAY, EMPTY, ARRAY_ENDS)
+    assert {name: (job.id, job.state) for name, job in jobs.items()} == {
+        "j21": ("1.1", S.ENDED),
+        "j22": ("1.2", S.HELD),
+        "j23": ("1.3", S.ENDED),
+        "j24": ("1.4", S.RUNNING),
+        "j25": ("1.5", S.RUNNING),
+        "j26": ("1.6", S.HELD),
+        **{f"j{20 + at}": (f"1.{at}", S.PENDING) for at in range(8, 14)},
+    }
+    assert "qmod -cj 1.2" in jobs["j22"].reason and "exit_status of job start = 100" in jobs["j22"].reason
+    assert "qrls 1.6" in jobs["j26"].reason
+    assert (jobs["j21"].code, jobs["j23"].code) == (78, 140)
+
+
+def test_an_array_with_no_word_of_the_task_is_nobodys_job() -> None:
+    assert listed(driver(), CommandResult(0, re.sub("<tasks>.*</tasks>", "", ARRAY.stdout), "")) == {}
 
 
 @given(st.text())

@@ -50,9 +50,7 @@ def compose(manifest: Manifest, paths: dict[str, Path], run: Path, world: World,
 
 def needs(manifest: Manifest) -> Needs:
     """What the job asks of a hypervisor."""
-    roles = [layer.role for layer in manifest.image.layers]
-    own = roles.count("app") + len(("base", "scratch", "out"))
-    return Needs(manifest.resources.cpus, own, manifest.network, "disk" in roles)
+    return Needs(manifest.resources.cpus, network=manifest.network).with_image(manifest.image.layers)
 
 
 def join(initrd: Path, run: Path, world: World, modules: bytes) -> Path:

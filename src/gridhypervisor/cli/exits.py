@@ -72,6 +72,7 @@ def of_reason(reason: Reason | None, exit_code: int | None) -> int:
             | Reason.NODE_DISK
             | Reason.LOST
             | Reason.SUBMIT
+            | Reason.BUSY
             | Reason.LENDER
         ):
             return Exit.INFRASTRUCTURE

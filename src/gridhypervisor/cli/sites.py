@@ -215,6 +215,7 @@ def show(name: str, output: str) -> None:
             ("workdir", found.workdir or (found.settings.workdir if found.settings else "")),
             ("jobs", f"{found.queued} queued, {found.running} running"),
             ("most at once", str(found.max_jobs or "")),
+            ("submissions", found.submissions),
             *_set(found.settings),
         ]
     )

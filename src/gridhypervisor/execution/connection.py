@@ -16,6 +16,7 @@ from gridhypervisor.model.batch import Listing
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, EntryView, Lending, Op, from_plain
+from gridhypervisor.planning.pacing import Throttle
 from gridhypervisor.planning.world import SiteFacts
 
 CALL = 30.0
@@ -40,12 +41,17 @@ class Connection:
     batch_system: str  # its version
     facts: SiteFacts
     lending: Lending | None  # at the beginning
+    throttle: Throttle  # of the batch system's commands
     damaged: asyncio.Event = field(default_factory=asyncio.Event)  # the bundle is not whole any more
 
     async def batch(self, commands: list[Command]) -> list[CommandResult]:
-        """Run batch system commands."""
+        """Run batch system commands, when the rate allows it."""
         if not commands:
             return []
+        now = asyncio.get_running_loop().time
+        while delay := self.throttle.delay(now()):
+            await asyncio.sleep(delay)
+        self.throttle.take(len(commands), now())
         results = await self.link.commands(commands)
         if any(result.code == BUNDLE_DAMAGED for result in results):
             self.damaged.set()
@@ -111,7 +117,10 @@ async def greet(
         spool_lag=driver.spool_lag,
     )
     version, lending = limits.version, lending_of(hello)
-    return Connection(site, installation, link, driver, since, transport.bundle, workdir, version, facts, lending)
+    throttle = Throttle(driver.rates.commands)
+    return Connection(
+        site, installation, link, driver, since, transport.bundle, workdir, version, facts, lending, throttle
+    )
 
 
 def lending_of(message: Mapping[str, Any]) -> Lending | None:

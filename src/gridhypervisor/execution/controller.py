@@ -262,6 +262,8 @@ class Controller:
                     self._actions.stop(record.pilot_job, ActionKind.PROLOG)
             self.output.job_changed(job)
             self.touch(job)
+        if case.job.wish is not Wish.RUN:
+            self._withdraw(case)
         self.waiting[job] = step.waiting
         if case.job.state is JobState.PENDING and not step.records:
             self._places.wait(job, case.job.spec.site, step.spurned)
@@ -271,6 +273,13 @@ class Controller:
         over = case.job.state.final and all(a.state is AllocationState.CLEANED for a in case.allocations)
         if over and case.job.wish is not Wish.DELETE:
             self._drop(job)
+
+    def _withdraw(self, case: Case) -> None:
+        """Nothing of it that has not been submitted needs to be."""
+        for a in case.allocations:
+            session = self.sessions.get(a.site)
+            if a.state is AllocationState.SUBMITTING and session is not None:
+                session.withdraw(a.pilot_job)
 
     # -- cases come and go -----------------------------------------------------------------------------------------
 

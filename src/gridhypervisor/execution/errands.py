@@ -45,7 +45,8 @@ def purpose(action: Action) -> str:
 
 
 class Errands:
-    """`ask_listing` has the batch system asked soon; `used` is told the relay's CPU seconds so far."""
+    """`ask_listing` has the batch system asked soon; `used` is told the relay's CPU seconds so far; `jitter` gives a
+    factor, around 1."""
 
     def __init__(
         self,
@@ -55,11 +56,13 @@ class Errands:
         listener: Listener,
         *,
         clock: Callable[[], float],
+        jitter: Callable[[], float],
         progress: Callable[[str, str], None],
         ask_listing: Callable[[], None],
         used: Callable[[float], None],
     ) -> None:
-        self._submissions = Submissions(connection)
+        room = partial(listener.room_changed, connection.site.name)
+        self.submissions = Submissions(connection, jitter=jitter, room=room, tell=progress)
         self._connection, self._prolog, self._logs, self._listener = connection, prolog, logs, listener
         self._clock, self._progress, self._ask_listing, self._used = clock, progress, ask_listing, used
 
@@ -128,10 +131,10 @@ class Errands:
             memory=parse_size(resources.memory),
             walltime=parse_duration(resources.walltime),
         )
-        answer = await self._submissions.submit(submission)
+        answer = await self.submissions.submit(submission)
         self._ask_listing()
         result = {True: Result.OK, False: Result.REFUSED, None: Result.UNKNOWN}[answer.accepted]
-        reason = Reason.SUBMIT if result is Result.REFUSED else None
+        reason = (Reason.BUSY if answer.busy else Reason.SUBMIT) if result is Result.REFUSED else None
         message = f"submit {a.pilot_job} to {connection.site.name}: {answer.message}" if answer.message else ""
         return replace(self._outcome(result, message, reason=reason), batch_id=answer.batch_id)
 

@@ -10,6 +10,7 @@ from gridhypervisor.execution.logs import OUTPUT, STREAMS
 from gridhypervisor.execution.present import case_of, event_view, job_detail, job_view
 from gridhypervisor.model.commit import Birth, StoreError
 from gridhypervisor.model.records import AllocationState, Event, Job, JobState, Vm, Wish
+from gridhypervisor.model.spec import unsuited
 from gridhypervisor.model.views import (
     EventView,
     Explanation,
@@ -61,6 +62,9 @@ class Jobs:
                 )
             )
         digest, manifest = self._resolve(spec.image)
+        if refusal := unsuited(spec, manifest.layers):
+            why, hint = refusal
+            raise ServiceError(Problem("submit job", 422, "invalid", f"hypervisor: {why}", hint))
         job = Job(
             id="",
             owner=self.owner,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gridhypervisor.execution.meter import Meter
-from gridhypervisor.model.batch import Limits, Listing, Submission, Submitted
+from gridhypervisor.model.batch import Limits, Listing, Rates, Submission, Submitted
 from gridhypervisor.model.commit import Birth, Commit, JobRecords
 from gridhypervisor.model.records import Event, Job, Ledger, Site
 from gridhypervisor.model.views import (
@@ -183,6 +183,9 @@ class Driver(Protocol):
     def listing_interval(self) -> float:
         """Seconds between listings while jobs wait."""
 
+    @property
+    def rates(self) -> Rates: ...
+
     def max_jobs(self, site: Site) -> int: ...
     def probe(self) -> list[Command]: ...
     def limits(self, results: Sequence[CommandResult]) -> Limits: ...
@@ -236,6 +239,9 @@ class Session(Protocol):
 
     def attend(self, entry: str, urgent: bool | None) -> None:
         """How much the batch system's word on an entry matters from now on; None: no more."""
+
+    def withdraw(self, entry: str) -> None:
+        """Do not submit it any more, if the batch system has not been given it yet. Its submission ends, refused."""
 
     async def sweep(self, entry: str, batch_id: str) -> None:
         """Remove a stray: cancel its batch job if it has an id, and remove its entry unless a pilot owns it."""

@@ -93,7 +93,13 @@ class Session:
             lending = replace(lending, open_for=max(0.0, lending.open_for - (self.clock() - at)))
         login = self.health is SiteHealth.AUTH_NEEDED
         up, draining = self._connection is not None, self.site.draining
-        return replace(self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending)
+        busy = self._errands.submissions.busy if self._errands is not None else ""
+        return replace(self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending, busy=busy)
+
+    @property
+    def submitting(self) -> str:
+        """How fast jobs go to the batch system, and what holds them up; empty where there is nothing to say."""
+        return self._errands.submissions.describe() if self._errands is not None else ""
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +187,7 @@ class Session:
                 self.logs,
                 self.listener,
                 clock=self.clock,
+                jitter=self.jitter,
                 progress=self.progress,
                 ask_listing=self._ask.set,
                 used=self._relay_used,
@@ -194,6 +201,7 @@ class Session:
             try:
                 await self._list_until_lost(connection)
             finally:
+                self._errands.submissions.close()
                 self._connection = self._errands = None
 
     def _down(self, health: SiteHealth, why: str) -> None:
@@ -358,6 +366,10 @@ class Session:
             why = f"{purpose(action)}: {self.why or 'not connected'}"
             return Outcome(Result.UNKNOWN, self.clock(), message=why)
         return await self._errands.run(action, case)
+
+    def withdraw(self, entry: str) -> None:
+        if self._errands is not None:
+            self._errands.submissions.withdraw(entry)
 
     def _relay_used(self, cpu: float) -> None:
         """Share what the relay has used since the last time among the jobs that it was used for."""

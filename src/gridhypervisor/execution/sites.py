@@ -143,6 +143,7 @@ class Sites:
             workdir=session.workdir,
             batch_system=session.batch_system,
             draining=site.draining,
+            submissions=session.submitting,
             settings=SiteRequest(**settings),
         )
 

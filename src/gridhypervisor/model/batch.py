@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from math import inf
 
 
 class BatchState(enum.StrEnum):
@@ -57,6 +58,15 @@ class Submitted:
     accepted: bool | None
     batch_id: str = ""
     message: str = ""
+    busy: bool = False  # refused for what it has to do now, or has of ours already: it may take the job later
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a site's user lets us go there; inf: as fast as it comes."""
+
+    jobs: float = inf  # submitted in a minute
+    commands: float = inf  # of the batch system, in a minute
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ and not dataclasses, as in `views`: every `ghv` makes these classes anew.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
 
-from gridhypervisor.model.wire import HypervisorKind, Needs
+from gridhypervisor.model.wire import HypervisorKind, Layer, Needs
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B?)?", re.IGNORECASE)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -108,14 +109,22 @@ def problems(spec: JobSpec) -> list[tuple[str, str]]:
     for i, pattern in enumerate(spec.outputs):
         if unsafe(pattern):
             found.append((f"outputs[{i}]", f"{pattern!r} must be a relative path that stays inside the job's folder"))
-    if spec.hypervisor != "auto":
-        needs = Needs(cpus=spec.resources.cpus, network=spec.network)
-        if unmet := needs.unmet(HypervisorKind(spec.hypervisor)):
-            found.append(("hypervisor", f"{unmet}; ask for another, or for auto"))
+    if refusal := unsuited(spec):
+        found.append(("hypervisor", "; ".join(refusal)))
     for key in spec.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             found.append((f"environment.{key}", "is not a variable's name: letters, digits and _ only"))
     return found
+
+
+def unsuited(spec: JobSpec, layers: Sequence[Layer] = ()) -> tuple[str, str] | None:
+    """Why the hypervisor that a job asks for cannot run an image of these layers, and what to ask for; None: it can."""
+    if spec.hypervisor == "auto":
+        return None
+    needs = Needs(cpus=spec.resources.cpus, network=spec.network).with_image(layers)
+    unmet = needs.unmet(HypervisorKind(spec.hypervisor))
+    able = [kind for kind in HypervisorKind if not needs.unmet(kind)]
+    return (unmet, f"ask for {' or '.join(['auto', *able])}") if unmet else None
 
 
 def unsafe(path: str) -> bool:

@@ -119,6 +119,7 @@ class SiteView(msgspec.Struct, frozen=True):
     workdir: str = ""
     batch_system: str = ""  # e.g. "slurm 22.05.8"
     draining: bool = False  # it gets no new work
+    submissions: str = ""  # how fast jobs go to its batch system, and what holds them up
     settings: SiteRequest | None = None  # as the user configured it
 
 

@@ -87,6 +87,8 @@ def _obstacle(job: Job, facts: SiteFacts) -> str:
         return f"draining: takes no new work until `ghv site drain {facts.name} --undo`"
     if not facts.up:
         return facts.silence
+    if facts.busy:
+        return f"takes no more jobs for now: {facts.busy}"
     if facts.alive >= facts.max_jobs:
         return f"all {facts.max_jobs} places are taken"
     return _unlent(job, facts) if facts.lending is not None else ""

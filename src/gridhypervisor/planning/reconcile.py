@@ -42,6 +42,13 @@ START_FAILURES: Mapping[int, tuple[Reason, str]] = {
 """What the bundle's start script says by its exit code, which is all that it can leave behind."""
 
 
+TURNED_AWAY: Mapping[Reason, str] = {
+    Reason.LENDER: "the lender of {site} refused it",
+    Reason.BUSY: "{site} had too much to do to take it",
+}
+"""Why a site did not take a job at all, which is no failure of an attempt, and the words for it."""
+
+
 def plan(case: Case, sites: Mapping[str, SiteFacts], policy: Policy, now: float, installation: str) -> JobPlan:
     """The next step of one job. Pure; called again after each commit until it asks for nothing new."""
     step = _Step(case, sites, policy, now, installation)
@@ -212,7 +219,7 @@ class _Step(Draft):
             case Unknown():
                 pass
         if submit is not None and submit.result is Result.REFUSED:
-            self.revoke(a, Reason.SUBMIT, submit.message, submit.hint)
+            self.revoke(a, submit.reason or Reason.SUBMIT, submit.message, submit.hint)
         elif submit is not None and submit.result is Result.OK and a.state is S.SUBMITTING:
             self.queued(a, submit.batch_id)
         elif a.state is S.SUBMITTING and not busy:
@@ -460,7 +467,8 @@ class _Step(Draft):
     def spent(self, last: Allocation) -> int:
         """Attempts that count against the job's retries, `last` included.
 
-        What a lender refused at the door is none, nor is one withdrawn before it was submitted (without a `why`). A
+        What a lender refused at the door is none, nor what a site had too much to do for, nor what was withdrawn before
+        it was submitted (without a `why`). A
         submission of which nobody ever heard again (this controller died in it, mostly), or that waited until its
         lender no longer let it start, is nobody's failure; but a site that does so with everything that it is given
         must not go on for ever.
@@ -469,7 +477,7 @@ class _Step(Draft):
         attempts = [
             a
             for a in known
-            if a.why is not Reason.LENDER
+            if a.why not in TURNED_AWAY
             and (a.state not in (S.REVOKED, S.CLEANED) or a.why is not None or a.exit is not None)
         ]
         lost = sum(
@@ -481,9 +489,9 @@ class _Step(Draft):
 
     def try_again(self, a: Allocation, why: Reason) -> None:
         excluded = self.job.excluded
-        if self.job.spec.retry.elsewhere and a.site not in excluded and why is not Reason.LENDER:
+        if self.job.spec.retry.elsewhere and a.site not in excluded and why not in TURNED_AWAY:
             excluded = (*excluded, a.site)
-        words = f"attempt {a.epoch} failed: {why}" if why is not Reason.LENDER else f"the lender of {a.site} refused it"
+        words = TURNED_AWAY.get(why, f"attempt {a.epoch} failed: {why}").format(site=a.site)
         self.change_job(JobState.PENDING, reason=why, excluded=excluded, message=words)
 
     def fence(self, a: Allocation) -> float:

@@ -112,6 +112,7 @@ class SiteFacts:
     listing_lag: float = 0.0  # how long a submission may stay out of a listing
     spool_lag: float = 0.0  # how long a file written on a node may stay invisible to the relay
     draining: bool = False  # the user wants no new work there
+    busy: str = ""  # why its batch system takes no jobs now, though it answers
     login: bool = False  # it is not up until a person has logged in
     lending: Lending | None = None  # what its relay said last; None: nobody limits the account
     own: Share = NO_SHARE  # of the allocations counted in `alive`: the relay may not know of all of them yet
@@ -119,7 +120,7 @@ class SiteFacts:
     @property
     def open(self) -> bool:
         """Whether a job may begin there, if there is a place."""
-        return self.up and not self.draining
+        return self.up and not self.draining and not self.busy
 
     @property
     def silence(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from gridhypervisor.model.wire import Command, CommandResult
+from gridhypervisor.simulation.dialect import BUSY
 from gridhypervisor.simulation.pilot import Pilot
 
 KILL_WAIT = 10.0
@@ -62,7 +63,7 @@ class Weather:
     """What is wrong with the batch system now. Each submission takes the first of `submissions`, if there is one.
 
     A submission: "lost" (dropped, no answer), "mute" (taken, no answer), "late" (taken after `late` seconds, no
-    answer), "refused". A listing: "" | "empty" | "fails".
+    answer), "refused", "busy" (for now). A listing: "" | "empty" | "fails".
     """
 
     submissions: deque[str] = field(default_factory=deque)
@@ -120,6 +121,8 @@ class Batch:
             case "late":
                 self._loop.call_later(self.weather.late, self._take, name, cpus, walltime)
                 return CommandResult(None, "", "no answer")
+            case "busy":
+                return CommandResult(BUSY, "", "forkq: submit: too many jobs of this account, for now")
             case "refused":
                 return CommandResult(1, "", "forkq: submit: over the limit of this account")
             case _:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
+from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Rates, Submission, Submitted
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import Command, CommandResult
 
 _QUEUE = ("sh", "start", "forkq", "--dir", "forkq")
+
+BUSY = 11
+"""Its exit code for a submission that it may take later."""
 
 _STATES = {
     "PENDING": BatchState.PENDING,
@@ -36,6 +39,7 @@ class Dialect:
     listing_lag: float = 0.0
     spool_lag: float = 0.0
     listing_interval: float = 2.0
+    rates: Rates = field(default_factory=Rates)
 
     def max_jobs(self, site: Site) -> int:
         return site.max_jobs or 1000
@@ -59,7 +63,7 @@ class Dialect:
         return {
             job.name: Submitted(True, result.stdout.strip())
             if result.code == 0
-            else Submitted(None if result.code is None else False, message=result.stderr)
+            else Submitted(None if result.code is None else False, message=result.stderr, busy=result.code == BUSY)
             for job, result in zip(jobs, results, strict=True)
         }
 

@@ -174,7 +174,7 @@ class Way:
     def __init__(self, loop: asyncio.AbstractEventLoop, account: Account, latency: float = 0.01) -> None:
         self._loop, self._account, self._latency = loop, account, latency
         self._links: set[MemoryLink] = set()
-        self._silent_until = 0.0
+        self._silent_until = self._mute_until = 0.0
         self.knocks = 0  # how often anybody tried to connect
         self.asks = False  # for more than a program can give
         self.passing = False  # and has not always done so
@@ -190,6 +190,8 @@ class Way:
             raise LinkLost("connect: the site does not answer")
         link = MemoryLink(self._loop, self._account, self._latency, on_note)
         self._links.add(link)
+        if self._loop.time() < self._mute_until:
+            self._hold(link)
         try:
             yield link
         finally:
@@ -203,7 +205,12 @@ class Way:
             link.close("the connection was cut")
 
     def hang(self, seconds: float) -> None:
-        """What the relays answer does not arrive for a while: requests take effect, and nobody knows."""
+        """What the relays answer does not arrive for a while, on new connections neither: requests take effect, and
+        nobody knows."""
+        self._mute_until = self._loop.time() + seconds
         for link in self._links:
-            link.down.held = True
-            self._loop.call_later(seconds, link.down.release)
+            self._hold(link)
+
+    def _hold(self, link: MemoryLink) -> None:
+        link.down.held = True
+        self._loop.call_at(self._mute_until, link.down.release)

@@ -1,8 +1,9 @@
 """Several submissions as one array job, and its elements' names again.
 
 Entries are named `INSTALLATION-jNUMBER-EPOCH`. An array carries the name of all its elements in its own: that of the
-first one with a `+` behind the number, `INSTALLATION-jNUMBER+-EPOCH`; an element's index is the difference of the
-numbers. So the name and the index that a listing shows say which entry it is, and nobody keeps a table.
+entry which has, or would have, index 0, with a `+` behind the number, `INSTALLATION-jNUMBER+-EPOCH`; an element's index
+is the difference of the numbers. So the name and the index that a listing shows say which entry it is, and nobody keeps
+a table. Where a batch system counts from 1, the name is that of the number before the first.
 """
 
 from __future__ import annotations
@@ -47,15 +48,33 @@ def grouped(jobs: Sequence[Submission], span: int) -> Iterator[tuple[Submission,
         yield tuple(group)
 
 
+def in_steps(jobs: Sequence[Submission]) -> Iterator[tuple[Submission, ...]]:
+    """The submissions of a group, parted where the distance of their numbers changes: for batch systems that take no
+    list of indices, but `first-last:step`."""
+    part: list[Submission] = []
+    for job in jobs:
+        if len(part) > 1 and _number(job) - _number(part[-1]) != step(part):
+            yield tuple(part)
+            part = []
+        part.append(job)
+    if part:
+        yield tuple(part)
+
+
+def step(group: Sequence[Submission]) -> int:
+    """The distance of the first two numbers of a group of at least two."""
+    return _number(group[1]) - _number(group[0])
+
+
 def array_of(name: str, at: int) -> str:
     """The name of the array in which an entry has this index."""
     found = _ENTRY.fullmatch(name)
     return f"{found['head']}{int(found['number']) - at}+{found['tail']}" if found else name
 
 
-def array_name(group: Sequence[Submission]) -> str:
-    """What a group is called as an array; empty if it is one job, which needs none."""
-    return array_of(group[0].name, 0) if len(group) > 1 else ""
+def array_name(group: Sequence[Submission], first: int = 0) -> str:
+    """What a group is called as an array whose indices begin at `first`; empty if it is one job, which needs none."""
+    return array_of(group[0].name, first) if len(group) > 1 else ""
 
 
 def is_array(name: str) -> bool:
@@ -75,12 +94,12 @@ def element(array: str, at: int) -> str:
     return f"{head}{number + at}{tail}"
 
 
-def array_script(group: Sequence[Submission], variable: str) -> str:
+def array_script(array: str, group: Sequence[Submission], variable: str) -> str:
     """The batch script of an array; as `driver.batch_script`, the entry found by the index in an environment variable.
 
     The script's own words go to the entry's log by its own doing: batch systems know patterns for the index alone.
     """
-    head, number, tail = _parts(_ENTRY, group[0].name)
+    head, number, tail = _parts(_ARRAY, array)
     before = shlex.quote(group[0].entry.removesuffix(group[0].name) + head)
     lines = [
         "#!/bin/sh",
@@ -89,6 +108,10 @@ def array_script(group: Sequence[Submission], variable: str) -> str:
         *become_pilot(group[0], '"$entry"'),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _number(job: Submission) -> int:
+    return _parts(_ENTRY, job.name)[1]
 
 
 def _parts(pattern: re.Pattern[str], name: str) -> tuple[str, int, str]:

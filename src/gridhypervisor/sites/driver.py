@@ -6,13 +6,26 @@ people: a controller that crashes may forget a job and give its id to the next o
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import inf, isfinite
 
-from gridhypervisor.model.batch import BatchJob, BatchState, Submission
+from gridhypervisor.model.batch import BatchJob, BatchState, Rates, Submission, Submitted
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import CommandResult
+
+Hints = Sequence[tuple[str, str]]
+"""Words in small letters that a batch system refuses something with, and what mends it."""
+
+PATIENCE = 180.0
+"""Seconds that a submission may take: of one that is ended before its answer nobody knows what came. sbatch waits
+by itself where there are too many jobs, two minutes in all; a queue master may have a minute's work before ours."""
+
+RATES = frozenset({"submit_rate", "command_rate"})
+"""Options of every site with a batch system of its own."""
 
 OVERHEAD = 384 << 20
 """Bytes asked for beside the guest's memory: the emulator's code cache and tables, the pilot, the watchdog."""
@@ -46,6 +59,28 @@ def by_name(jobs: Iterable[BatchJob]) -> dict[str, BatchJob]:
     return out
 
 
+def refused(
+    result: CommandResult, what: str, words: str = "", *, no_answer: re.Pattern[str], busy: str, hints: Hints
+) -> Submitted:
+    """What it means that a submission told no number. `words`: the site's own, where they are not its stderr.
+
+    `no_answer`, `busy`: words after which the batch system may have the job all the same; by which it says that it has
+    too much to do, or too many of the account's jobs, for now.
+    """
+    words = words or result.stderr
+    message = explain(replace(result, stderr=words), what)
+    if result.code is None or result.code <= 0 or no_answer.search(words):
+        return Submitted(None, message=message)
+    if re.search(busy, words, re.IGNORECASE):
+        return Submitted(False, message=f"{message}; if that lasts, lower the site's `max-jobs`", busy=True)
+    return Submitted(False, message=f"{message}; {hint(words, hints)}")
+
+
+def hint(words: str, hints: Hints) -> str:
+    """What mends a refusal in these words."""
+    return next((mend for word, mend in hints if word in words.lower()), "ask the site's administrators")
+
+
 def explain(result: CommandResult, what: str) -> str:
     """One line for a command that failed: what it was, and the site's own words."""
     words = " · ".join(line.strip() for line in (result.stderr or result.stdout).splitlines() if line.strip())
@@ -70,6 +105,28 @@ def seconds_option(site: Site, key: str, default: float) -> float:
     except ValueError:
         pass
     raise LinkError(f"configure site {site.name}: options.{key}: {text!r} is not a number of seconds, e.g. {default:g}")
+
+
+def rates_of(site: Site) -> Rates:
+    """Its options `submit_rate` and `command_rate`.
+
+    Raises:
+        LinkError: one is no number above 0.
+    """
+    return Rates(jobs=_rate(site, "submit_rate"), commands=_rate(site, "command_rate"))
+
+
+def _rate(site: Site, key: str) -> float:
+    text = site.options.get(key)
+    if text is None:
+        return inf
+    try:
+        value = float(text)
+        if value > 0 and isfinite(value):
+            return value
+    except ValueError:
+        pass
+    raise LinkError(f"configure site {site.name}: options.{key}: {text!r} is not a number above 0, by the minute: 60")
 
 
 def choice_option(site: Site, key: str, *allowed: str) -> str:

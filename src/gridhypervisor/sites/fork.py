@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
+from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Rates, Submission, Submitted
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, BUNDLES, Command, CommandResult
 from gridhypervisor.sites.driver import batch_script, by_name, explain, known_options, seconds_option
@@ -30,6 +30,7 @@ class ForkDriver:
         LinkError: the site has options that this driver does not know.
     """
 
+    rates = Rates()
     listing_lag = 0.0  # when submit returns, the job is listed
     listing_interval = 5.0  # entries speak for themselves; this only finds what could not even start
 

@@ -10,17 +10,35 @@ import html
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, BUNDLES, Command, CommandResult
+from gridhypervisor.sites.arrays import (
+    array_name,
+    array_of,
+    array_script,
+    element,
+    grouped,
+    in_steps,
+    index,
+    is_array,
+    step,
+)
 from gridhypervisor.sites.driver import (
     OVERHEAD,
+    PATIENCE,
+    RATES,
     batch_script,
     by_name,
+    choice_option,
     explain,
+    hint,
     known_options,
     native_words,
+    rates_of,
+    refused,
     seconds_option,
 )
 
@@ -57,6 +75,10 @@ this, of jobs that it no longer minds: where a node is cut off they run on."""
 REMEMBERED = 10_000
 """Ends of jobs that are told again in each listing. None of a site's queue lasts longer than that many."""
 
+FIRST, SPAN = 1, 1000
+"""An array's indices: the first, and how many there may be. A site that takes fewer, or no arrays, refuses one, and its
+jobs are then submitted each by itself."""
+
 ACCOUNTS = 2 << 20
 """Bytes of qacct's answer that are looked at: the newest thousand jobs of ours, or so."""
 
@@ -66,6 +88,9 @@ NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 """After these the queue master may have the job all the same."""
+
+BUSY = r"only \d+ jobs are allowed|try again later"
+"""The queue master has too many jobs, of this user or at all (max_u_jobs, max_jobs), for now."""
 
 HINTS = (
     ('queue "', "set the site's option `queue` to one that `qconf -sql` lists"),
@@ -81,7 +106,7 @@ HINTS = (
     ("no such file", "Grid Engine's commands are not in PATH: set PATH in the site's `environment`"),
 )  # fmt: skip
 
-OPTIONS = frozenset({"queue", "project", "pe", "memory", "native", "spool_lag", "listing_interval"})
+OPTIONS = RATES | {"arrays", "queue", "project", "pe", "memory", "native", "spool_lag", "listing_interval"}
 
 
 class GridEngineDriver:
@@ -100,9 +125,11 @@ class GridEngineDriver:
         # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
         self.spool_lag = seconds_option(site, "spool_lag", 65.0)
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
+        self.rates = rates_of(site)
         self._site = site
         self._busybox = f"{workdir}/{BUNDLES}/{bundle}/busybox"
         self._native = native_words(site)
+        self._span = SPAN if choice_option(site, "arrays", "yes", "no") == "yes" else 1
         self._prefix = ""  # of our jobs' names
         self._listed: dict[str, BatchJob] = {}  # by name: in qstat's last answer
         self._sought = {"": 0}  # names whose end is looked for, and how often it was; "": jobs from before our time
@@ -123,7 +150,7 @@ class GridEngineDriver:
         version, hosts, queues = results
         for result, what in ((version, "qstat"), (hosts, "qhost")):
             if result.code != 0:
-                return Limits(problem=f"{explain(result, what)}; {_hint(result.stderr)}")
+                return Limits(problem=f"{explain(result, what)}; {hint(result.stderr, HINTS)}")
         # Some sites show their queues to administrators only: then nothing is known, and qsub will tell.
         times = _walltimes(queues.stdout) if queues.code == 0 else [None]
         if "matches the phrase" in queues.stdout + queues.stderr:
@@ -145,23 +172,28 @@ class GridEngineDriver:
         )
 
     def submit(self, jobs: Sequence[Submission], site: Site) -> list[Command]:
+        """Jobs that are alike go as one array: qsub takes one at a time."""
         for job in jobs:
             self._sought.setdefault(job.name, 0)
-        return [
-            self._command(*self._qsub(job), stdin=batch_script(job, log=f"{job.entry}/{BATCH_LOG}")) for job in jobs
-        ]
+        return [self._submit(group) for group in self._groups(jobs)]
 
     def submitted(self, jobs: Sequence[Submission], results: Sequence[CommandResult]) -> dict[str, Submitted]:
-        return {job.name: _submitted(result) for job, result in zip(jobs, results, strict=True)}
+        answers = {}
+        for group, result in zip(self._groups(jobs), results, strict=True):
+            answer, array = _submitted(result), array_name(group, FIRST)
+            for job in group:
+                at = f".{index(array, job.name)}" if array and answer.batch_id else ""
+                answers[job.name] = replace(answer, batch_id=answer.batch_id + at)
+        return answers
 
     def query(self, installation: str) -> list[Command]:
         """First what lives; then, if called for, whose node is silent, why one is in error, and what has ended."""
         self._prefix = f"{installation}-"
-        out = [self._own('exec qstat -xml -u "$me"')]
+        out = [self._own('exec qstat -xml -g d -u "$me"')]  # an array's tasks one by one
         if any(job.node for job in self._listed.values()):
-            out.append(self._own('exec qstat -xml -u "$me" -s r -qs u'))
-        if errors := [number for number, why in self._errors.items() if not why]:
-            out.append(self._command("qstat", "-j", ",".join(errors)))
+            out.append(self._own('exec qstat -xml -g d -u "$me" -s r -qs u'))
+        if errors := {number.partition(".")[0] for number, why in self._errors.items() if not why}:
+            out.append(self._command("qstat", "-j", ",".join(sorted(errors))))
         if any(times & (times - 1) == 0 for times in self._sought.values()):
             script = f'qacct -o "$me" -j "$1-*" | "$2" tail -c {ACCOUNTS}'
             out.append(self._own(script, installation, self._busybox))
@@ -178,7 +210,7 @@ class GridEngineDriver:
                 lost |= {number for number, *_ in _rows(result.stdout)}
                 self._over |= _accounts(result.stdout)
                 self._errors |= _errors(result.stdout)
-        rows = [row for row in _rows(first.stdout) if row[1].startswith(self._prefix)]
+        rows = [row for row in _rows(first.stdout) if row[1].startswith(self._prefix) and not is_array(row[1])]
         self._errors = {number: self._errors.get(number, "") for number, _, letters, _ in rows if "E" in letters}
         listed = by_name(self._job(row, lost) for row in rows)
         for name in self._listed.keys() - listed.keys():
@@ -196,7 +228,13 @@ class GridEngineDriver:
 
     def cancel(self, jobs: Sequence[tuple[str, str]]) -> list[Command]:
         # By name: it reaches a doubled submission too, and ids begin anew when they have reached their highest.
-        return [self._command("qdel", *(name for name, _ in jobs))] if jobs else []
+        alone = [self._command("qdel", *(name for name, _ in jobs))] if jobs else []
+        known = {name: self._listed[name].id if name in self._listed else number for name, number in jobs}
+        tasks: dict[str, list[str]] = {}  # by array
+        for name, number in known.items():
+            if at := number.partition(".")[2]:
+                tasks.setdefault(array_of(name, int(at)), []).append(at)
+        return alone + [self._command("qdel", array, "-t", ",".join(those)) for array, those in tasks.items()]
 
     def _job(self, row: tuple[str, str, str, str], lost: set[str]) -> BatchJob:
         number, name, letters, queue = row
@@ -212,7 +250,19 @@ class GridEngineDriver:
             state, reason = BatchState.NODE_LOST, f"{node} does not answer the queue master"
         return BatchJob(number, name, state, reason, node, restarts=restarts)
 
-    def _qsub(self, job: Submission) -> list[str]:
+    def _groups(self, jobs: Sequence[Submission]) -> list[tuple[Submission, ...]]:
+        return [part for group in grouped(jobs, self._span) for part in in_steps(group)]
+
+    def _submit(self, group: Sequence[Submission]) -> Command:
+        job, array = group[0], array_name(group, FIRST)
+        if not array:
+            script = batch_script(job, log=f"{job.entry}/{BATCH_LOG}")
+            return replace(self._command(*self._qsub(job, job.name), *self._native, stdin=script), timeout=PATIENCE)
+        tasks = ("-t", f"{FIRST}-{index(array, group[-1].name)}:{step(group)}")
+        script = array_script(array, group, "SGE_TASK_ID")
+        return replace(self._command(*self._qsub(job, array), *tasks, *self._native, stdin=script), timeout=PATIENCE)
+
+    def _qsub(self, job: Submission, name: str) -> list[str]:
         options = self._site.options
         resource = options.get("memory")
         # With -notify KILL is announced by USR2, and a suspension by USR1: the pilot ends cleanly at either.
@@ -220,7 +270,7 @@ class GridEngineDriver:
         # measure, mem_free for one, would be refused in any amount. Files are named in the script alone: in its own
         # options Grid Engine takes `:`, `,` and `$` for something else.
         argv = [
-            "qsub", "-N", job.name, "-S", "/bin/sh", "-wd", "/", "-o", "/dev/null", "-j", "y", "-m", "n",
+            "qsub", "-N", name, "-S", "/bin/sh", "-wd", "/", "-o", "/dev/null", "-j", "y", "-m", "n",
             "-r", "n", "-notify", "-w", "n" if resource else "e", "-l", f"h_rt={job.walltime}",
         ]  # fmt: skip
         if job.cpus > 1:
@@ -230,7 +280,7 @@ class GridEngineDriver:
             argv += ["-l", f"{resource}={math.ceil((job.memory + OVERHEAD) / job.cpus / (1 << 20))}M"]
         for flag, key in (("-q", "queue"), ("-P", "project")):
             argv += [flag, options[key]] if options.get(key) else []
-        return argv + self._native
+        return argv
 
     def _own(self, script: str, *arguments: str) -> Command:
         """A script about the jobs of this account, whatever a site's defaults let qstat show."""
@@ -258,25 +308,30 @@ def state_of(letters: str) -> BatchState:
 
 
 def _rows(xml: str) -> Iterator[tuple[str, str, str, str]]:
-    """Id, name, state and queue instance of each job in an answer of `qstat -xml`.
+    """Id, name, state and queue instance of each job, or task of an array, in an answer of `qstat -xml -g d`.
 
     Not by an XML parser: the name of any other job of the user's can make it bad XML, in some versions.
     """
     for row in re.findall(r"<job_list\b.*?</job_list>", xml, re.DOTALL):
-        found = dict(re.findall(r"<(JB_job_number|JB_name|state|queue_name)>([^<]*)</", row))
+        found = dict(re.findall(r"<(JB_job_number|JB_name|state|queue_name|tasks)>([^<]*)</", row))
         if found.get("JB_job_number", "").isdigit() and "state" in found:
-            yield (found["JB_job_number"], html.unescape(found.get("JB_name", "")), found["state"],
-                   found.get("queue_name", ""))  # fmt: skip
+            number, name = _task(found["JB_job_number"], html.unescape(found.get("JB_name", "")), found.get("tasks"))
+            yield number, name, found["state"], found.get("queue_name", "")
+
+
+def _task(number: str, name: str, task: str | None) -> tuple[str, str]:
+    """Id and name of a job; of an array's task, with its index, where a word for that is given."""
+    return (f"{number}.{task}", element(name, int(task))) if task and task.isdigit() else (number, name)
 
 
 def _errors(text: str) -> dict[str, str]:
-    """By id: the last reason for an error in an answer of `qstat -j`."""
+    """By id: the last reason for an error in an answer of `qstat -j`. A job that is no array has a task 1 as well."""
     out, number = {}, ""
     for line in text.splitlines():
         if line.startswith("job_number:"):
             number = line.split()[1]
-        elif line.startswith("error reason"):
-            out[number] = line.partition(":")[2].strip()
+        elif found := re.match(r"error reason +(\d+): *(.*)", line):
+            out[number] = out[f"{number}.{found[1]}"] = found[2].strip()
     return out
 
 
@@ -288,7 +343,8 @@ def _accounts(text: str) -> dict[str, BatchJob]:
         fields = {key: words.strip() for key, words in re.findall(r"^(\w+)[ \t]+(.*)$", block, re.MULTILINE)}
         if not {"jobname", "jobnumber", "hostname", "failed", "exit_status", *USAGE} <= fields.keys():
             continue  # a piece
-        number, name, node = fields["jobnumber"], fields["jobname"], fields["hostname"]
+        number, name = _task(fields["jobnumber"], fields["jobname"], fields.get("taskid"))
+        node = fields["hostname"]
         failed, _, why = (part.strip() for part in fields["failed"].partition(":"))
         if failed in RUNS_AGAIN:
             again[number] = again.get(number, 0) + 1
@@ -341,14 +397,7 @@ def _bytes(text: str) -> int | None:
 
 def _submitted(result: CommandResult) -> Submitted:
     # With the site's own defaults it may be the number alone (-terse), or stand below other words.
-    number = re.search(r"^(?:Your job )?(\d+)(?: \(.*)?$", result.stdout, re.MULTILINE)
+    number = re.search(r"^(?:Your job(?:-array)? )?(\d+)(?:\.\d+-\d+:\d+)?(?: \(.*)?$", result.stdout, re.MULTILINE)
     if result.code == 0 and number:
         return Submitted(True, number[1])
-    message = explain(result, "qsub")
-    if result.code is None or result.code <= 0 or NO_ANSWER.search(result.stderr):
-        return Submitted(None, message=message)
-    return Submitted(False, message=f"{message}; {_hint(result.stderr)}")
-
-
-def _hint(words: str) -> str:
-    return next((hint for word, hint in HINTS if word in words.lower()), "ask the site's administrators")
+    return refused(result, "qsub", no_answer=NO_ANSWER, busy=BUSY, hints=HINTS)

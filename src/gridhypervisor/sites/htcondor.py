@@ -17,7 +17,18 @@ from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Su
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, Command, CommandResult
-from gridhypervisor.sites.driver import OVERHEAD, batch_script, by_name, explain, known_options, seconds_option
+from gridhypervisor.sites.driver import (
+    OVERHEAD,
+    RATES,
+    batch_script,
+    by_name,
+    explain,
+    hint,
+    known_options,
+    rates_of,
+    refused,
+    seconds_option,
+)
 
 KEPT = 3600
 """Seconds that an ended job stays in the queue."""
@@ -75,6 +86,9 @@ NO_ANSWER = re.compile(
 )
 """After these the queue may have the job all the same."""
 
+BUSY = r"exceed MAX_JOBS_(SUBMITTED|PER_OWNER)|try again later"
+"""The queue has too many jobs, of this user or at all, for now."""
+
 HINTS = (
     ("can't find address", "no queue runs where the login is: set CONDOR_CONFIG in the site's `environment`"),
     ("requirements", "mend the site's option `constraint`: it is an expression on a machine's attributes"),
@@ -108,7 +122,7 @@ LISTED = (
     *("JobCurrentReconnectAttempt", "LastRejMatchReason"),
 )
 
-OPTIONS = frozenset({"account", "constraint", "native", "spool_lag", "listing_interval"})
+OPTIONS = RATES | {"account", "constraint", "native", "spool_lag", "listing_interval"}
 
 
 class HTCondorDriver:
@@ -125,6 +139,7 @@ class HTCondorDriver:
         # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
         self.spool_lag = seconds_option(site, "spool_lag", 65.0)
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
+        self.rates = rates_of(site)
         self._site = site
         own = [f"accounting_group = {account}"] if (account := site.options.get("account")) else []
         wanted = f"({site.options['constraint']}) && " if site.options.get("constraint") else ""
@@ -149,7 +164,7 @@ class HTCondorDriver:
             return Limits()
         version, machines = results
         if version.code != 0:
-            return Limits(problem=f"{explain(version, 'condor_version')}; {_hint(version.stderr)}")
+            return Limits(problem=f"{explain(version, 'condor_version')}; {hint(version.stderr, HINTS)}")
         found = re.search(r"CondorVersion: (\S+)", version.stdout)
         rows = [words for line in machines.stdout.splitlines() if len(words := line.split()) == 2]
         sizes = [(int(cpus), int(memory)) for cpus, memory in rows if cpus.isdigit() and memory.isdigit()]
@@ -231,14 +246,7 @@ def _submitted(result: CommandResult) -> Submitted:
     # 23.9 can die of a missing cipher after it has told the number; the number is told only when the queue has the job.
     if found := re.search(r"^(\d+)\.0 - \1\.\d+$", result.stdout, re.MULTILINE):
         return Submitted(True, found[1])
-    message = explain(result, "condor_submit")
-    if result.code is None or result.code <= 0 or NO_ANSWER.search(result.stderr):
-        return Submitted(None, message=message)
-    return Submitted(False, message=f"{message}; {_hint(result.stderr)}")
-
-
-def _hint(words: str) -> str:
-    return next((hint for word, hint in HINTS if word in words.lower()), "ask the site's administrators")
+    return refused(result, "condor_submit", no_answer=NO_ANSWER, busy=BUSY, hints=HINTS)
 
 
 def _job(row: Mapping[str, object]) -> BatchJob:
@@ -273,7 +281,7 @@ def _reason(row: Mapping[str, object], state: BatchState) -> str:
     if state is BatchState.UNKNOWN:
         return f"HTCondor's state {row.get('JobStatus')}"
     if status == HELD:
-        return _with_hint(str(row.get("HoldReason") or "held"), _number(row, "HoldReasonCode"))
+        return _withhint(str(row.get("HoldReason") or "held"), _number(row, "HoldReasonCode"))
     if state is BatchState.PENDING:
         return str(row.get("LastRejMatchReason") or "").strip()
     if state is BatchState.RUNNING:
@@ -281,12 +289,12 @@ def _reason(row: Mapping[str, object], state: BatchState) -> str:
     if status == COMPLETED:
         return ""
     if held := str(row.get("LastHoldReason") or ""):
-        return _with_hint(held, _number(row, "LastHoldReasonCode"))
+        return _withhint(held, _number(row, "LastHoldReasonCode"))
     words = str(row.get("VacateReason") or row.get("RemoveReason") or "")
     return "its node let it go, and it is not to begin again" if not words or OURS in words else words
 
 
-def _with_hint(words: str, code: int) -> str:
+def _withhint(words: str, code: int) -> str:
     """The reason of a hold and, where its number says so, what mends it."""
     return f"{words}: {HOLDS[code]}" if code in HOLDS else words
 

@@ -3,6 +3,9 @@
 Learnt from Torque's manuals and from what its users show of it, proven against Slurm's wrappers in that dialect.
 OpenPBS and PBS Pro speak another one (`-l select=`, JSON, `qstat -x` for what has ended): the probe knows and says so.
 
+Jobs go one by one. Slurm's wrappers make an array of `qsub -t`, but know neither `qstat -t` nor `qdel ID[N]`: its tasks
+could be neither listed nor ended one by one, so nothing of an array could be proven.
+
 qstat tells of every job of every user at once, some kilobytes each; what is ours of it is picked out at the site. A job
 that has ended is listed for as long as the site keeps it (`keep_completed`); after that, it is absent.
 """
@@ -19,11 +22,15 @@ from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, BUNDLES, Command, CommandResult
 from gridhypervisor.sites.driver import (
     OVERHEAD,
+    RATES,
     batch_script,
     by_name,
     explain,
+    hint,
     known_options,
     native_words,
+    rates_of,
+    refused,
     seconds_option,
 )
 
@@ -66,10 +73,12 @@ NO_ANSWER = re.compile(
 )
 """After these the server may have the job all the same."""
 
+BUSY = r"maximum number of jobs|try again later|MaxSubmitJob|GrpSubmitJob|temporarily un(able|available)"
+"""The server has too many jobs, of this user or at all, for now."""
+
 HINTS = (
     ("feasible nodes", "no node has that many CPUs, or what the site's option `constraint` asks for"),
     ("resource limits", "ask for less walltime, CPUs or memory, or set the site's option `queue` to another"),
-    ("maximum number of jobs", "lower the site's `max-jobs`"),
     ("unauthorized", "the site does not let this account submit there: ask its administrators"),
     ("bad uid", "submit from another of the site's login hosts: this one is not allowed to"),
     ("job name", "this PBS takes no name longer than 15 characters: it must be Torque 4 or later"),
@@ -92,7 +101,7 @@ export own="<Job_Owner>$me@" ours="<Job_Name>$1-"
 WHOLE = re.compile(r"(0 jobs\s+(<.*</Data>\s+)?|[1-9]\d* jobs </Data>\s+)qstat: 0\s*", re.DOTALL)
 """How a whole listing ends. Of no jobs Torque prints an empty document, or nothing, according to its version."""
 
-OPTIONS = frozenset({"queue", "account", "constraint", "native", "spool_lag", "listing_interval"})
+OPTIONS = RATES | {"queue", "account", "constraint", "native", "spool_lag", "listing_interval"}
 
 
 class PbsDriver:
@@ -111,6 +120,7 @@ class PbsDriver:
         # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
         self.spool_lag = seconds_option(site, "spool_lag", 65.0)
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 30.0))  # a full qstat costs a server
+        self.rates = rates_of(site)
         self._site = site
         self._busybox = f"{workdir}/{BUNDLES}/{bundle}/busybox"
         self._native = native_words(site)
@@ -132,7 +142,7 @@ class PbsDriver:
             return Limits(problem=f"OpenPBS {found[1]} speaks another dialect than Torque, which is all that ghv knows")
         rows = _queues(queues.stdout)
         if not rows:
-            return Limits(problem=f"{_told('qstat', queues.code, queues.stderr)}; {_hint(queues.stderr)}")
+            return Limits(problem=f"{_told('qstat', queues.code, queues.stderr)}; {hint(queues.stderr, HINTS)}")
         if wanted := self._site.options.get("queue", "").partition("@")[0][:16]:  # more of a name qstat does not show
             if wanted not in rows:
                 asked = f"no queue {wanted} at the site; set the option `queue` to one of "
@@ -272,19 +282,16 @@ def _submitted(result: CommandResult) -> Submitted:
         return Submitted(True, number[1])
     # Slurm's wrapper tells its whole command line first, on stdout.
     words = (result.stderr + result.stdout).rpartition("the output was:")[2]
-    message = _told("qsub", result.code, words)
-    if result.code is None or result.code <= 0 or NO_ANSWER.search(words):
-        return Submitted(None, message=message)
-    return Submitted(False, message=f"{message}; {_hint(words)}")
+    return refused(result, "qsub", _bare("qsub", words), no_answer=NO_ANSWER, busy=BUSY, hints=HINTS)
 
 
 def _told(what: str, code: int | None, words: str) -> str:
-    """See `explain`. The commands begin every line with their own name."""
-    return explain(CommandResult(code, "", re.sub(rf"^{what}: ", "", words, flags=re.MULTILINE)), what)
+    return explain(CommandResult(code, "", _bare(what, words)), what)
 
 
-def _hint(words: str) -> str:
-    return next((hint for word, hint in HINTS if word in words.lower()), "ask the site's administrators")
+def _bare(what: str, words: str) -> str:
+    """The commands begin every line with their own name."""
+    return re.sub(rf"^{what}: ", "", words, flags=re.MULTILINE)
 
 
 def _number(text: str | None) -> int | None:

@@ -17,12 +17,17 @@ from gridhypervisor.model.wire import BATCH_LOG, Command, CommandResult
 from gridhypervisor.sites.arrays import array_name, array_of, array_script, element, grouped, index, is_array
 from gridhypervisor.sites.driver import (
     OVERHEAD,
+    PATIENCE,
+    RATES,
     batch_script,
     by_name,
     choice_option,
     explain,
+    hint,
     known_options,
     native_words,
+    rates_of,
+    refused,
     seconds_option,
 )
 
@@ -70,6 +75,9 @@ NO_ANSWER = re.compile(
 )
 """After these the controller may have the job all the same: one that 22.05 called timed out surfaced seconds later."""
 
+BUSY = r"MaxSubmitJob|GrpSubmitJob|temporarily un(able|available)|too many (jobs|requests)|rate limit"
+"""It has too much to do, or too many jobs of this account's, for now."""
+
 HINTS = (
     ("partition", "set the site's option `partition` to one that `sinfo` lists"),
     ("time limit", "ask for less walltime, or choose another partition"),
@@ -83,7 +91,7 @@ HINTS = (
 )
 
 FLAGS = {"partition": "--partition", "account": "--account", "qos": "--qos", "constraint": "--constraint"}
-OPTIONS = frozenset({*FLAGS, "arrays", "native", "spool_lag", "listing_interval"})
+OPTIONS = RATES | {*FLAGS, "arrays", "native", "spool_lag", "listing_interval"}
 LISTED = ("ArrayJobID:|", "ArrayTaskID:|", "State:|", "Reason:|", "exit_code:|", "RestartCnt:|", "NodeList:|", "Name:|")
 FIELDS = 2 + len(LISTED)
 
@@ -110,6 +118,7 @@ class SlurmDriver:
         # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
         self.spool_lag = seconds_option(site, "spool_lag", 65.0)
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
+        self.rates = rates_of(site)
         self._site = site
         self._span = SPAN if choice_option(site, "arrays", "yes", "no") == "yes" else 1
         self._native = native_words(site)
@@ -130,7 +139,7 @@ class SlurmDriver:
         version, partitions = results
         for result, what in ((version, "sbatch"), (partitions, "sinfo")):
             if result.code != 0:
-                return Limits(problem=f"{explain(result, what)}; {_hint(result.stderr)}")
+                return Limits(problem=f"{explain(result, what)}; {hint(result.stderr, HINTS)}")
         wanted = set(self._site.options.get("partition", "").split(",")) - {""}
         rows = [row for line in partitions.stdout.splitlines() if len(row := line.split("|")) == 5]
         names = sorted({row[0].rstrip("*") for row in rows})
@@ -186,7 +195,7 @@ class SlurmDriver:
             # The script finds its own log: of an entry's name Slurm could fill in the index alone.
             indices = ",".join(str(index(array, job.name)) for job in group)
             log, own = "/dev/null", [f"--job-name={array}", f"--array={indices}", "--chdir=/"]
-            script = array_script(group, "SLURM_ARRAY_TASK_ID")
+            script = array_script(array, group, "SLURM_ARRAY_TASK_ID")
         else:
             # sbatch fills in %-patterns in file names; our entry is to be taken as it stands.
             log = f"{job.entry}/{BATCH_LOG}".replace("%", "%%")
@@ -203,7 +212,7 @@ class SlurmDriver:
         if job.walltime >= WARNED_FROM:
             argv.append(f"--signal=B:USR1@{WARNING}")
         argv += [f"{flag}={value}" for key, flag in FLAGS.items() if (value := self._site.options.get(key))]
-        return self._command(*argv, *self._native, stdin=script)
+        return replace(self._command(*argv, *self._native, stdin=script), timeout=PATIENCE)
 
     def _command(self, *argv: str, stdin: str = "") -> Command:
         return Command(argv, stdin=stdin, environment=self._site.environment)
@@ -236,14 +245,7 @@ def _submitted(result: CommandResult) -> Submitted:
     number = result.stdout.strip().split(";")[0].rpartition("\n")[2]
     if result.code == 0 and number.isdigit():
         return Submitted(True, number)
-    message = explain(result, "sbatch")
-    if result.code is None or result.code <= 0 or NO_ANSWER.search(result.stderr):
-        return Submitted(None, message=message)
-    return Submitted(False, message=f"{message}; {_hint(result.stderr)}")
-
-
-def _hint(words: str) -> str:
-    return next((hint for word, hint in HINTS if word in words.lower()), "ask the site's administrators")
+    return refused(result, "sbatch", no_answer=NO_ANSWER, busy=BUSY, hints=HINTS)
 
 
 def _job(line: str) -> BatchJob | None:

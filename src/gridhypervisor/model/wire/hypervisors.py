@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from gridhypervisor.model.wire.manifest import Layer
 
 
 class HypervisorKind(enum.StrEnum):
@@ -38,6 +41,11 @@ class Needs:
     disks: int = 3
     network: str = "none"
     whole_disk: bool = False
+
+    def with_image(self, layers: Iterable[Layer]) -> Needs:
+        """What it comes to with an image of these layers: the VM's own disks (base, scratch, out), and its layers'."""
+        roles = [layer.role for layer in layers]
+        return replace(self, disks=3 + roles.count("app"), whole_disk="disk" in roles)
 
     def unmet(self, kind: HypervisorKind) -> str:
         """What that hypervisor cannot give, in words; empty where it can run the job."""

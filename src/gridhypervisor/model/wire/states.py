@@ -59,6 +59,7 @@ class Reason(enum.StrEnum):
     NODE_DISK = "node-disk"  # the node's scratch is full
     LOST = "lost"  # the batch system says it ended and no sentinel came; said by the controller
     SUBMIT = "submit"  # the batch system refused the job; said by the controller
+    BUSY = "busy"  # the batch system took no jobs just then; said by the controller
     LENDER = "lender"  # the site's lender does not allow it, or not now
     STAGING = "staging"  # inputs or results could not be moved; said by the controller
 
@@ -74,6 +75,7 @@ RETRYABLE = frozenset(
         Reason.NODE_DISK,
         Reason.LOST,
         Reason.SUBMIT,
+        Reason.BUSY,
         Reason.LENDER,
     }
 )
