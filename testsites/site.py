@@ -131,6 +131,18 @@ class ClusterSite(ABC):
         """What a command prints, run inside the site as root (or as its ordinary user)."""
         return self._run(UID if as_user else 0, argv, check, stdin)
 
+    @contextlib.contextmanager
+    def mounted(self, folder: str, options: str) -> Iterator[None]:
+        """While this lasts the site has a file system of memory at this absolute folder, with these mount options."""
+        place = self.root / folder.lstrip("/")
+        place.mkdir(parents=True)
+        self._running.run("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place))
+        try:
+            yield
+        finally:
+            self._running.run("umount", "--lazy", str(place))
+            place.rmdir()
+
     def stop(self) -> None:
         """End every process of the site and remove its folder, unless it is kept."""
         if self._spaces is not None:

@@ -137,6 +137,9 @@ class App(Jobs):
     def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]:
         return self.operations.follow(operation)
 
+    async def stop_operation(self, operation: str) -> None:
+        await self.operations.stop(operation)
+
     # -- images -------------------------------------------------------------------------------------------------
 
     def resolve_image(self, reference: str) -> tuple[str, ImageManifest]:
@@ -246,8 +249,8 @@ class App(Jobs):
     async def remove_site(self, name: str, *, abandon: bool) -> None:
         await self.accounts.remove(name, abandon=abandon)
 
-    async def check_site(self, name: str) -> Operation:
-        return await self.accounts.check(name)
+    async def check_site(self, name: str, *, patience: int) -> Operation:
+        return await self.accounts.check(name, patience)
 
     async def site_usage(self, name: str) -> SiteUsage:
         return await self.accounts.usage(name)

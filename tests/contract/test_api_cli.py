@@ -245,6 +245,10 @@ def test_images_and_sites(ghv: Ghv, tmp_path: Path) -> None:
     assert code == 77 and "log in to site here" in shown
     check = ghv("site", "check", "a")
     assert (check.exit_code, "squeue: not found" in check.stdout) == (75, True)
+    assert "next: give the service a PATH" in check.stdout
+    waits = ghv("site", "check", "here", "--timeout", "1s")
+    assert (waits.exit_code, "unknown" in waits.stdout) == (69, True), "nobody knows is not that it fails"
+    assert "KVM" in waits.stdout and "KVM" not in ghv("site", "check", "here", "--no-probe").stdout
     assert ghv("site", "remove", "a").exit_code == 0
     assert ghv("image", "delete", "xmm:latest").exit_code == 0
     ghv("image", "build", ".", "--tag", "broken:1")

@@ -106,7 +106,9 @@ def test_operations_say_how_they_end(http: httpx.Client) -> None:
     operation = http.post("/v1/images/xmm/verify").json()["id"]
     kinds = [json.loads(line)["kind"] for line in http.get(f"/v1/operations/{operation}").text.splitlines()]
     assert kinds == ["progress", "done"]
-    assert problem(http.get("/v1/operations/o99"))["code"] == "not-found"
+    assert http.delete(f"/v1/operations/{operation}").status_code == 204
+    for gone in (http.get("/v1/operations/o99"), http.delete("/v1/operations/o99")):
+        assert problem(gone)["code"] == "not-found"
 
 
 def test_sites_and_images_are_kept(http: httpx.Client) -> None:

@@ -87,6 +87,7 @@ def test_a_host_that_is_not_there_is_unreachable_not_refused(account: Account) -
 def test_a_workdir_that_cannot_be_made_names_itself(account: Account) -> None:
     error = refused(replace(account, site=replace(account.site, workdir="/proc/nowhere")))
     assert "/proc/nowhere" in str(error) and "workdir" in error.hint
+    assert "No such file" in str(error), "and the site's own words"
 
 
 # Bootstrap

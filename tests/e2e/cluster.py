@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -123,6 +124,28 @@ class ClusterLab(Installation):
         found = self.job(job)["attempts"]
         assert len(found) <= 1, found
         return (found[0]["state"], found[0]["batch_id"]) if found else ("", "")
+
+    def assert_checked(self) -> dict[str, str]:
+        """Whether `ghv site check` holds, and tells of a node what this machine, of which all nodes are, says too. The
+        evidence by claim."""
+        found = self.ghv("site", "check", self.site.kind, "-o", "json")
+        assert all(check["holds"] for check in found.json), found
+        told = {check["claim"]: check["evidence"] for check in found.json}
+        node, _, number = told["a batch job runs on a node"].partition(", batch job ")
+        assert node in (self.site.name, *self.site.nodes) and number, told
+        assert told["nodes share the workdir"] == f"{node} found its orders in /home/{self.site.login.user}/.ghv"
+        model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        assert model is not None and told["the processor is known"].startswith(model[1].strip()), told
+        memory = re.search(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text())
+        assert memory is not None and told["the memory is known"].startswith(f"{int(memory[1]) >> 10} MiB"), told
+        assert re.search(r"(kvm|uml|tcg), (qemu|linux) \d", told["a hypervisor runs guests"]), told
+        assert node in self.ghv("site", "show", self.site.kind).out.decode()
+        wait_for("no job", lambda: not any(job["name"].startswith("check-") for job in self.jobs()))
+        return told
+
+    def jobs(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.ghv("list", "-o", "json").json
+        return found
 
     # -- the site, from below -------------------------------------------------------------------------------------
 

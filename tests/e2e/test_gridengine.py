@@ -69,6 +69,10 @@ def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(g
     assert attempt["site"] == "gridengine" and attempt["node"] in grid.site.nodes
 
 
+def test_a_check_reports_from_a_node(grid: GridEngineLab) -> None:
+    grid.assert_checked()
+
+
 def test_a_job_cancelled_on_hold_in_the_queue_never_runs(grid: GridEngineLab) -> None:
     for node in grid.site.nodes:
         grid.site.admin("qmod", "-d", f"*@{node}")

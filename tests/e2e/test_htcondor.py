@@ -78,6 +78,10 @@ def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(p
     assert (attempt["site"], attempt["state"]) == ("htcondor", "cleaned")
 
 
+def test_a_check_reports_from_a_node(pool: HTCondorLab) -> None:
+    pool.assert_checked()
+
+
 def test_a_job_cancelled_in_a_full_queue_never_runs(pool: HTCondorLab) -> None:
     with pool.busy_site():
         job = pool.detach(*TINY, "--", "echo", "never")

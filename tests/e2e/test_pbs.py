@@ -46,6 +46,10 @@ def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(p
     assert (attempt["site"], attempt["state"]) == ("pbs", "cleaned")
 
 
+def test_a_check_reports_from_a_node(pbs: PbsLab) -> None:
+    pbs.assert_checked()
+
+
 def test_a_job_on_hold_says_what_to_do_and_when_cancelled_never_runs(pbs: PbsLab) -> None:
     with pbs.busy_site():
         job = pbs.detach(*TINY, "--", "echo", "never")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pwd
 import stat
 import subprocess
 from pathlib import Path
@@ -180,12 +179,6 @@ def test_what_is_wrong_with_a_name_is_said_at_once_and_with_its_code(lab: Instal
     assert strange.code == 65
     assert "colour: a slurm site has no such option" in strange.err and "partition" in strange.err
     assert [site["name"] for site in lab.ghv("site", "list", "-o", "json").json] == ["local"]
-
-
-def test_a_site_is_checked_once_it_is_connected(lab: Installation) -> None:
-    lab.ghv("service", "stop")
-    checked = lab.ghv("site", "check", "local")
-    assert f"{pwd.getpwuid(os.getuid()).pw_name}@" in checked.out.decode()
 
 
 def test_the_service_lives_on_its_own_and_its_jobs_outlive_it(lab: Installation) -> None:

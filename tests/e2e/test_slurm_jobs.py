@@ -42,6 +42,42 @@ def test_a_job_takes_its_inputs_there_and_brings_streams_code_and_outputs_home(s
     assert abs(sum(rows.values()) - found["ledger"]["wall"]) < 0.01
 
 
+def test_a_check_reports_from_a_node(slurm: SlurmLab) -> None:
+    words = "ReservationName=maint StartTime=now+2days Duration=60 Users=root Flags=MAINT Nodes=ALL"
+    slurm.site.admin("scontrol", "create", "reservation", *words.split())
+    limits = slurm.assert_checked()["its limits are read"]
+    slurm.site.admin("scontrol", "delete", "ReservationName=maint")
+    assert "walltime: 86400 s; 2 CPUs a node" in limits and "default walltime: 600 s" in limits, limits
+    assert "reservation maint: " in limits, limits
+
+
+def test_a_check_tells_what_a_node_forbids(slurm: SlurmLab) -> None:
+    def refused(words: str) -> None:
+        found = slurm.ghv("site", "check", "strict", check=False)
+        assert found.code == 75 and words in found.out.decode(), found
+        assert "ghv site edit strict --scratch" in found.out.decode(), "what to do"
+
+    slurm.add_site("strict", "--scratch", "/srv/scratch")  # which is not there: the relay takes another
+    refused("/srv/scratch is not a folder")
+    with slurm.site.mounted("/srv/scratch", "noexec,mode=1777"):
+        refused("mounted noexec?")
+    with slurm.site.mounted("/srv/scratch", "size=4m,mode=1777"):
+        refused("cannot unpack into /srv/scratch")
+    slurm.ghv("site", "remove", "strict")
+
+
+def test_a_check_in_a_full_queue_says_the_sites_reason_and_takes_its_probe_back(slurm: SlurmLab) -> None:
+    with slurm.busy_site():
+        asked = slurm.start("site", "check", "slurm")
+        assert asked.stderr is not None
+        told = next(line for line in asked.stderr if b"pending at slurm: " in line).decode()
+        assert "Priority" in told or "Resources" in told, told
+        asked.send_signal(signal.SIGINT)
+        assert asked.wait(120) == 130
+        wait_for("no job", lambda: not any(job["name"] == "check-slurm" for job in slurm.jobs()))
+        wait_for("the batch job's end", lambda: not slurm.batch_jobs("PENDING", "RUNNING"))
+
+
 def test_bundle_and_image_go_there_once(slurm: SlurmLab) -> None:
     def there() -> dict[str, tuple[int, int]]:
         files = [path for name in ("bundle", "cache") for path in (slurm.workdir / name).rglob("*") if path.is_file()]

@@ -177,7 +177,7 @@ class World:
             self.drained.append((name, self.clock(), inf))
         session = self.controller.sessions[name]
         assert isinstance(session, Session)
-        session.drain(replace(session.site, draining=not undo))
+        session.take(replace(session.site, draining=not undo))
 
     async def _ask(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """As a client does: where a controller dies before it has answered, the next one is asked."""

@@ -332,12 +332,14 @@ class FakeBackend:
         await self.site(name)
         del self._sites[name]
 
-    async def check_site(self, name: str) -> Operation:
+    async def check_site(self, name: str, *, patience: int) -> Operation:
         await self.site(name)
-        checks = [Check("the workdir can be written", True, "/var/tmp/ghv"), Check("KVM", None, "the probe never ran")]
+        checks = [Check("the workdir can be written", True, "/var/tmp/ghv"), Check("KVM", True, "the micro-guest ran")]
         if name != "here":
-            checks.append(Check("the batch system answers", False, "squeue: not found"))
-        return self._operate("probing", result=checks)
+            checks.append(Check("the batch system answers", False, "squeue: not found", "give the service a PATH"))
+        elif patience == 1:
+            checks.append(Check("a batch job runs on a node", None, "the probe still waits"))
+        return self._operate("probing", result=checks if patience else checks[:1])
 
     async def site_usage(self, name: str) -> SiteUsage:
         site = await self.site(name)
@@ -349,6 +351,10 @@ class FakeBackend:
 
     def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]:
         return self._follow_operation(operation)
+
+    async def stop_operation(self, operation: str) -> None:
+        if operation not in self._operations:
+            raise ServiceError(Problem(f"stop operation {operation}", 404, "not-found", "there is none"))
 
     async def _follow_operation(self, operation: str) -> AsyncIterator[OperationItem]:
         if operation not in self._operations:

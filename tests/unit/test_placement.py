@@ -41,6 +41,16 @@ def test_a_site_that_failed_it_comes_last_but_is_not_out() -> None:
     assert "an earlier attempt failed here" in choice.summary
 
 
+def test_what_a_probe_did_not_find_comes_last_but_is_not_out() -> None:
+    """The site's other nodes may have it."""
+    without = replace(A, lacks=frozenset({"kvm"}))
+    assert place(job(hypervisor="kvm"), sites(without, replace(B, alive=3))).site == "b"
+    assert place(job(hypervisor="kvm"), sites(replace(without, alive=3), replace(B, alive=4))).site == "a"
+    assert place(job(), sites(without, B)).site == "a", "who asks for nothing gets what there is"
+    choice = place(job(hypervisor="kvm"), sites(without))
+    assert choice.site == "a" and "kvm did not work on the node that was probed" in choice.summary
+
+
 @pytest.mark.parametrize(
     ("facts", "spec", "verdict"),
     [

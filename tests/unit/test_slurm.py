@@ -245,8 +245,16 @@ def test_an_empty_listing_is_one() -> None:
 
 
 PARTITIONS = (
-    "batch*|up|1-00:00:00|2|4000\nbatch*|up|1-00:00:00|64+|8000\nshort|up|5:00|2|4000\nopen|up|infinite|2|4000\n"
+    "batch*|up|1-00:00:00|2|4000|10:00\nbatch*|up|1-00:00:00|64+|8000|10:00\nshort|up|5:00|2|4000|n/a\n"
+    "open|up|infinite|2|4000|n/a\n"
 )
+
+
+ANSWERS = [
+    CommandResult(0, "slurm-wlm 22.05.8\n"),
+    CommandResult(0, PARTITIONS),
+    CommandResult(0, "No reservations in the system\n"),
+]
 
 
 @pytest.mark.parametrize(
@@ -257,20 +265,35 @@ PARTITIONS = (
 def test_the_limits_are_those_of_the_partition_that_is_used(
     options: dict[str, str], walltime: int | None, cpus: int
 ) -> None:
-    answers = [CommandResult(0, "slurm-wlm 22.05.8\n"), CommandResult(0, PARTITIONS)]
-    limits = SlurmDriver(site(**options)).limits(answers)
+    limits = SlurmDriver(site(**options)).limits(ANSWERS)
     assert (limits.version, limits.max_walltime, limits.max_cpus) == ("slurm-wlm 22.05.8", walltime, cpus)
     assert not limits.problem
 
 
+def test_the_default_walltime_and_reservations_are_told() -> None:
+    """As 22.05 words them; what cannot be told takes nothing away from the rest."""
+    text = (
+        "ReservationName=maint StartTime=2026-11-23T00:12:50 EndTime=2026-11-23T01:12:50 Duration=01:00:00 "
+        "Nodes=n[1-2] NodeCnt=2 CoreCnt=4 Features=(null) PartitionName=(null) Flags=MAINT,SPEC_NODES,ALL_NODES "
+        "TRES=cpu=4 Users=root Groups=(null) Accounts=(null) Licenses=(null) State=INACTIVE BurstBuffer=(null)\n"
+    )
+    told = ("default walltime: 600 s", "reservation maint: n[1-2] from 2026-11-23T00:12:50 to 2026-11-23T01:12:50")
+    for answer, notes in (
+        (CommandResult(0, text), told),
+        (CommandResult(0, "No reservations in the system\n"), told[:1]),
+        (CommandResult(127, "", "scontrol: not found"), told[:1]),
+    ):
+        limits = SlurmDriver(site()).limits([*ANSWERS[:2], answer])
+        assert (limits.notes, limits.problem, limits.max_walltime) == (notes, "", 86400)
+
+
 def test_a_partition_that_does_not_exist_is_a_problem_that_names_those_that_do() -> None:
-    answers = [CommandResult(0, "slurm-wlm 22.05.8\n"), CommandResult(0, PARTITIONS)]
-    assert "batch, open, short" in SlurmDriver(site(partition="fast")).limits(answers).problem
+    assert "batch, open, short" in SlurmDriver(site(partition="fast")).limits(ANSWERS).problem
 
 
 def test_no_slurm_at_the_site_is_a_problem_with_its_mend() -> None:
     missing = CommandResult(127, "", "start sbatch: No such file or directory")
-    assert "PATH" in SlurmDriver(site()).limits([missing, missing]).problem
+    assert "PATH" in SlurmDriver(site()).limits([missing, missing, missing]).problem
 
 
 @given(st.integers(0, 30), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))

@@ -30,7 +30,6 @@ from gridhypervisor.model import wire
 from gridhypervisor.model.wire import (
     Charge,
     ExitRecord,
-    ImageManifest,
     Lending,
     Manifest,
     OwnerRecord,
@@ -140,7 +139,7 @@ class Lender:
         with self._lock, self._turn():
             wants, now = manifest.resources, time.localtime()
             lending = _lending(terms, self._uses(terms), manifest.installation, open_for(terms.hours, now))
-            image = _digest(manifest.image) if terms.images is not None else ""
+            image = _digest(manifest) if terms.images is not None else ""
             want = Share.of(wants.cpus, wants.memory, wants.walltime)
             why = obstacle(terms, lending.taken(), want, image, wants.walltime, lending.open_for)
             if why:
@@ -275,7 +274,7 @@ def forbidden(workdir: Path, manifest: Manifest) -> tuple[str, str] | None:
     alone = replace(terms, vms=None, cores=None, memory=None, vm_seconds=None, core_seconds=None)
     wants, left = manifest.resources, open_for(terms.hours, time.localtime())
     want = Share.of(wants.cpus, wants.memory, wants.walltime)
-    why = obstacle(alone, Share(), want, _digest(manifest.image), wants.walltime, left)
+    why = obstacle(alone, Share(), want, _digest(manifest), wants.walltime, left)
     return (why, terms.hint) if why else None
 
 
@@ -347,5 +346,6 @@ def _charge(entry: str, vm: _Vm, seconds: float, ended: float) -> Charge:
     return Charge(entry, vm.installation, vm.owner, vm.want.cores, lasted, ended)
 
 
-def _digest(image: ImageManifest) -> str:
-    return hashlib.sha256(wire.canonical(image)).hexdigest()
+def _digest(manifest: Manifest) -> str:
+    """Of the image that is booted, by its content; empty where none is."""
+    return "" if manifest.probe else hashlib.sha256(wire.canonical(manifest.image)).hexdigest()

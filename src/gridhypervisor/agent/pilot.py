@@ -7,6 +7,8 @@ signal, a wish of the controller or the walltime means at each moment.
 
     PREPARE ─▶ BOOT ─▶ STAGE_IN ─▶ EXECUTE ─▶ STAGE_OUT ─▶ SHUT_DOWN ─▶ exit.json
        └─────────┴─────────┘ stop: ends here   │stop: TERM to the program, then on as usual, STOPPED at the end
+
+Where the manifest asks for a probe, there is PREPARE alone: it looks at the node (`survey.py`), and boots nothing.
 """
 
 from __future__ import annotations
@@ -131,6 +133,8 @@ class Pilot:
     def _live(self) -> ExitRecord:
         """The VM's life; the record of its end, unless `Ending` is raised."""
         self._listen()
+        if self.manifest.probe:
+            return self._survey()
         machine, vm = self._prepare()
         self._boot(vm, machine)
         self._stage_in(vm)
@@ -234,6 +238,24 @@ class Pilot:
             sys.stderr.write(f"ghv: emulating on {os.uname().nodename}: {used.why}\n")
         self._check_stop()
         return machine, make_vm()
+
+    def _survey(self) -> ExitRecord:
+        """Look at the node instead of booting anything."""
+        from gridhypervisor.agent.survey import survey
+
+        self._heed_lender()
+        run, memory = self.run_folder, self.node.root
+        assert run is not None
+
+        def work() -> wire.NodeReport:
+            processes.be_subreaper()
+            return survey(World.from_environment(), run, memory, self.watchdog, self.workdir, self.scratch)
+
+        try:
+            report = self.loop.apart(work, self._check_stop)
+        except WorldError as error:
+            raise Ending(Reason.BUNDLE, f"look at the node: {error}", "upload the bundle again, or retry") from error
+        return dataclasses.replace(self._record(Ending(Reason.EXITED, "", outcome=Outcome.COMPLETED)), report=report)
 
     def _heed_lender(self) -> None:
         """What the relay let in may have waited too long in the queue, or have come past the relay."""

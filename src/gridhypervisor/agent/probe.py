@@ -42,7 +42,7 @@ def settle(
         Ending: none of this node's runs it (hypervisor), or the node is full (node-disk).
     """
     trial = Trial(watchdog, run)
-    key = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {world.root}"
+    key = key_of(world)
     found = {kind: known for kind in HypervisorKind if (known := recall(memory, kind, key)) is not None}
     while True:
         step = choice.decide(manifest.hypervisor, needs(manifest), found)
@@ -61,6 +61,11 @@ def settle(
             raise full(f"try {step.kind} in {trial.folder}", error) from error
         found[step.kind] = finding
         remember(memory, key, finding)
+
+
+def key_of(world: World) -> str:
+    """What a finding holds for: this boot of the node, and this bundle."""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {world.root}"
 
 
 def probe_machine(

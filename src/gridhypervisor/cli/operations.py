@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from gridhypervisor.cli.exits import Exit
 from gridhypervisor.cli.output import GREEN, RED, YELLOW, dim, echo, emit, fit, paint, plain, terminal_width
 from gridhypervisor.client.sync import Client
 from gridhypervisor.model.views import Check, Operation
@@ -37,7 +38,8 @@ def finish(client: Client, operation: Operation, *, quiet: bool = False) -> Any:
 
 
 def show_checks(result: Any, output: str, *, otherwise: int) -> int:
-    """Print the checks that an operation made; returns the exit code: `otherwise` if one of them does not hold."""
+    """Print the checks that an operation made; returns the exit code: `otherwise` if one of them does not hold,
+    UNAVAILABLE if nobody can tell of one."""
     checks = msgspec.convert(result, list[Check])
     if output != "table":
         emit(checks, output)
@@ -45,4 +47,8 @@ def show_checks(result: Any, output: str, *, otherwise: int) -> int:
         for item in checks:
             word, colour = {True: ("yes", GREEN), False: ("no", RED), None: ("unknown", YELLOW)}[item.holds]
             echo(f"{paint(word.ljust(7), colour)}  {item.claim}  {dim(plain(item.evidence))}")
-    return otherwise if any(item.holds is False for item in checks) else 0
+            if item.hint:
+                echo(f"{'':7}  next: {plain(item.hint)}")
+    if any(item.holds is False for item in checks):
+        return otherwise
+    return Exit.UNAVAILABLE if any(item.holds is None for item in checks) else Exit.OK

@@ -25,13 +25,15 @@ from gridhypervisor.cli.output import (
     paint,
     pairs,
     plain,
+    size,
     table,
 )
-from gridhypervisor.cli.request import PairType
+from gridhypervisor.cli.request import DURATION, PairType
 from gridhypervisor.cli.usage import show_usage
 from gridhypervisor.client.launcher import connect
+from gridhypervisor.model.spec import parse_duration
 from gridhypervisor.model.states import SiteHealth, SiteKind
-from gridhypervisor.model.views import Problem, ServiceError, SiteChange, SiteRequest, SiteView
+from gridhypervisor.model.views import PATIENCE, Problem, ServiceError, SiteChange, SiteRequest, SiteView
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -216,9 +218,24 @@ def show(name: str, output: str) -> None:
             ("jobs", f"{found.queued} queued, {found.running} running"),
             ("most at once", str(found.max_jobs or "")),
             ("submissions", found.submissions),
+            *_probed(found),
             *_set(found.settings),
         ]
     )
+
+
+def _probed(view: SiteView) -> list[tuple[str, str]]:
+    """What the newest probe found."""
+    report = view.probed
+    if report is None:
+        return [("nodes", f"not probed yet: ghv site check {view.name}")]
+    return [
+        ("a node", f"{plain(report.node)}  {dim(f'as probed {ago(time.time() - view.probed_at)} ago')}"),
+        ("processor", plain(f"{report.processor}, {report.cores} cores")),
+        ("memory", f"{size(report.memory)}, {size(report.memory_free)} free"),
+        ("scratch there", plain(f"{report.scratch}, {size(report.scratch_free)} free")),
+        ("hypervisors", "\n".join(plain(str(each)) for each in report.hypervisors)),
+    ]
 
 
 def _set(settings: SiteRequest | None) -> list[tuple[str, str]]:
@@ -233,11 +250,29 @@ def _set(settings: SiteRequest | None) -> list[tuple[str, str]]:
 
 @site.command()
 @_one_site
+@click.option("--no-probe", is_flag=True, help="Ask its front-end alone: no job.")
+@click.option(
+    "--timeout", type=DURATION, default=f"{PATIENCE // 60}m", show_default=True, help="For the job, its wait included."
+)
 @format_option
-def check(name: str, output: str) -> int:
-    """Ask a site now what it can do; exits with 75 if something does not hold."""
+def check(name: str, no_probe: bool, timeout: str, output: str) -> int:
+    """Prove now what a site can do; exits with 75 if something does not hold, with 69 if nobody can tell yet.
+
+    A small batch job, a probe, reports what a guest would find on one of its nodes. It waits in the site's queue like
+    any other; what is not known in time is unknown, not wrong. Ctrl-C withdraws it.
+    """
+    return _check(name, output, patience=0 if no_probe else parse_duration(timeout))
+
+
+def _check(name: str, output: str, *, patience: int) -> int:
     client = connect()
-    return show_checks(finish(client, client.check_site(name)), output, otherwise=exits.Exit.INFRASTRUCTURE)
+    operation = client.check_site(name, patience=patience)
+    try:
+        found = finish(client, operation)
+    except KeyboardInterrupt:
+        client.stop_operation(operation)
+        raise
+    return show_checks(found, output, otherwise=exits.Exit.INFRASTRUCTURE)
 
 
 @site.command()
@@ -267,7 +302,7 @@ def login(name: str, output: str) -> int:
     elif subprocess.call(command) != 0:
         hint = "ssh says above why; `ghv site show` and `ghv site edit` are for what it was told"
         raise ServiceError(Problem(f"log in to site {name}", 403, "refused", "ssh did not get in", hint))
-    return show_checks(finish(client, client.check_site(name)), output, otherwise=exits.Exit.INFRASTRUCTURE)
+    return _check(name, output, patience=0)
 
 
 @site.command()

@@ -14,6 +14,7 @@ from gridhypervisor.client import calls
 from gridhypervisor.client.calls import Call, Feed
 from gridhypervisor.client.sync import PAUSE
 from gridhypervisor.model.views import (
+    PATIENCE,
     EventView,
     Explanation,
     FollowItem,
@@ -138,8 +139,9 @@ class AsyncClient:
     async def remove_site(self, name: str, *, abandon: bool = False) -> None:
         await self._ask(calls.remove_site(name, abandon=abandon))
 
-    async def check_site(self, name: str) -> Operation:
-        return await self._ask(calls.check_site(name))
+    async def check_site(self, name: str, *, patience: int = PATIENCE) -> Operation:
+        """Ask it, and prove what its nodes can do by a small job, which has `patience` seconds; 0: no job."""
+        return await self._ask(calls.check_site(name, patience))
 
     async def site_usage(self, name: str) -> SiteUsage:
         return await self._ask(calls.site_usage(name))
@@ -147,6 +149,10 @@ class AsyncClient:
     def follow_operation(self, operation: Operation) -> AsyncIterator[OperationItem]:
         """Its progress; ends with the item of kind `done`, or raises the operation's error."""
         return self._stream(calls.OperationFeed(operation))
+
+    async def stop_operation(self, operation: Operation) -> None:
+        """End it before its time: what it has begun at a site is withdrawn."""
+        await self._ask(calls.stop_operation(operation))
 
     async def status(self) -> ServiceView:
         return await self._ask(calls.status())

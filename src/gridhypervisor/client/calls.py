@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from gridhypervisor.model.views import (
+    PATIENCE,
     EventView,
     Explanation,
     FollowItem,
@@ -195,12 +196,16 @@ def remove_site(name: str, *, abandon: bool = False) -> Call[None]:
     return Call("DELETE", _path("sites", name, abandon="true" if abandon else ""), type(None))
 
 
-def check_site(name: str) -> Call[Operation]:
-    return Call("POST", _path("sites", name, "check"), Operation)
+def check_site(name: str, patience: int = PATIENCE) -> Call[Operation]:
+    return Call("POST", _path("sites", name, "check", patience=patience), Operation, repeatable=False)
 
 
 def site_usage(name: str) -> Call[SiteUsage]:
     return Call("GET", _path("sites", name, "usage"), SiteUsage)
+
+
+def stop_operation(operation: Operation) -> Call[None]:
+    return Call("DELETE", _path("operations", operation.id), type(None))
 
 
 def status() -> Call[ServiceView]:

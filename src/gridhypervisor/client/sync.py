@@ -11,6 +11,7 @@ from gridhypervisor.client import calls
 from gridhypervisor.client.calls import Call, Feed
 from gridhypervisor.client.http import Absent, Exchange
 from gridhypervisor.model.views import (
+    PATIENCE,
     EventView,
     Explanation,
     FollowItem,
@@ -127,8 +128,9 @@ class Client:
     def remove_site(self, name: str, *, abandon: bool = False) -> None:
         self._ask(calls.remove_site(name, abandon=abandon))
 
-    def check_site(self, name: str) -> Operation:
-        return self._ask(calls.check_site(name))
+    def check_site(self, name: str, *, patience: int = PATIENCE) -> Operation:
+        """Ask it, and prove what its nodes can do by a small job, which has `patience` seconds; 0: no job."""
+        return self._ask(calls.check_site(name, patience))
 
     def site_usage(self, name: str) -> SiteUsage:
         return self._ask(calls.site_usage(name))
@@ -136,6 +138,10 @@ class Client:
     def follow_operation(self, operation: Operation) -> Iterator[OperationItem]:
         """Its progress; ends with the item of kind `done`, or raises the operation's error."""
         return self._stream(calls.OperationFeed(operation))
+
+    def stop_operation(self, operation: Operation) -> None:
+        """End it before its time: what it has begun at a site is withdrawn."""
+        self._ask(calls.stop_operation(operation))
 
     def status(self) -> ServiceView:
         return self._ask(calls.status())

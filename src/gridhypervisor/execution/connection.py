@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gridhypervisor.execution.ports import Driver, Link, Listener, Transport
-from gridhypervisor.model.batch import Listing
+from gridhypervisor.model.batch import Limits, Listing
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, EntryView, Lending, Op, from_plain
@@ -56,6 +56,11 @@ class Connection:
         if any(result.code == BUNDLE_DAMAGED for result in results):
             self.damaged.set()
         return results
+
+    async def limits(self) -> Limits:
+        """What the batch system says of itself, now."""
+        probe = self.driver.probe()
+        return self.driver.limits(await self.link.commands(probe) if probe else [])
 
     async def listing(self, as_of: float) -> tuple[Listing | None, str]:
         """All our jobs as the batch system has them; or None, and why it does not say."""

@@ -37,8 +37,7 @@ class Operations:
         """Everything it said from its beginning, and what it says until it ends."""
         items = self._items.get(operation)
         if items is None:
-            why = "there is none of this name, or the service was restarted since"
-            raise ServiceError(Problem(f"follow operation {operation}", 404, "not-found", why))
+            raise _none(operation, "follow")
         told = 0
         while True:
             while told < len(items):
@@ -49,6 +48,14 @@ class Operations:
             async with self._changed[operation]:
                 if told == len(items):
                     await self._changed[operation].wait()
+
+    async def stop(self, operation: str) -> None:
+        """End it before its time; one that has ended stays so. What it has put into a thread goes on there."""
+        if operation not in self._items:
+            raise _none(operation, "stop")
+        if (task := self._tasks.get(operation)) is not None:
+            task.cancel()
+            await asyncio.wait({task})
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())
@@ -71,6 +78,8 @@ class Operations:
         try:
             result = await work(tell)
             last = OperationItem("done", result=result)
+        except asyncio.CancelledError:
+            last = OperationItem("error", problem=Problem("finish the operation", 409, "conflict", "it was stopped"))
         except Exception as error:  # whatever it is, its follower is to hear of it
             last = OperationItem("error", problem=self._describe(error))
         finally:
@@ -84,3 +93,8 @@ class Operations:
         async with self._changed[operation]:
             self._items[operation].append(item)
             self._changed[operation].notify_all()
+
+
+def _none(operation: str, what: str) -> ServiceError:
+    why = "there is none of this name, or the service was restarted since"
+    return ServiceError(Problem(f"{what} operation {operation}", 404, "not-found", why))

@@ -145,4 +145,5 @@ class Prolog:
             on_silence=spec.on_silence,
             hypervisor=spec.hypervisor,
             owner=job.owner,
+            probe=job.probe,
         )

@@ -35,6 +35,7 @@ from gridhypervisor.model.wire import (
     from_plain,
 )
 from gridhypervisor.planning.draft import Action
+from gridhypervisor.planning.probes import bounds, room
 from gridhypervisor.planning.sites import MOST, pause
 from gridhypervisor.planning.world import Case, Outcome, Result, SiteFacts
 
@@ -92,9 +93,14 @@ class Session:
         if lending is not None and lending.open_for is not None:
             lending = replace(lending, open_for=max(0.0, lending.open_for - (self.clock() - at)))
         login = self.health is SiteHealth.AUTH_NEEDED
-        up, draining = self._connection is not None, self.site.draining
+        up, draining, probed = self._connection is not None, self.site.draining, self.site.probed
         busy = self._errands.submissions.busy if self._errands is not None else ""
-        return replace(self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending, busy=busy)
+        lacks = (
+            frozenset(str(each.kind) for each in probed.hypervisors if not each.works) if probed else frozenset[str]()
+        )
+        return replace(
+            self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending, busy=busy, lacks=lacks
+        )
 
     @property
     def submitting(self) -> str:
@@ -163,8 +169,8 @@ class Session:
         self._reconnect.clear()
         self._down(SiteHealth.CONNECTING, "")
 
-    def drain(self, site: Site) -> None:
-        """Only whether it gets new work has changed."""
+    def take(self, site: Site) -> None:
+        """What has changed of it asks for no new connection."""
         self.site = site
         self.listener.site_changed(site.name)
 
@@ -272,20 +278,28 @@ class Session:
         connection = self._connection
         if connection is None:
             return [Check("a relay answers", False, f"{self.health}: {self.why}" if self.why else str(self.health))]
+        try:
+            return await self._prove(connection)
+        except (LinkLost, LinkError) as error:
+            return [Check("a relay answers", False, str(error), "ask again")]
+
+    async def _prove(self, connection: Connection) -> list[Check]:
         hello = await connection.hello()
         usage = await connection.ask(Op.USAGE, {})
+        limits = await connection.limits()
         listing, problem = await connection.listing(self.clock())
         if listing is not None and self.why:
             self._ask.set()  # it speaks again: those who wait for its word need not wait for the next regular look
-        facts, free = self.facts, int(usage["free_bytes"]) >> 20
-        walltime = f"{facts.max_walltime} s" if facts.max_walltime is not None else "none known"
+        lending, free = self.facts.lending, int(usage["free_bytes"])
         return [
             Check("a relay answers", True, f"{hello['user']}@{hello['host']}, protocol {hello['protocol']}"),
             Check("the bundle is there", True, f"{self.workdir}/bundle/{connection.bundle}"),
-            Check("the batch system answers", listing is not None, problem or self.batch_system),
-            Check("the workdir has room", free > 1024, f"{free} MiB free in {self.workdir}"),
-            Check("its walltime limit is known", facts.max_walltime is not None or None, walltime),
-            *([_lent(facts.lending.terms)] if facts.lending is not None else []),
+            Check("the batch system answers", listing is not None, problem or limits.version or self.batch_system),
+            room(
+                "the workdir has room", free, self.workdir, "free some space or quota there, or set another `workdir`"
+            ),
+            Check("its limits are read", not limits.problem, limits.problem or "; ".join(bounds(limits))),
+            *([_lent(lending.terms)] if lending is not None else []),
         ]
 
     async def usage(self) -> SiteUsage:

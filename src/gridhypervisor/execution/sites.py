@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Protocol
@@ -16,6 +16,7 @@ from typing import Protocol
 from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.operations import Operations, Progress
 from gridhypervisor.execution.ports import Driver, Transport
+from gridhypervisor.execution.probing import Probes
 from gridhypervisor.execution.session import Session
 from gridhypervisor.model.errors import LinkError, LinkLost
 from gridhypervisor.model.records import AllocationState, Event, Site, SiteHealth
@@ -30,7 +31,9 @@ from gridhypervisor.model.views import (
     SiteUsage,
     SiteView,
 )
-from gridhypervisor.planning.sites import changed, uprooted
+from gridhypervisor.model.wire import NodeReport
+from gridhypervisor.planning.probes import untried
+from gridhypervisor.planning.sites import changed, still_probed, uprooted
 
 GLANCE = 0.1
 """Seconds between two looks at what a connection is doing, while somebody waits for it."""
@@ -69,6 +72,7 @@ class Sites:
     ) -> None:
         self._controller, self._operations, self._outside = controller, operations, outside
         self._owner, self._project = owner, project
+        self._probes = Probes(controller, owner=owner, project=project)
         self._ways: dict[str, Way] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._changing = asyncio.Lock()
@@ -83,6 +87,7 @@ class Sites:
             sites = [*sites, local]
         for site in sites:
             self._open(site)
+        await self._probes.sweep()
 
     async def close(self) -> list[BaseException | None]:
         """End all sessions; what runs at the sites runs on."""
@@ -144,16 +149,19 @@ class Sites:
             batch_system=session.batch_system,
             draining=site.draining,
             submissions=session.submitting,
+            probed=site.probed,
+            probed_at=site.probed_at,
             settings=SiteRequest(**settings),
         )
 
     async def usage(self, name: str) -> SiteUsage:
         return await self._session(name).usage()
 
-    async def check(self, name: str) -> Operation:
+    async def check(self, name: str, patience: int) -> Operation:
+        """Prove what it can do; `patience`: seconds for a probe job on one of its nodes, 0: none."""
         session = self._session(name)
 
-        async def work(progress: Progress) -> list[Check]:
+        async def work(progress: Progress) -> Sequence[Check]:
             # It ends: connecting has a deadline of its own, and the session may end meanwhile.
             trying, told = asyncio.create_task(session.tried()), ""
             try:
@@ -165,9 +173,34 @@ class Sites:
             finally:
                 trying.cancel()
             progress(f"asking {name}")
-            return await session.check()
+            checks = await session.check()
+            return [*checks, *await self._probe(session, checks, patience, progress)] if patience else checks
 
         return self._operations.start(work)
+
+    async def _probe(
+        self, session: Session, so_far: Sequence[Check], patience: int, progress: Progress
+    ) -> Sequence[Check]:
+        """What a probe job proves; of what it reports, the newest is kept with the site."""
+        site = session.site
+        if site.draining:
+            return [untried("the site takes no new work", f"ghv site drain {site.name} --undo")]
+        if any(check.holds is False for check in so_far):
+            return [untried("something else does not hold", "mend that first")]
+        checks, report = await self._probes.run(site.name, session.workdir, patience, progress)
+        if report is not None:
+            await asyncio.shield(self._keep(site, report))  # all of it, though nobody may wait for it any more
+        return checks
+
+    async def _keep(self, site: Site, report: NodeReport) -> None:
+        """Unless it is not the site any more that was probed."""
+        async with self._changing:
+            session = self._controller.sessions.get(site.name)
+            if isinstance(session, Session) and still_probed(site, session.site):
+                at, version = self._controller.clock(), session.site.version + 1
+                probed = replace(session.site, probed=report, probed_at=at, version=version)
+                await self._write(probed, "", "probed", f"on {report.node}")
+                session.take(probed)
 
     # -- changing -----------------------------------------------------------------------------------------------
 
@@ -201,6 +234,8 @@ class Sites:
                 # Now nothing new can be given to it: what came on the way here is there to be seen.
                 self._uproot(session.site, after, title)
                 before, after = session.site, replace(after, version=session.site.version + 1)
+                if not still_probed(before, after):
+                    after = replace(after, probed=None, probed_at=0.0)
                 await self._write(after, "", "edited", _differences(before, after))
                 if uprooted(before, after) or before.ssh_config != after.ssh_config:
                     await self._outside.door(before).hang_up()
@@ -215,7 +250,7 @@ class Sites:
                 site = replace(session.site, draining=not undo, version=session.site.version + 1)
                 words = "takes work again" if undo else "takes no new work; what it has goes on"
                 await self._write(site, "draining" if undo else "", "undrained" if undo else "draining", words)
-                session.drain(site)
+                session.take(site)
             return self._view(session)
 
     async def login(self, name: str) -> SiteLogin:
@@ -271,6 +306,10 @@ class Sites:
             raise refuse(f"{', '.join(said)}: this site is reached without ssh", "give its front-end with `host`")
         if relative := [name for name in _SSH if (path := getattr(site, name)) and not path.startswith("/")]:
             raise refuse(f"{', '.join(relative)}: not an absolute path", "begin it with /")
+        if site.workdir and not site.workdir.startswith(("/", "~/")):
+            raise refuse(f"workdir: {site.workdir!r} is relative, to nobody knows what", "begin it with / or ~/")
+        if site.scratch and not site.scratch.startswith("/"):
+            raise refuse(f"scratch: {site.scratch!r} is not an absolute path", "begin it with /")
         try:
             self._outside.driver(site, "", "")  # reads the options
         except LinkError as error:
@@ -316,5 +355,5 @@ def _some(jobs: list[str]) -> str:
 
 def _differences(before: Site, after: Site) -> str:
     """What changed, for the event; not to what, for an environment may hold what is nobody's business."""
-    names = (f.name for f in fields(Site) if f.name != "version")
+    names = (f.name for f in fields(Site) if f.name not in ("version", "probed", "probed_at"))
     return ", ".join(name for name in names if getattr(before, name) != getattr(after, name))

@@ -78,3 +78,4 @@ class Limits:
     max_cpus: int | None = None  # of one node
     max_memory: int | None = None  # bytes, of one node
     problem: str = ""  # why the site cannot be used at all; empty: it can
+    notes: tuple[str, ...] = ()  # what else people should know, e.g. of reservations

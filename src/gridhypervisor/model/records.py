@@ -32,7 +32,7 @@ from gridhypervisor.model.states import JobState as JobState
 from gridhypervisor.model.states import SiteHealth as SiteHealth
 from gridhypervisor.model.states import SiteKind as SiteKind
 from gridhypervisor.model.states import Wish as Wish
-from gridhypervisor.model.wire import ExitRecord, ImageManifest, Reason
+from gridhypervisor.model.wire import ExitRecord, ImageManifest, NodeReport, Reason
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Job:
     excluded: tuple[str, ...] = ()  # sites that failed it
     recover: int = 0  # how often the user asked to try again what is stuck
     version: int = 0
+
+    @property
+    def probe(self) -> bool:
+        """It boots nothing: its pilot looks at its node for `ghv site check`."""
+        return not self.spec.image
 
 
 @dataclass(frozen=True)
@@ -153,4 +158,6 @@ class Site:
     options: dict[str, str] = field(default_factory=dict)  # partition, account, qos, constraint, native
     environment: dict[str, str] = field(default_factory=dict)  # for the batch system's commands
     draining: bool = False  # it gets no new work; what it has goes on
+    probed: NodeReport | None = None  # what the newest probe found on its node
+    probed_at: float = 0.0
     version: int = 0

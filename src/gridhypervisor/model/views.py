@@ -13,7 +13,10 @@ import msgspec
 from gridhypervisor.model.ledger import Ledger
 from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.states import AllocationState, JobState, SiteHealth, SiteKind, Wish
-from gridhypervisor.model.wire import Phase, Reason, Terms, Use
+from gridhypervisor.model.wire import NodeReport, Phase, Reason, Terms, Use
+
+PATIENCE = 600
+"""Seconds that a probe may take, most of them in the site's queue, unless somebody says otherwise."""
 
 
 class AttemptView(msgspec.Struct, frozen=True):
@@ -120,6 +123,8 @@ class SiteView(msgspec.Struct, frozen=True):
     batch_system: str = ""  # e.g. "slurm 22.05.8"
     draining: bool = False  # it gets no new work
     submissions: str = ""  # how fast jobs go to its batch system, and what holds them up
+    probed: NodeReport | None = None  # what the newest probe found on its node
+    probed_at: float = 0.0  # seconds since the epoch
     settings: SiteRequest | None = None  # as the user configured it
 
 
@@ -184,6 +189,7 @@ class Check(msgspec.Struct, frozen=True):
     claim: str
     holds: bool | None  # None: could not be found out
     evidence: str
+    hint: str = ""  # what to do about it
 
 
 class LayerView(msgspec.Struct, frozen=True):

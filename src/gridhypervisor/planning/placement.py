@@ -1,7 +1,8 @@
 """Chooses a site for a job: filter, then rank; every candidate keeps the reason why it won or lost.
 
-Rank: a site that has not failed the job before, then the one with the largest free share of its limit. Ties go to the
-name, so that the same facts always give the same choice.
+Rank: a site that has not failed the job before, then one whose probed node has the hypervisor that it asks for (its
+others may differ, so this alone keeps no job away), then the one with the largest free share of its limit. Ties go to
+the name, so that the same facts always give the same choice.
 """
 
 from __future__ import annotations
@@ -46,10 +47,13 @@ def place(job: Job, sites: Mapping[str, SiteFacts], refused: Collection[str] = (
                 spurned.append(name)
             continue
         free = (facts.max_jobs - facts.alive) / facts.max_jobs
-        rank = free - (10.0 if name in job.excluded else 0.0)
+        lacks = job.spec.hypervisor in facts.lacks
+        rank = free - (10.0 if name in job.excluded else 0.0) - (5.0 if lacks else 0.0)
         words = f"{facts.max_jobs - facts.alive} of {facts.max_jobs} places free"
         if name in job.excluded:
             words += "; an earlier attempt failed here"
+        if lacks:
+            words += f"; {job.spec.hypervisor} did not work on the node that was probed"
         candidate = Candidate(name, False, words, rank)
         candidates.append(candidate)
         if best is None or (-rank, name) < best[0]:

@@ -15,6 +15,9 @@ ROOTED = ("kind", "host", "port", "user", "workdir")
 """What says which account, and which folder of it, a site is. Jobs that are there would be looked for elsewhere, not be
 found, and be given to somebody else while they still run: so it stays as it is until there are none."""
 
+PROBED = (*ROOTED, "scratch", "options", "environment")
+"""What says on which nodes a job runs, and on what: a report of a node holds as long as these stay."""
+
 FIRST, MOST = 1.0, 60.0
 """Seconds before a connection is tried again: at first, at most."""
 
@@ -54,6 +57,11 @@ def _merged(name: str, before: dict[str, str], given: dict[str, str | None]) -> 
 def uprooted(before: Site, after: Site) -> list[str]:
     """Fields that differ, and may not while jobs are there."""
     return [name for name in ROOTED if getattr(before, name) != getattr(after, name)]
+
+
+def still_probed(before: Site, after: Site) -> bool:
+    """Whether what a probe found before a change holds after it."""
+    return all(getattr(before, name) == getattr(after, name) for name in PROBED)
 
 
 def pause(health: SiteHealth, *, before: float, lived: float, passing: bool) -> float | None:

@@ -115,6 +115,7 @@ class SiteFacts:
     busy: str = ""  # why its batch system takes no jobs now, though it answers
     login: bool = False  # it is not up until a person has logged in
     lending: Lending | None = None  # what its relay said last; None: nobody limits the account
+    lacks: frozenset[str] = frozenset()  # hypervisors that did not work on the node that was probed
     own: Share = NO_SHARE  # of the allocations counted in `alive`: the relay may not know of all of them yet
 
     @property

@@ -16,6 +16,7 @@ from litestar.response import Stream
 from gridhypervisor.execution.ports import Backend
 from gridhypervisor.model.records import JobState
 from gridhypervisor.model.views import (
+    PATIENCE,
     EventView,
     Explanation,
     ImageBuildRequest,
@@ -185,8 +186,12 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
         await backend.remove_site(name, abandon=abandon)
 
     @post("/sites/{name:str}/check", status_code=202, summary="Prove what a site can do", tags=["sites"])
-    async def check_site(name: FromPath[str]) -> Operation:
-        return await backend.check_site(name)
+    async def check_site(
+        name: FromPath[str],
+        patience: Annotated[int, QueryParameter(ge=0, description="seconds for a probe job; 0: none")] = PATIENCE,
+    ) -> Operation:
+        """Ask it, and run a small job on one of its nodes, which reports what a guest would find there."""
+        return await backend.check_site(name, patience=patience)
 
     @get("/sites/{name:str}/usage", summary="Who uses how much of a site", tags=["sites"])
     async def site_usage(name: FromPath[str]) -> SiteUsage:
@@ -220,6 +225,11 @@ def _service(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]
         """Lines of OperationItem until it is done or has failed."""
         return await streams.respond(backend.follow_operation(operation), closing, prime=True)
 
+    @delete("/operations/{operation:str}", summary="End an operation before its time", tags=["operations"])
+    async def stop_operation(operation: FromPath[str]) -> None:
+        """What it has begun at a site is withdrawn."""
+        await backend.stop_operation(operation)
+
     @get("/service", summary="The service itself", tags=["service"])
     async def get_status() -> ServiceView:
         return await backend.status()
@@ -229,4 +239,4 @@ def _service(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]
         """Answers once the stop is under way. The service has stopped when its process has ended."""
         await backend.stop()
 
-    return [list_events, follow_operation, get_status, stop_service]
+    return [list_events, follow_operation, stop_operation, get_status, stop_service]

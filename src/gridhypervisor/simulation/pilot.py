@@ -15,12 +15,15 @@ from gridhypervisor.model.wire import (
     WRAPPER,
     CpuUsage,
     ExitRecord,
+    HypervisorKind,
     Manifest,
+    NodeReport,
     Outcome,
     OutputFile,
     OwnerRecord,
     Phase,
     PhaseTime,
+    Proven,
     Reason,
     Status,
 )
@@ -112,8 +115,15 @@ class Pilot:
         if entry.cancel:
             self._finish(Outcome.STOPPED, Reason.CANCELLED, "cancelled before it began")
             return
-        seconds, code = _program(self.manifest.program.command)
         tempo = self.tempo
+        if self.manifest.probe:
+            self._tick()
+            self._enter(Phase.PREPARE)
+            self._wait(tempo.prepare)
+            yield
+            self._finish(Outcome.COMPLETED, Reason.EXITED, "")
+            return
+        seconds, code = _program(self.manifest.program.command)
         lengths = (tempo.prepare, tempo.boot, tempo.stage, seconds, tempo.stage, tempo.shut_down)
         self._tick()
         for phase, length in zip(WRAPPER, lengths, strict=True):
@@ -195,6 +205,7 @@ class Pilot:
             node=self.node,
             streams={"stdout": len(self._printed())},
             by=by,
+            report=_report(self.node) if outcome is Outcome.COMPLETED and self.manifest.probe else None,
         )
         self._write(outputs)
 
@@ -280,6 +291,15 @@ def _program(command: tuple[str, ...]) -> tuple[float, int]:
     if command[0] == "sleep":
         return float(command[1]), int(command[2]) if len(command) > 2 else 0
     return 1.0, 0
+
+
+def _report(node: str) -> NodeReport:
+    """Every simulated node is the same."""
+    proven = (
+        Proven(HypervisorKind.KVM, False, "kvm: this node has no /dev/kvm", "qemu 7.2.22"),
+        Proven(HypervisorKind.TCG, True, "tcg: emulated", "qemu 7.2.22"),
+    )
+    return NodeReport(node, "6.1.0", "Simulated", 1, 8, 16 << 30, 8 << 30, "/sim", "/tmp", 100 << 30, proven)
 
 
 def _outputs(manifest: Manifest) -> dict[str, bytes]:

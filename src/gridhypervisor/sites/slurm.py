@@ -129,30 +129,33 @@ class SlurmDriver:
     def probe(self) -> list[Command]:
         return [
             self._command("sbatch", "--version"),
-            self._command("sinfo", "--noheader", "--exact", "--format=%P|%a|%l|%c|%m"),
+            self._command("sinfo", "--noheader", "--exact", "--format=%P|%a|%l|%c|%m|%L"),
+            self._command("scontrol", "--oneliner", "show", "reservation"),
         ]
 
     def limits(self, results: Sequence[CommandResult]) -> Limits:
         """The limits of the partition that the site's options name, or of the default one."""
         if not results:
             return Limits()
-        version, partitions = results
+        version, partitions, reservations = results
         for result, what in ((version, "sbatch"), (partitions, "sinfo")):
             if result.code != 0:
                 return Limits(problem=f"{explain(result, what)}; {hint(result.stderr, HINTS)}")
         wanted = set(self._site.options.get("partition", "").split(",")) - {""}
-        rows = [row for line in partitions.stdout.splitlines() if len(row := line.split("|")) == 5]
+        rows = [row for line in partitions.stdout.splitlines() if len(row := line.split("|")) == 6]
         names = sorted({row[0].rstrip("*") for row in rows})
         rows = [row for row in rows if (row[0].rstrip("*") in wanted if wanted else row[0].endswith("*"))]
         if not rows:
             asked = f"no partition {','.join(sorted(wanted))}" if wanted else "no default partition"
             return Limits(problem=f"{asked} at the site; set the option `partition` to one of {', '.join(names)}")
-        times = [seconds(limit) for _, _, limit, _, _ in rows]
+        times = [seconds(limit) for _, _, limit, *_ in rows]
+        defaults = {f"default walltime: {default} s" for *_, text in rows if (default := seconds(text)) is not None}
         return Limits(
             version=version.stdout.strip(),
             max_walltime=None if None in times else max(time for time in times if time is not None),
-            max_cpus=max(_number(cpus) for *_, cpus, _ in rows),
-            max_memory=(max(_number(memory) for *_, memory in rows) << 20) - OVERHEAD,
+            max_cpus=max(_number(cpus) for _, _, _, cpus, *_ in rows),
+            max_memory=(max(_number(memory) for *_, memory, _ in rows) << 20) - OVERHEAD,
+            notes=(*sorted(defaults), *_reservations(reservations)),
         )
 
     def submit(self, jobs: Sequence[Submission], site: Site) -> list[Command]:
@@ -216,6 +219,18 @@ class SlurmDriver:
 
     def _command(self, *argv: str, stdin: str = "") -> Command:
         return Command(argv, stdin=stdin, environment=self._site.environment)
+
+
+def _reservations(result: CommandResult) -> list[str]:
+    """Times in which nodes are somebody else's, in the site's own time; a job that would reach into one waits for its
+    end. None where the site does not say."""
+    fields = (dict(word.partition("=")[::2] for word in line.split()) for line in result.stdout.splitlines())
+    return [
+        f"reservation {each['ReservationName']}: {each.get('Nodes', '?')} from {each.get('StartTime', '?')} to "
+        f"{each.get('EndTime', '?')}"
+        for each in fields
+        if result.code == 0 and "ReservationName" in each
+    ]
 
 
 def minutes(walltime: int) -> int:

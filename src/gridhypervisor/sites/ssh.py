@@ -119,15 +119,14 @@ class SshTransport:
         look = (
             f"umask 077; mkdir -p {self._workdir} && chmod 700 {self._workdir} && cd {self._workdir} && "
             f"mkdir -p {BUNDLES} && echo {MARK} workdir $(pwd -P) && cd {BUNDLES} || exit 1; "
-            f"{_verify(self.bundle, self.bundle)} && echo {MARK} whole"
+            f"if {_verify(self.bundle, self.bundle)}; then echo {MARK} whole; fi"
         )
-        said = await self._run(way, look, f"make {self._site.workdir or DEFAULT_WORKDIR}", may_fail=True)
+        hint = "set the site's `workdir` to a folder of this account that front-end and nodes share"
+        what = f"make the workdir {self._site.workdir or DEFAULT_WORKDIR}"
+        said = await self._run(way, look, what, hint=hint)
         workdir = next((line.removeprefix("workdir ") for line in said if line.startswith("workdir ")), "")
         if not workdir:
-            raise LinkError(
-                f"use {self._site.name}: its workdir {self._site.workdir or DEFAULT_WORKDIR} cannot be made or entered",
-                "io", "set the site's `workdir` to a folder of this account that front-end and nodes share",
-            )  # fmt: skip
+            raise LinkError(f"{what} at {self._site.name}: the account's shell does not say that it did", "io", hint)
         if "whole" not in said:
             await self._upload(way, f"{workdir}/{BUNDLES}", parts)
         return workdir
@@ -219,13 +218,15 @@ class SshTransport:
                 f"is there space, and quota, for {total:.0f} MB in {folder}?",
             )  # fmt: skip
 
-    async def _run(self, way: Way, script: str, what: str, *, may_fail: bool = False) -> list[str]:
+    async def _run(
+        self, way: Way, script: str, what: str, *, may_fail: bool = False, hint: str = "look at the workdir"
+    ) -> list[str]:
         """Run a script of POSIX shell; the lines that it marked as meant for us, without the mark."""
         code, out, err = await ways.run((*way.session, _shell(script)), seconds=STEP)
         if code == LOST:
             raise LinkLost(f"{what} at {self._site.name}: {_tail(err) or way.words()}")
         if code != 0 and not may_fail:
-            raise LinkError(f"{what} at {self._site.name}: {_tail(err)}", "io", "look at the workdir")
+            raise LinkError(f"{what} at {self._site.name}: {_tail(err)}", "io", hint)
         lines = out.decode(errors="replace").splitlines()
         return [line.removeprefix(MARK).strip() for line in lines if line.startswith(MARK)]
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration: what a store that is up to date says of itself."""
 
 metadata = MetaData(
@@ -169,5 +169,7 @@ site = Table(
     Column("options", Text, nullable=False),
     Column("environment", Text, nullable=False),
     Column("draining", Boolean, nullable=False, server_default=false()),
+    Column("probed", Text),
+    Column("probed_at", Float, nullable=False, server_default=text("0")),
     Column("version", Integer, nullable=False),
 )

@@ -7,6 +7,7 @@ bytes mean; who sends them when is decided in `planning` and carried out in `age
     states      the closed sets of words: phases, how a pilot ended and why
     hypervisors the ways to run a guest, and what each of them can
     manifest    what the controller tells a pilot, once
+    node        what a probe job says of its node
     entry       what an entry says of its allocation: owner, status, sentinel
     requests    what a relay is asked for, and says unasked
     plain       records as JSON's own types and back, checked
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gridhypervisor.model.wire.layout import *  # noqa: F403
     from gridhypervisor.model.wire.lending import *  # noqa: F403
     from gridhypervisor.model.wire.manifest import *  # noqa: F403
+    from gridhypervisor.model.wire.node import *  # noqa: F403
     from gridhypervisor.model.wire.outputs import *  # noqa: F403
     from gridhypervisor.model.wire.plain import *  # noqa: F403
     from gridhypervisor.model.wire.requests import *  # noqa: F403
@@ -46,6 +48,7 @@ _STORIES = {
         "BURIED SPOOL CACHE BUNDLES CHARGES"
     ),
     "manifest": "Layer ImageManifest Input Program Resources Manifest",
+    "node": "Proven NodeReport",
     "entry": "OwnerRecord PhaseTime Status OutputFile CpuUsage ExitRecord EntryView",
     "requests": "Op Note Command CommandResult",
     "plain": "WireError to_plain from_plain is_text canonical",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gridhypervisor.model.wire.hypervisors import HypervisorUsed
+from gridhypervisor.model.wire.node import NodeReport
 from gridhypervisor.model.wire.states import Outcome, Phase, Reason
 
 
@@ -86,6 +87,7 @@ class ExitRecord:
     # all visible. One that was never made is left out.
     streams: dict[str, int] = field(default_factory=dict)
     by: str = "pilot"  # or "watchdog", for a pilot that could not: then `outputs` is empty whatever out/ holds
+    report: NodeReport | None = None  # of a probe
 
 
 @dataclass(frozen=True)

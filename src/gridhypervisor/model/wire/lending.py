@@ -134,11 +134,12 @@ def obstacle(
 ) -> str:
     """Why the lender does not let a VM start now that wants so much; empty: it may.
 
-    `image` is its digest, `walltime` and `open_for` are in seconds. `lender`: how to call him.
+    `image` is its digest, empty for a probe, which boots none; `walltime` and `open_for` are in seconds. `lender`: how
+    to call him.
     """
     if terms.problem:
         return f"{lender} lets nothing start until the file is mended: {terms.problem}"
-    if terms.images is not None and image not in terms.images:
+    if terms.images is not None and image and image not in terms.images:
         allowed = f"{len(terms.images)} image{'s' if len(terms.images) != 1 else ''}"
         return f"{lender} allows {allowed}, and {image[:12]} is not among them"
     if open_for is not None and walltime > open_for:

@@ -82,4 +82,5 @@ class Manifest:
     on_silence: str = "keep"
     hypervisor: str = "auto"  # or a HypervisorKind
     owner: str = ""  # whose it is, as the installation calls its user; for the site's accounts
+    probe: bool = False  # boot nothing: look at the node, and report
     debug: dict[str, str] = field(default_factory=dict)  # faults to provoke, in tests only

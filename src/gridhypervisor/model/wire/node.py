@@ -1,0 +1,40 @@
+"""What a probe job says of the node that it ran on: what a job would find there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gridhypervisor.model.wire.hypervisors import HypervisorKind
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What was found out about one hypervisor."""
+
+    kind: HypervisorKind
+    works: bool
+    why: str  # in the words of a job's pilot, e.g. "kvm: the micro-guest printed nothing in 3 s"
+    program: str = ""  # e.g. "qemu 7.2.22"; empty where it does not even start
+    rates: str = ""  # of a standard job, where jobs had it measured on this node
+
+    def __str__(self) -> str:
+        if not self.works:
+            return f"no {self.kind}: {self.why.removeprefix(f'{self.kind}: ')}"
+        return f"{self.kind}, {self.program}" + (f", {self.rates}" if self.rates else "")
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """One node, at one time. Sizes in bytes."""
+
+    node: str
+    kernel: str  # its release
+    processor: str  # its model
+    cpus: int  # that a job of one core may run on
+    cores: int  # that the node has
+    memory: int
+    memory_free: int
+    workdir: str  # where it found its orders; if that is the account's own, the node shares it
+    scratch: str  # in which programs may run: the pilot's do
+    scratch_free: int
+    hypervisors: tuple[Proven, ...] = ()
