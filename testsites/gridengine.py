@@ -124,11 +124,13 @@ class GridEngineSite(ClusterSite):
         nodes: int = 2,
         slots: int = 2,
         notify: int = 60,
+        spool_delay: float = 0.0,
         folder: Path | None = None,
         keep: bool = False,
         namespaces: bool = False,
     ) -> None:
-        super().__init__(name, folder, keep=keep, namespaces=namespaces, parts=(nodes, slots, notify))
+        super().__init__(name, folder, keep=keep, namespaces=namespaces, parts=(nodes, slots, notify, spool_delay))
+        self._spool_delay = spool_delay
         self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
         self._slots, self._notify = slots, notify
         with self._making(), _listener(self._known) as listener:
@@ -242,7 +244,10 @@ class GridEngineSite(ClusterSite):
                       f"ip link set {wire} master wires up", f"ip -n {node} addr add {NETWORK}.{i + 2}/24 dev eth0",
                       f"ip -n {node} link set eth0 up", f"ip -n {node} link set lo up"]  # fmt: skip
         self._running.run("sh", "-e", "-c", "\n".join(wires))
-        self._running.start("doorman", [sys.executable, "-I", str(DOORMAN), str(listener), str(self.root)])
+        if self._spool_delay:
+            self._start_spool(self._spool_delay)
+        door = [sys.executable, "-I", str(DOORMAN), str(listener), str(self.root)]
+        self._running.start("doorman", self._late_view(door))
         tool, setup = "LD_LIBRARY_PATH=" + str(BINARIES), f"{SGE_ROOT}/setup"
         spool = f"{CELL}/common;{SGE_ROOT}/spool/qmaster"
         self.admin("env", tool, f"{BINARIES}/spoolinit", "classic", "libspoolc", spool, "init")

@@ -4,7 +4,8 @@
 folder itself. Each change that others make is seen some time after it was made, drawn anew for each between a part of
 SECONDS and all of it: so names appear, change and vanish late, and in another order than they were made in. A name that
 others gave to another file goes on showing the old one; a file that others write on keeps its size and times, and is
-read no further. No change stays unseen for longer, but while there is a file HOLD all do; and nothing tells of any.
+read no further. No change stays unseen for longer, but while there is a file HOLD all do (those in paths with the text
+that it holds); and nothing tells of any.
 
 What is done through the view is done to the folder at once: `link`, `rename` and `mkdir` are as atomic as there, and
 when one of them meets a name that was not seen yet, the name is seen from then on, as NFS has it. Each name that showed
@@ -80,7 +81,7 @@ class Node:
 
 
 class LateSpool:
-    """The view of a folder. `most`: seconds that a change may stay unseen; while there is a file `hold`, all do."""
+    """The view of a folder. `most`: seconds that a change may stay unseen; for `hold` see above."""
 
     def __init__(self, folder: Path, most: float, hold: Path) -> None:
         self._most, self._hold = most, hold
@@ -109,7 +110,7 @@ class LateSpool:
             if not folder.listed:
                 return self._know(folder, name)
             known = folder.names[name] = Late(None)  # it was not there then
-        if self._hold.exists():
+        if self._held(f"{folder.path}/{name}"):
             return known.value
         before, changed = known.value, time.time() if truth is None else os.fstat(truth.descriptor).st_ctime
         node = known.see(truth, changed, self._most)
@@ -119,10 +120,17 @@ class LateSpool:
 
     def sees(self, node: Node) -> os.stat_result:
         """Its size, times and links, as seen from here."""
-        if self._hold.exists():
+        if self._held(node.path):
             return node.status.value
         truth = os.fstat(node.descriptor)
         return node.status.see(truth, truth.st_ctime, self._most)
+
+    def _held(self, path: str) -> bool:
+        """Whether nothing new is to be seen there."""
+        try:
+            return self._hold.read_text() in path
+        except FileNotFoundError:
+            return False
 
     def _look(self, folder: Node, name: str) -> Node | None:
         """What the name really stands for."""

@@ -17,11 +17,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
 
@@ -62,6 +63,9 @@ class ClusterSite(ABC):
     With `namespaces` users of the nodes may make name spaces, as on most, and User-Mode Linux runs there. Without, the
     kernel does not let them: what runs in a mere `chroot` may not.
 
+    Kinds that take a `spool_delay` let the front-end, and it alone, see the user's `~/.ghv` as through a network file
+    system: what the nodes write there shows up to so many seconds late, and out of order (see `testsites.latespool`).
+
     Raises:
         PermissionError: not root.
         FileExistsError: the folder is there, and is not one to go on with.
@@ -101,6 +105,8 @@ class ClusterSite(ABC):
         self.nodes: list[str] = []
         self._namespaces = namespaces
         self._spaces: Spaces | None = None
+        self._spool = 0  # the process that shows the front-end its workdir late
+        self._hold = self.root / "var/hold"  # while it is there, that process shows nothing new
         self._lock = -1
         self._made_of = self._digest(parts)
         self._known = self._take_up() if keep else ""  # address of the site that is in the folder already
@@ -142,6 +148,24 @@ class ClusterSite(ABC):
         finally:
             self._running.run("umount", "--lazy", str(place))
             place.rmdir()
+
+    def late(self, pattern: str) -> list[float]:
+        """Of every file that the front-end saw late so far, where the end of its path matches the pattern: how many
+        seconds after its last change."""
+        rows = (line.partition(" ") for line in (self.root / "var/log/latespool.log").read_text().splitlines())
+        return [float(seconds) for seconds, _, path in rows if PurePath(path).match(pattern)]
+
+    @contextlib.contextmanager
+    def unseen(self, part: str = "") -> Iterator[None]:
+        """While this lasts the front-end sees nothing new of what the nodes write, however long it is there: nothing
+        at all, or nothing below paths with this text."""
+        new = self._hold.with_name(f"{self._hold.name}.new")
+        new.write_text(part)
+        new.rename(self._hold)
+        try:
+            yield
+        finally:
+            self._hold.unlink()
 
     def stop(self) -> None:
         """End every process of the site and remove its folder, unless it is kept."""
@@ -266,6 +290,24 @@ class ClusterSite(ABC):
             return ["/usr/sbin/chroot", str(self.root), *argv]
         return ["/usr/bin/unshare", "--uts", "--mount", "--propagation=private", "/bin/sh", "-ec", OWN_ROOT, "sh", node,
                 str(self.root), *argv]  # fmt: skip
+
+    def _start_spool(self, delay: float) -> None:
+        """Mount the late view of the user's workdir, in a mount name space of its own."""
+        workdir, log = self.home / ".ghv", self.root / "var/log/latespool.log"
+        workdir.mkdir(mode=0o700, exist_ok=True)
+        os.chown(workdir, UID, UID)
+        log.unlink(missing_ok=True)
+        argv = ["/usr/bin/unshare", "--mount", "--propagation", "private",
+                "/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[1]}",
+                sys.executable, "-m", "testsites.latespool", str(workdir), str(delay), str(self._hold)]  # fmt: skip
+        self._spool = self._running.start("latespool", argv)
+        self._until(f"a late view of {workdir}", lambda: "mounted" in log.read_text())
+
+    def _late_view(self, argv: list[str]) -> list[str]:
+        """The command line that has what the front-end has of the late view, if there is one."""
+        if not self._spool:
+            return argv
+        return ["/usr/bin/nsenter", f"--mount={self.root}/proc/{self._spool}/ns/mnt", *argv]
 
     def _inside(self, *chroot: str) -> list[str]:
         """The command line that runs `chroot` with these arguments at the site's front-end."""

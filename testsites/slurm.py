@@ -12,13 +12,12 @@ import contextlib
 import os
 import secrets
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from testsites import bareroot, sshd
-from testsites.site import SHELL, UID, ClusterSite, free_address, need
+from testsites.site import SHELL, ClusterSite, free_address, need
 from testsites.spaces import Spaces
 
 CONTROLLER_PORT = 6817
@@ -69,8 +68,7 @@ class SlurmSite(ClusterSite):
 
     `keeps_ended` and `kill_wait` are Slurm's MinJobAge and KillWait, in seconds; `settings` are more of its slurm.conf.
 
-    With `spool_delay` the front-end, and it alone, sees the user's `~/.ghv` as through a network file system: what the
-    nodes write there shows up to so many seconds late, and out of order (see `testsites.latespool`).
+    `spool_delay`: see `ClusterSite`.
     """
 
     kind = "slurm"
@@ -94,10 +92,8 @@ class SlurmSite(ClusterSite):
         parts = (nodes, cpus, memory, keeps_ended, kill_wait, spool_delay, dict(settings))
         super().__init__(name, folder, keep=keep, namespaces=namespaces, parts=parts)
         self.address = self._known or free_address(CONTROLLER_PORT)
-        self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
         self._spool_delay = spool_delay
-        self._spool = 0  # the process that shows the front-end its workdir late
-        self._hold = self.root / "var/hold"  # while it is there, that process shows nothing new
+        self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
         with self._making():
             if not self._known:
                 self._make_root()
@@ -119,24 +115,7 @@ class SlurmSite(ClusterSite):
             "sshd": sshd.ARGV,
         }[daemon]
         argv = ["/usr/sbin/chroot", str(self.root), *argv]
-        if daemon == "sshd" and self._spool:
-            argv = ["/usr/bin/nsenter", f"--mount={self.root}/proc/{self._spool}/ns/mnt", *argv]
-        self._running.start(daemon, argv)
-
-    def late(self, pattern: str) -> list[float]:
-        """Of every file that the front-end saw late so far, where the end of its path matches the pattern: how many
-        seconds after its last change."""
-        rows = (line.partition(" ") for line in (self.root / "var/log/latespool.log").read_text().splitlines())
-        return [float(seconds) for seconds, _, path in rows if PurePath(path).match(pattern)]
-
-    @contextlib.contextmanager
-    def unseen(self) -> Iterator[None]:
-        """While this lasts the front-end sees nothing new of what the nodes write, however long it is there."""
-        self._hold.touch()
-        try:
-            yield
-        finally:
-            self._hold.unlink()
+        self._running.start(daemon, self._late_view(argv) if daemon == "sshd" else argv)
 
     def wait_idle(self) -> None:
         """Wait until every node is idle: up, and no job on it."""
@@ -186,22 +165,8 @@ class SlurmSite(ClusterSite):
     def _start(self) -> None:
         self._spaces = Spaces(self.root, self.name)
         if self._spool_delay:
-            self._spool = self._start_spool()
+            self._start_spool(self._spool_delay)
         for daemon in ("munged", "slurmctld", "sshd", *self.nodes):
             self.start(daemon)
         self.wait_idle()
         self._until_it_listens()
-
-    def _start_spool(self) -> int:
-        """Mount the late view of the user's workdir; the process in whose mount name space it is."""
-        workdir, log = self.home / ".ghv", self.root / "var/log/latespool.log"
-        workdir.mkdir(mode=0o700, exist_ok=True)
-        os.chown(workdir, UID, UID)
-        log.unlink(missing_ok=True)
-        argv = ["/usr/bin/unshare", "--mount", "--propagation", "private",
-                "/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[1]}",
-                sys.executable, "-m", "testsites.latespool", str(workdir), str(self._spool_delay),
-                str(self._hold)]  # fmt: skip
-        pid = self._running.start("latespool", argv)
-        self._until(f"a late view of {workdir}", lambda: "mounted" in log.read_text())
-        return pid

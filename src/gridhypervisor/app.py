@@ -37,7 +37,7 @@ from gridhypervisor.images.errors import ImageError, NoSuchImage
 from gridhypervisor.images.repository import Image, Repository
 from gridhypervisor.model.commit import StoreError
 from gridhypervisor.model.errors import InputError, LinkError
-from gridhypervisor.model.records import Job, Site, SiteKind
+from gridhypervisor.model.records import Job, JobState, Site, SiteKind
 from gridhypervisor.model.views import (
     Check,
     ImageBuildRequest,
@@ -58,7 +58,7 @@ from gridhypervisor.model.views import (
 from gridhypervisor.model.wire import ImageManifest, Layer
 from gridhypervisor.model.yamlspec import SpecError
 from gridhypervisor.sites import Bundle, Ways, driver_for, transport_for
-from gridhypervisor.store import open_store
+from gridhypervisor.store import open_clock, open_store
 
 if TYPE_CHECKING:
     from gridhypervisor.staging import Stager
@@ -78,9 +78,11 @@ class App(Jobs):
 
     def __init__(self, data: Path, sockets: Path, store: Store, steps: Callable[[str], None]) -> None:
         self.data, self.sockets = data, sockets
+        states = [state for state in JobState if not state.final]
+        self.clock = open_clock(data / "clock.json", alive=bool(store.jobs(states=states, limit=1)))
         self.started = time.time()
         self.repository = Repository(data / "images")
-        controller = Controller(store, {}, Logs(data / "jobs"), clock=time.time, cpu=time.process_time, steps=steps)
+        controller = Controller(store, {}, Logs(data / "jobs"), clock=self.clock, cpu=time.process_time, steps=steps)
         super().__init__(controller, self.resolve_image, owner=getpass.getuser(), project="default")
         self.operations = Operations(describe)
         self.accounts = Sites(controller, self.operations, self, owner=self.owner, project=self.project)
@@ -274,7 +276,7 @@ class App(Jobs):
             layers=self,
             inputs=self,
             logs=self.logs,
-            clock=time.time,
+            clock=self.clock,
             jitter=lambda: random.uniform(0.75, 1.25),
             progress=self.note,
             report=traceback.print_exception,

@@ -1,7 +1,7 @@
 """An installation that uses a test site's cluster over SSH as an ordinary user: what is the same on every kind of one.
 
 The site's nodes are processes of this machine, so the tests see their files and processes from below, as they do with
-the local site.
+the local site. Batch commands are found through a folder of the user's own first, where a test can put another one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,9 @@ from testsites.site import UID, ClusterSite
 
 PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
 """A program that goes on until it is stopped."""
+
+RERUN = "echo run >> made; echo started; sleep $(cat seconds)"
+"""A program that lasts as long as its input `seconds` says. Each attempt takes its inputs anew."""
 
 
 class ClusterLab(Installation):
@@ -49,12 +53,17 @@ class ClusterLab(Installation):
         """A folder of the user's own in which batch commands are found first: a test can put another one there."""
         return self.site.home / "commands"
 
+    @property
+    def commands_there(self) -> str:
+        """That folder as the site names it."""
+        return f"/home/{self.site.login.user}/commands"
+
     def settings(self) -> dict[str, str]:
         """What batch commands find in theirs, beside what every login of the site does."""
         if not self.commands.exists():
             self.commands.mkdir()
             os.chown(self.commands, UID, UID)
-        return {"PATH": f"/home/{self.site.login.user}/commands:/usr/local/bin:/usr/bin:/bin"}
+        return {"PATH": f"{self.commands_there}:/usr/local/bin:/usr/bin:/bin"}
 
     # -- the site, from above -------------------------------------------------------------------------------------
 
@@ -185,3 +194,84 @@ def joined(kind: type[Lab], site: ClusterSite, scratch: Path, template: Path, **
 def tiny(site: str) -> tuple[str, ...]:
     """Words of `ghv run` for a job there that needs as little as possible."""
     return "--image", "tiny", "--memory", "128M", "--scratch", "48M", "--site", site
+
+
+def reasons(found: dict[str, Any]) -> list[str]:
+    """Why each attempt ended."""
+    return [attempt["reason"] or "" for attempt in found["attempts"]]
+
+
+# -- an SSH connection that is cut in the middle of a submission -------------------------------------------------------
+
+FIRST = 'if [ "$1" = --version ] || [ -e {reached} ]; then exec {real} "$@"; fi\n'
+"""What a false submit command begins with: it meets only the first submission, however late it is taken away."""
+
+
+def cut_after_the_submission(lab: ClusterLab, submit: str) -> None:
+    """The batch system has the job, and the answer never came: that costs nothing."""
+    reached, real = f"{lab.commands_there}/reached", f"/usr/bin/{submit}"
+    script = FIRST.format(reached=reached, real=real) + f'{real} "$@" && : >{reached} && exec sleep 600'
+    with lab.command(submit, script):
+        job = lab.detach(*tiny(lab.site.kind), "--", "sh", "-c", "echo once; sleep 5")
+        wait_for("the submission", (lab.commands / "reached").exists)
+        assert lab.site.cut_ssh()
+    found = lab.wait(job)
+    assert (found["job"]["state"], len(found["attempts"])) == ("done", 1), found
+    assert lab.ghv("logs", job).out == b"once\n"
+    assert any(story.startswith("submitting>") for story in lab.story(job))
+    lab.clear_commands()
+
+
+def cut_before_the_submission(lab: ClusterLab, submit: str) -> str:
+    """The batch system never heard of it, which nobody can know at once; it is submitted again, and only then. The
+    job's id."""
+    reached, real = f"{lab.commands_there}/reached", f"/usr/bin/{submit}"
+    with lab.command(submit, FIRST.format(reached=reached, real=real) + f": >{reached}; exec sleep 600"):
+        program = ("sh", "-c", "echo run >> made")
+        job = lab.detach(*tiny(lab.site.kind), "--out", "made", "--to", "before", "--", *program)
+        wait_for("the submission", (lab.commands / "reached").exists)
+        assert lab.site.cut_ssh()
+    found = lab.wait(job)
+    assert found["job"]["state"] == "done"
+    assert reasons(found) == ["lost", "exited"], found
+    assert (lab.work / "before/made").read_text() == "run\n"
+    lab.clear_commands()
+    return job
+
+
+# -- a batch system that is away ---------------------------------------------------------------------------------------
+
+
+def without_its_batch_system_for_a_minute(lab: ClusterLab, away: Callable[[], None], back: Callable[[], None]) -> None:
+    """Of what runs one job ends meanwhile and comes home, one is cancelled, and one goes on until its batch system is
+    there again. What is handed in meanwhile runs afterwards. Nothing runs twice."""
+    words = (*tiny(lab.site.kind), "--retry", "5")
+    ends = lab.detach(*words, "--", "sh", "-c", "echo started; sleep 10; echo ended")
+    stops, goes_on = (
+        lab.detach(*words, "--out", "result", "--to", to, "--", "sh", "-c", PATIENT) for to in ("stops", "goes-on")
+    )
+    for job in (ends, stops, goes_on):
+        lab.wait_word(job)
+    lab.wait_state(goes_on, "running")
+    away()
+    since = time.monotonic()
+    try:
+        wait_for("that it is told", lab.why)
+        meanwhile = lab.detach(*words, "--", "echo", "afterwards")
+        found = lab.wait(ends)
+        assert (found["job"]["state"], lab.ghv("logs", ends).out) == ("done", b"started\nended\n"), found
+        lab.ghv("cancel", stops)
+        found = lab.wait(stops)
+        assert (found["job"]["state"], len(found["attempts"])) == ("cancelled", 1), found
+        assert (lab.work / "stops/result").read_text() == "saved\n"
+        wait_for("a minute", lambda: time.monotonic() > since + 60)
+        assert lab.job(meanwhile)["job"]["state"] in ("pending", "prolog", "queued")
+    finally:
+        back()
+    found = lab.wait(meanwhile, 300)
+    assert (found["job"]["state"], lab.ghv("logs", meanwhile).out) == ("done", b"afterwards\n"), found
+    assert lab.job(goes_on)["job"]["state"] == "running"
+    lab.ghv("cancel", goes_on)
+    found = lab.wait(goes_on)
+    assert (found["job"]["state"], len(found["attempts"])) == ("cancelled", 1), found
+    assert (lab.work / "goes-on/result").read_text() == "saved\n"

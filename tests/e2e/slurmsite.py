@@ -6,16 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
+from tests.e2e.cluster import RERUN as RERUN
 from tests.e2e.cluster import ClusterLab, tiny
+from tests.e2e.cluster import reasons as reasons
 from tests.e2e.installation import _processes, guests, wait_for
 from testsites import SlurmSite
 from testsites.site import UID
 
 TINY = tiny("slurm")
-RERUN = "echo run >> made; echo started; sleep $(cat seconds)"
-"""A program that lasts as long as its input `seconds` says. Each attempt takes its inputs anew."""
 
 
 class SlurmLab(ClusterLab):
@@ -89,11 +88,6 @@ class SlurmLab(ClusterLab):
         wait_for("the end of all batch jobs", lambda: set(self.batch_jobs()) == set(self.batch_jobs(*over)), seconds)
         runs = self.site.root / "tmp" / f"ghv-{UID}" / "run"
         wait_for("no run folder on the nodes", lambda: not list(runs.glob(f"{self.id}-*")), seconds)
-
-
-def reasons(found: dict[str, Any]) -> list[str]:
-    """Why each attempt ended."""
-    return [attempt["reason"] or "" for attempt in found["attempts"]]
 
 
 def _inner_number(pid: int) -> int:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import PATIENT, ClusterLab, joined, tiny
+from tests.e2e.cluster import (
+    PATIENT,
+    ClusterLab,
+    cut_after_the_submission,
+    cut_before_the_submission,
+    joined,
+    tiny,
+    without_its_batch_system_for_a_minute,
+)
 from tests.e2e.installation import wait_for
 from testsites import HTCondorSite
 from testsites.site import UID
@@ -55,7 +64,7 @@ def shared_pool(template: Path, node_scratch: Path) -> Iterator[HTCondorLab]:
     with (
         # A guest that is emulated on a busy machine may need a minute to stop.
         HTCondorSite("htcondor-e", nodes=2, cpus=2, vacate=180) as site,
-        joined(HTCondorLab, site, node_scratch, template, native="job_lease_duration = 20") as made,
+        joined(HTCondorLab, site, node_scratch, template) as made,
     ):
         yield made
 
@@ -110,3 +119,14 @@ def test_a_job_removed_by_an_administrator_shuts_down_cleanly_and_is_told_as_evi
     found = pool.wait(job)
     assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "evicted"), found
     assert (pool.work / "removed/result").read_text() == "saved\n"
+
+
+def test_a_connection_cut_in_a_submission_costs_one_attempt_at_most(pool: HTCondorLab) -> None:
+    cut_after_the_submission(pool, "condor_submit")
+    job = cut_before_the_submission(pool, "condor_submit")
+    assert [name for name in pool.batch_jobs() if name.startswith(f"{pool.id}-{job}-")] in ([], [f"{pool.id}-{job}-2"])
+
+
+def test_the_queue_is_away_for_a_minute_with_all_who_watch_over_its_jobs(pool: HTCondorLab) -> None:
+    without_its_batch_system_for_a_minute(pool, pool.site.cut_queue, partial(pool.site.start, "schedd"))
+    pool.site.wait_idle()

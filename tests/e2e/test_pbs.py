@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import pytest
 
-from tests.e2e.cluster import joined, tiny
+from tests.e2e.cluster import cut_after_the_submission, cut_before_the_submission, joined, tiny
 from tests.e2e.installation import wait_for
 from tests.e2e.slurmsite import SlurmLab
 from testsites import PbsSite
@@ -61,3 +61,9 @@ def test_a_job_on_hold_says_what_to_do_and_when_cancelled_never_runs(pbs: PbsLab
         found = pbs.wait(job)
     assert (found["job"]["state"], found["job"]["reason"]) == ("cancelled", "cancelled"), found
     assert pbs.ghv("logs", job).out == b""
+
+
+def test_a_connection_cut_in_a_submission_costs_one_attempt_at_most(pbs: PbsLab) -> None:
+    cut_after_the_submission(pbs, "qsub")
+    job = cut_before_the_submission(pbs, "qsub")
+    assert [name for name in pbs.batch_jobs() if name.startswith(f"{pbs.id}-{job}-")] == [f"{pbs.id}-{job}-2"]

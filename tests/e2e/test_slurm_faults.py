@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from gridhypervisor.model import wire
-from tests.e2e.cluster import PATIENT
+from tests.e2e.cluster import FIRST, PATIENT, cut_after_the_submission, cut_before_the_submission
 from tests.e2e.installation import wait_for
 from tests.e2e.slurmsite import RERUN, TINY, SlurmLab, reasons
 from testsites.site import UID
@@ -16,36 +16,11 @@ from testsites.site import UID
 pytest_plugins = ("tests.e2e.slurmfixtures",)
 pytestmark = pytest.mark.timeout(900)
 
-REALLY = 'if [ "$1" = --version ] || [ -e {reached} ]; then exec /usr/bin/sbatch "$@"; fi\n'
-"""What a false `sbatch` begins with: it meets only the first submission, however late it is taken away."""
 
-
-def test_a_connection_cut_after_the_submission_costs_nothing(slurm: SlurmLab) -> None:
-    """Slurm has the job, and the answer never came."""
-    reached = _inside(slurm, "reached")
-    script = REALLY.format(reached=reached) + f'/usr/bin/sbatch "$@" && : >{reached} && exec sleep 600'
-    with slurm.command("sbatch", script):
-        job = slurm.detach(*TINY, "--", "sh", "-c", "echo once; sleep 5")
-        wait_for("the submission", (slurm.commands / "reached").exists)
-        assert slurm.site.cut_ssh()
-    found = slurm.wait(job)
-    assert (found["job"]["state"], len(found["attempts"])) == ("done", 1), found
-    assert slurm.ghv("logs", job).out == b"once\n"
-    assert any(story.startswith("submitting>") for story in slurm.story(job))
-
-
-def test_a_connection_cut_before_the_submission_costs_one_attempt(slurm: SlurmLab) -> None:
-    """Slurm never heard of it, which nobody can know at once; it is submitted again, and only then."""
-    reached = _inside(slurm, "reached")
-    with slurm.command("sbatch", REALLY.format(reached=reached) + f": >{reached}; exec sleep 600"):
-        job = slurm.detach(*TINY, "--out", "made", "--to", "before", "--", "sh", "-c", "echo run >> made")
-        wait_for("the submission", (slurm.commands / "reached").exists)
-        assert slurm.site.cut_ssh()
-    found = slurm.wait(job)
-    assert found["job"]["state"] == "done"
-    assert reasons(found) == ["lost", "exited"], found
+def test_a_connection_cut_in_a_submission_costs_one_attempt_at_most(slurm: SlurmLab) -> None:
+    cut_after_the_submission(slurm, "sbatch")
+    job = cut_before_the_submission(slurm, "sbatch")
     assert [name for name in slurm.batch_jobs() if name.startswith(f"{slurm.id}-{job}-")] == [f"{slurm.id}-{job}-2"]
-    assert (slurm.work / "before/made").read_text() == "run\n"
 
 
 def test_a_submission_that_surfaces_after_it_was_given_up_runs_nothing(slurm: SlurmLab) -> None:
@@ -56,12 +31,12 @@ def test_a_submission_that_surfaces_after_it_was_given_up_runs_nothing(slurm: Sl
     # What waits at the gate is of no kin to the SSH session and has a session of its own before "reached" tells us: the
     # cut does not reach it, nor does the relay, whose last act is to kill the sessions of its commands.
     door, script, waits, said, reached = (
-        _inside(slurm, name) for name in ("gate", "script", "waits", "said", "reached")
+        f"{slurm.commands_there}/{name}" for name in ("gate", "script", "waits", "said", "reached")
     )
     late = f': >{waits}; read word <{door}; exec /usr/bin/sbatch "$@" <{script} >{said} 2>&1'
     with slurm.command(
         "sbatch",
-        f"{REALLY.format(reached=reached)}"
+        f"{FIRST.format(reached=reached, real='/usr/bin/sbatch')}"
         f"cat >{script}\n"
         f"setsid --fork sh -c '{late}' sbatch \"$@\" </dev/null >/dev/null 2>&1\n"
         f"until [ -e {waits} ]; do sleep 0.05; done\n"
@@ -90,14 +65,14 @@ def test_a_submission_that_surfaces_after_it_was_given_up_runs_nothing(slurm: Sl
 
 def test_empty_listings_end_nothing_that_runs_and_run_nothing_twice(slurm: SlurmLab) -> None:
     asked = slurm.commands / "asked"
-    empty = f"echo asked >>{_inside(slurm, 'asked')}"
+    empty = f"echo asked >>{slurm.commands_there}/asked"
     runs = slurm.detach(*TINY, "--", "sh", "-c", PATIENT)
     slurm.wait_word(runs)
     with slurm.busy_site():
         waits = slurm.detach(*TINY, "--retry", "10", "--", "echo", "once")
         slurm.wait_state(waits, "queued")
-        full = f'/usr/bin/squeue "$@" && : >{_inside(slurm, "again")}'
-        once = f"if [ -e {_inside(slurm, 'asked')} ]; then {full}; else {empty}; fi"
+        full = f'/usr/bin/squeue "$@" && : >{slurm.commands_there}/again'
+        once = f"if [ -e {slurm.commands_there}/asked ]; then {full}; else {empty}; fi"
         with slurm.command("squeue", once):  # absent once is not gone
             wait_for("the empty listing", asked.exists)
             again = slurm.site.home / "commands/again"
@@ -150,8 +125,3 @@ def test_a_run_that_slurm_starts_again_yields_to_the_one_that_was(slurm: SlurmLa
     assert found["job"]["state"] == "done"
     assert reasons(found) == ["pilot", "exited"], found
     assert (slurm.work / "rerun/made").read_text() == "run\n"
-
-
-def _inside(slurm: SlurmLab, name: str) -> str:
-    """A file beside the commands, as the site names it."""
-    return f"/home/{slurm.site.login.user}/commands/{name}"

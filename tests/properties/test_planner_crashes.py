@@ -1,13 +1,19 @@
-"""The controller dies at every step that it can take, in every story that takes it there; afterwards all ends well."""
+"""The controller dies at every step that it can take, in every story that takes it there; afterwards all ends well.
+
+And at every step while a hundred jobs are in flight over three sites: each restart has all of them to take up.
+"""
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
+from random import Random
 
 import pytest
 
 from gridhypervisor.execution.steps import STEPS
-from tests.simulation.scenarios import SCENARIOS, Scenario
+from gridhypervisor.simulation.pilot import Pilot
+from tests.simulation.scenarios import SCENARIOS, Scenario, pilots
 from tests.simulation.world import World, in_world
 
 STORIES = 3
@@ -40,8 +46,79 @@ def dies_in(scenario: Scenario, step: str) -> bool:
     """Whether it did."""
 
     async def story(world: World) -> None:
-        world.deadly = step
+        world.deadly = {step}
         await scenario.story(world)
         world.judge()
 
     return in_world(story, **scenario.options).crashes == 1
+
+
+# -- a hundred jobs over three sites -----------------------------------------------------------------------------------
+
+IN_FLIGHT = 100
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(2))
+def test_the_controller_dies_at_every_step_with_a_hundred_jobs_in_flight(seed: int) -> None:
+    """Users change their minds, submissions are lost, pilots die: what takes the controller to its rarer steps too."""
+    in_flight: list[int] = []
+
+    async def story(world: World) -> None:
+        random = Random(seed)
+        deeds = itertools.cycle(DEEDS)
+        while sum(not case.job.state.final for case in world.controller.cases.values()) < IN_FLIGHT:
+            await world.submit(random.choice(LENGTHS), retry=5)
+        world.deadly = set(STEPS)
+        while world.deadly:
+            assert world.loop.time() < 20_000, f"never reached: {sorted(world.deadly)}"
+            await befalls(world, random, next(deeds))
+            while (alive := sum(not case.job.state.final for case in world.controller.cases.values())) < IN_FLIGHT:
+                await world.submit(random.choice(LENGTHS), retry=5)
+            in_flight.append(alive)
+        for site in world.sites.values():
+            site.calm()
+        await world.settled(20_000.0)
+        world.judge()
+
+    world = in_world(story, sites=3, nodes=8, places=40, listing_lag=3.0, spool_lag=4.0, seed=seed)
+    assert world.crashes == len(STEPS)
+    assert min(in_flight) >= IN_FLIGHT
+
+
+DEEDS = ("cancel one that runs", "lose a submission", "cancel one as it begins", "end a pilot", "delete", "recover",
+         "cancel one in its prolog", "fail or mend listings")  # fmt: skip
+LENGTHS = (2.0, 10.0, 40.0)
+"""Seconds that programs take."""
+
+
+async def befalls(world: World, random: Random, deed: str) -> None:
+    """Something happens to one of the jobs or sites, and a moment passes."""
+    job, site = random.choice(world.jobs), random.choice(list(world.sites.values()))
+    match deed:
+        case "cancel one in its prolog":
+            for each in world.sites.values():
+                each.way.hang(5.0)
+            await world.cancel(await world.submit(random.choice(LENGTHS)))
+        case "cancel one as it begins":
+            begun = [p.manifest.job for p in pilots(world) if p.entry is not None]
+            if unseen := [job for job in begun if world.state(job) == "queued"]:
+                await world.cancel(unseen[0])
+        case "cancel one that runs":
+            if running := [job for job in world.controller.cases if world.state(job) == "running"]:
+                await world.cancel(running[0])
+        case "delete" if job in world.controller.cases:
+            await world.delete(job)
+        case "recover":
+            await world.recover(job)
+        case "lose a submission":
+            site.batch.weather.submissions.append(random.choice(("lost", "mute", "late")))
+        case "end a pilot" if there := site.batch.pilots():
+            random.choice((Pilot.kill, Pilot.destroy, Pilot.pause))(random.choice(there))
+        case "fail or mend listings":
+            weather = world.sites["site0"].batch.weather
+            weather.listing = "" if weather.listing else "fails"
+        case _:
+            pass  # there is nobody to whom it could happen
+    end = world.loop.time() + random.choice((0.1, 1.0, 5.0))
+    await world.until(lambda: world.loop.time() >= end, 10.0, "a moment passes")

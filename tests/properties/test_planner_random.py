@@ -120,7 +120,7 @@ async def do(world: World, deed: Deed) -> None:
         case "restart":
             await world.restart()
         case step if step in STEPS:
-            world.deadly = step
+            world.deadly = {step}
         case what:
             hurt(site, what, deed.to)
 

@@ -56,7 +56,7 @@ class World:
                                 listing_lag=listing_lag, spool_lag=spool_lag)
             for name in (f"site{i}" for i in range(sites))
         }  # fmt: skip
-        self.deadly = ""  # the step at which the controller dies next
+        self.deadly: set[str] = set()  # the steps at which the controller is yet to die, once at each
         self.reached: set[str] = set()
         self.crashed = asyncio.Event()
         self.crashes = 0
@@ -117,8 +117,8 @@ class World:
         if self.crashed.is_set():
             raise Crash(step)  # dead is dead, until the restart
         self.reached.add(step)
-        if step == self.deadly:
-            self.deadly = ""
+        if step in self.deadly:
+            self.deadly.remove(step)
             self.crashed.set()
             for task in self._tasks:
                 task.cancel()

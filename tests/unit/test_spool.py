@@ -129,3 +129,16 @@ def test_a_look_reports_what_is_there(tmp_path: Path) -> None:
     (tmp_path / wire.STATUS).write_text("not a status")
     assert spool.view(tmp_path) == EntryView(entry=tmp_path.name, owner=PILOT)
     assert spool.read_json(tmp_path / wire.EXIT, wire.ExitRecord) is None
+
+
+def test_the_files_own_clock_is_asked_for_the_time_and_nothing_is_left(tmp_path: Path) -> None:
+    """Of this machine's clock a file server knows nothing."""
+
+    def made(name: str) -> float:
+        (tmp_path / name).touch()
+        return (tmp_path / name).stat().st_mtime
+
+    assert made("before") <= spool.file_time(tmp_path) <= made("after")
+    assert {path.name for path in tmp_path.iterdir()} == {"before", "after"}
+    with pytest.raises(FileNotFoundError):
+        spool.file_time(tmp_path / "nowhere")

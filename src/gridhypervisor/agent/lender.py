@@ -162,8 +162,10 @@ class Lender:
             charge = vm.charge
             if charge is None and vm.running:  # it left no sentinel: it cannot have run for longer than this
                 with contextlib.suppress(FileNotFoundError):
-                    age = time.time() - (entry / wire.MANIFEST).stat().st_mtime
-                    charge = _charge(entry.name, vm, max(0.0, age), time.time())
+                    begun, now = (entry / wire.MANIFEST).stat().st_mtime, time.time()
+                    with contextlib.suppress(OSError):  # on a full disk it is charged by this machine's clock
+                        now = spool.file_time(self._spool)
+                    charge = _charge(entry.name, vm, max(0.0, now - begun), now)
             if charge is not None:
                 self.charges.add(charge)
 

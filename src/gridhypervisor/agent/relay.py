@@ -17,7 +17,6 @@ import os
 import resource
 import secrets
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +141,11 @@ class Relay:
         }, b""  # fmt: skip
 
     def _sweep(self, installation: str) -> None:
-        now = time.time()
+        try:
+            now = spool.file_time(self._spool)
+        except OSError:
+            return  # a full disk, mostly: the next relay sweeps
+        spool.forget_buried(self._spool, now)
         relayfiles.sweep_abandoned(self._files.workdir, installation, now)
         self._lender.charges.forget_old(now)
 
@@ -209,8 +212,6 @@ class Relay:
     async def _scan(self, request: dict[str, Any], _: bytes) -> Answer:
         watch = self._known_installation()
         after = str(request.get("after", ""))
-        if not after:
-            await asyncio.to_thread(spool.forget_buried, self._spool, time.time())
         async with self._looking:
             views, more = await asyncio.to_thread(watch.scan, after)
         return {"entries": views, "more": more}, b""

@@ -215,7 +215,7 @@ def remove(path: Path) -> int:
 
 def sweep_abandoned(workdir: Path, installation: str, now: float) -> None:
     """Remove what somebody who was killed left half done: entries of this installation whose removal was cut short,
-    and uploads to the cache that nobody has gone on with for a week. `now`: seconds since 1970."""
+    and uploads to the cache that nobody has gone on with for a week. `now`: on the files' own clock."""
     for path in (workdir / wire.SPOOL).glob(f".removed.{installation}-*"):
         with contextlib.suppress(OSError):
             if now - path.stat().st_ctime > REMOVAL_CUT_SHORT:  # since its renaming: another relay may be at it

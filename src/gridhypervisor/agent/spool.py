@@ -83,8 +83,21 @@ def buried(entry: Path) -> OwnerRecord | None:
     return read_json(entry.parent / wire.BURIED / entry.name, OwnerRecord)
 
 
+def file_time(folder: Path) -> float:
+    """Now, on the clock from which the files in this folder get their times: a file server's, which may be minutes
+    off this machine's. How old a file there is, only that clock can tell. Raises OSError: no file can be made there.
+    """
+    path = folder / f".time-{os.getpid()}-{os.urandom(4).hex()}"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+        os.unlink(path)
+
+
 def forget_buried(spool: Path, now: float) -> None:
-    """Drop what was buried so long ago that nothing on its way can still surface."""
+    """Drop what was buried so long ago that nothing on its way can still surface. `now`: as `file_time` gives it."""
     for path in (spool / wire.BURIED).glob("*"):
         with contextlib.suppress(FileNotFoundError):
             if now - path.stat().st_mtime > REMEMBERED:
