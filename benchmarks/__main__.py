@@ -11,13 +11,13 @@ import importlib
 from benchmarks import report
 
 QUICK = 3
-FIGURES = ("science", "ready", "overhead", "hypervisors", "simulated")
+FIGURES = ("science", "ready", "overhead", "hypervisors", "simulated", "latency", "array", "beats")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what GridHypervisor costs.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}; default: all")
-    parser.add_argument("--runs", type=int, help="runs of each; default: the figure's own number, at least 15")
+    parser.add_argument("--runs", type=int, help="runs of each; default: the figure's own number")
     parser.add_argument("--quick", action="store_true", help="3 runs of each: to see that it works, not to be quoted")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(FIGURES):

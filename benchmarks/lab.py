@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.report import BUILD
+from gridhypervisor.model import wire
 
 IMAGES = Path("examples/images")
 LONGEST = 1800.0
 """Seconds that any one `ghv` may take here; a job's own walltime is as long."""
+READY = 180.0
+"""Seconds within which a guest must be ready."""
 T = TypeVar("T")
 
 
@@ -80,19 +83,43 @@ class Lab:
     def json(self, *words: str) -> Any:
         return json.loads(self.ghv(*words))
 
-    def warm_up(self, image: str, hypervisor: str = "auto") -> dict[str, Any]:
+    def warm_up(self, image: str, hypervisor: str = "auto", site: str = "local") -> dict[str, Any]:
         """Have service, bundle and image in place, at the site and on the node; the record of the job that did it."""
         tags = [tag for found in self.json("image", "list", "-o", "json") for tag in found["tags"]]
         if not any(tag.partition(":")[0] == image for tag in tags):
             self.ghv("image", "build", str((IMAGES / image / "image.yaml").absolute()))
-        words = ("run", "-q", "-o", "json", "--image", image, "--hypervisor", hypervisor, "--", "true")
+        words = ("run", "-q", "-o", "json", "--site", site, "--image", image, "--hypervisor", hypervisor, "--", "true")
         found: dict[str, Any] = self.json(*words)
         return found
+
+    def until_ready(self, workdir: Path, *words: str) -> tuple[float, wire.Status]:
+        """When a `ghv run` with these words began, and what its pilot says of its guest, which became ready. `workdir`:
+        the account's at the site, as this machine sees it. Returns when the `ghv` has ended."""
+        began = time.time()
+        ghv = self.start("run", "-q", *words)
+
+        def look() -> wire.Status | None:
+            for path in (workdir / wire.SPOOL).glob(f"*/{wire.STATUS}"):
+                with contextlib.suppress(OSError):
+                    status = wire.from_plain(wire.Status, json.loads(path.read_bytes()))
+                    if status.ready_at is not None and status.ready_at > began:
+                        return status
+            return None
+
+        status = wait_for(f"the guest of `ghv run {' '.join(words)}`", look, READY)
+        _, err = ghv.communicate()
+        if ghv.returncode != 0:
+            raise RuntimeError(f"ghv run {' '.join(words)} ended with {ghv.returncode}: {err.decode()}")
+        return began, status
 
     def hypervisors(self, image: str) -> list[str]:
         """What runs guests on this machine: KVM where it is proven, and what needs no proof of the processor."""
         best = self.warm_up(image)["ledger"]["hypervisor"].rpartition(" ")[2]
         return ["kvm", "uml", "tcg"] if best == "kvm" else ["uml", "tcg"]
+
+    def qemu(self, image: str) -> wire.HypervisorKind:
+        """The faster way in which QEMU runs guests on this machine."""
+        return wire.HypervisorKind.KVM if "kvm" in self.hypervisors(image) else wire.HypervisorKind.TCG
 
 
 def wait_for(what: str, look: Callable[[], T | None], seconds: float = 120.0) -> T:

@@ -7,14 +7,12 @@ for a user, and is ready when its pilot heard the same word. The service is up, 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 import socket
 import subprocess
 import time
 
-from benchmarks.lab import Lab, open_lab, wait_for
+from benchmarks.lab import READY, Lab, open_lab
 from benchmarks.report import Report, figure
 from gridhypervisor.agent import channel, scratchdisk
 from gridhypervisor.agent.hypervisor import CHANNELS, Descriptors
@@ -26,27 +24,11 @@ from gridhypervisor.images.repository import Repository
 from gridhypervisor.model import wire
 
 IMAGE, RUNS = "xmm", 15
-READY = 180.0
-"""Seconds within which a guest must be ready."""
 
 
 def through_ghv(lab: Lab, kind: wire.HypervisorKind) -> tuple[float, float]:
     """Seconds to guest-ready, and how many of them passed before QEMU was started."""
-    began = time.time()
-    ghv = lab.start("run", "-q", "--image", IMAGE, "--hypervisor", kind, "--", "true")
-
-    def look() -> wire.Status | None:
-        for path in (lab.workdir / wire.SPOOL).glob(f"*/{wire.STATUS}"):
-            with contextlib.suppress(OSError):
-                status = wire.from_plain(wire.Status, json.loads(path.read_bytes()))
-                if status.ready_at is not None and status.ready_at > began:
-                    return status
-        return None
-
-    status = wait_for("the guest of `ghv run`", look, READY)
-    _, err = ghv.communicate()
-    if ghv.returncode != 0:
-        raise RuntimeError(f"ghv run ended with {ghv.returncode}: {err.decode()}")
+    began, status = lab.until_ready(lab.workdir, "--image", IMAGE, "--hypervisor", kind, "--", "true")
     assert status.ready_at is not None
     [boot] = [phase for phase in status.phases if phase.phase is wire.Phase.BOOT]
     assert boot.end is not None
@@ -104,7 +86,7 @@ def measure(runs: int | None) -> Report:
     theirs: list[float] = []
     cold: list[float] = []
     with open_lab() as lab:
-        kind = wire.HypervisorKind("kvm" if "kvm" in lab.hypervisors(IMAGE) else "tcg")
+        kind = lab.qemu(IMAGE)
         used = lab.warm_up(IMAGE, kind)["ledger"]["hypervisor"]
         bare(lab, kind)
         for _ in range(runs or RUNS):

@@ -39,6 +39,7 @@ class Report:
     figures: tuple[Figure, ...]
     hypervisor: str = "none: no guest runs"
     notes: tuple[str, ...] = ()
+    enough: int = 15  # runs, to be quoted; six are the fewest that give an interval at all
     machine: dict[str, Any] = field(default_factory=lambda: machine())
 
 
@@ -92,8 +93,8 @@ def show(report: Report) -> None:
         print(f"  {f.name:32} {f.median:10.4g}   {span:>23}  {f.runs:4}  {f.unit:12} {f.target}")
     for note in report.notes:
         print(f"  {note}")
-    if min(f.runs for f in report.figures) < 15:
-        print("  TOO FEW RUNS to be quoted: an interval of fewer than 15 says little")
+    if min(f.runs for f in report.figures) < report.enough:
+        print(f"  TOO FEW RUNS to be quoted: an interval of fewer than {report.enough} says little")
     m = report.machine
     print(f"  on {m['cpu']}, {m['cores']} cores, {m['memory']}, load {m['load']:.1f}")
     print(f"  {m['system']}; Python {m['python']}; {report.hypervisor}")

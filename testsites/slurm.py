@@ -8,8 +8,6 @@ Each site has an address of its own in 127.0.0.0/8, so all of its ports are free
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import shutil
 from collections.abc import Mapping

@@ -26,6 +26,7 @@ from gridhypervisor import __version__
 from gridhypervisor.agent.bundle import BundleError, BundleInfo
 from gridhypervisor.agent.bundle import build as build_bundle
 from gridhypervisor.execution.controller import Controller
+from gridhypervisor.execution.garbage import spare_records
 from gridhypervisor.execution.jobs import Jobs
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.operations import Operations, Progress
@@ -432,6 +433,7 @@ def main() -> None:
     parser.add_argument("--ready-fd", type=int)
     arguments = parser.parse_args()
     try:
+        spare_records()
         asyncio.run(serve(arguments.data, arguments.socket, arguments.ready_fd))
     except (StoreError, ServiceError) as error:
         sys.exit(f"ghv service: {error}")

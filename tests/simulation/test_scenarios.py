@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from dataclasses import replace
+
 import pytest
 
 from gridhypervisor.model.records import JobState
+from gridhypervisor.model.wire import Command, CommandResult
 from tests.simulation.scenarios import SCENARIOS, Scenario, a_normal_run
 from tests.simulation.world import World, in_world
 
@@ -25,3 +30,27 @@ def test_a_job_brings_its_exit_code_and_its_results_home() -> None:
         assert [(job.state, job.exit_code) for job in jobs] == [(JobState.DONE, 0), (JobState.DONE, 7)]
 
     in_world(story)
+
+
+def test_a_batch_system_that_takes_its_time_is_not_asked_after_each_submission() -> None:
+    async def story(world: World) -> None:
+        [site] = world.sites.values()
+        site.way.latency = 1.0  # each way: so a listing takes one second to two
+        site.driver = replace(site.driver, listing_interval=60.0)
+        site.way.cut(0.0)  # what is connected has the old driver
+        asked: list[float] = []
+        answer = site.batch.command
+
+        def command(command: Command) -> CommandResult:
+            if command.argv[-1] == "list":
+                asked.append(world.loop.time())
+            return answer(command)
+
+        site.batch.command = command  # type: ignore[method-assign]
+        for _ in range(60):
+            await world.submit(300.0)
+            await asyncio.sleep(1.0)
+        gaps = [after - before for before, after in itertools.pairwise(asked)]
+        assert len(gaps) >= 2 and min(gaps) >= 10.0, gaps
+
+    in_world(story, sites=1, nodes=100)

@@ -276,6 +276,21 @@ def test_any_flipped_bit_is_found_in_its_chunk(place: int) -> None:
         assert caught.value.reason is Reason.IMAGE
 
 
+def test_a_folder_is_removed_with_its_own_things_and_nothing_else(tmp_path: Path) -> None:
+    mine, others = tmp_path / "mine", tmp_path / "others"
+    (mine / "deep" / "deeper").mkdir(parents=True)
+    (mine / "deep" / "file").write_text("")
+    others.mkdir()
+    (others / "file").write_text("kept")
+    (mine / "deep" / "folder").symlink_to(others)
+    (mine / "link").symlink_to(others / "file")
+    (mine / "dangling").symlink_to("nowhere")
+    node.remove(mine)
+    node.remove(mine)  # what is not there is no error
+    assert not mine.exists()
+    assert (others / "file").read_text() == "kept"
+
+
 def test_a_damaged_copy_on_the_node_is_replaced_from_the_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     layer = layer_in(cache, b"good" * 5000)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gridhypervisor.agent.main import later
 from gridhypervisor.model import wire
 
 STORIES = [path for path in Path(wire.__file__).parent.glob("*.py") if path.name != "__init__.py"]
@@ -42,14 +43,28 @@ def test_what_is_not_there_is_said() -> None:
 @pytest.mark.parametrize(
     ("program", "unwanted"),
     [
-        ("gridhypervisor.cli.run", {"gridhypervisor.model.records", "http.client", "ssl", "asyncio"}),
+        ("import gridhypervisor.cli.run", {"gridhypervisor.model.records", "http.client", "ssl", "asyncio"}),
         (
-            "gridhypervisor.agent.pilot",
-            {"hashlib", "asyncio", "argparse", "tempfile", "subprocess", "shutil", "ctypes"},
+            "from gridhypervisor.agent import main; main.main(['pilot'])",
+            {"hashlib", "asyncio", "argparse", "tempfile", "subprocess", "shutil", "inspect", "ast", "urllib.parse"},
         ),
     ],
 )
 def test_a_start_waits_for_nothing_that_it_does_not_use(program: str, unwanted: set[str]) -> None:
-    code = f"import sys, {program}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = f"import sys; {program}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not unwanted & set(loaded)
+
+
+def test_what_a_pilot_puts_off_is_there_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("colorsys", "this_is_no_module"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with later("colorsys", "this_is_no_module"):
+        from colorsys import rgb_to_hls  # (nobody else here imports it)
+
+        assert not hasattr(sys.modules["colorsys"], "__file__")
+        assert rgb_to_hls(1.0, 1.0, 1.0) == (0.0, 1.0, 0.0)
+        assert hasattr(sys.modules["colorsys"], "__file__"), "it is called, so it is there"
+    assert "this_is_no_module" not in sys.modules

@@ -42,6 +42,8 @@ _OF_THE_MEMBER = frozenset(
 
 @dataclass(frozen=True)
 class _Member:
+    """One header of the stream."""
+
     kind: bytes  # of ustar: 0 file, 1 hard link, 2 symbolic link, 5 folder
     path: str  # normalised, relative
     target: str

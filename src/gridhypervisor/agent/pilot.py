@@ -27,7 +27,7 @@ from gridhypervisor.agent import channel, processes, scratchdisk, spool
 from gridhypervisor.agent.ending import Ending, instead, leave_in_any_case, leave_sentinel, now, settle
 from gridhypervisor.agent.limits import Limits
 from gridhypervisor.agent.loop import Loop
-from gridhypervisor.agent.node import MARGIN, Node
+from gridhypervisor.agent.node import MARGIN, Node, remove
 from gridhypervisor.agent.report import Report, cpu_seconds, process_start, where
 from gridhypervisor.agent.verdict import stopped, verdict
 from gridhypervisor.agent.watchdog import Watchdog
@@ -478,9 +478,7 @@ class Pilot:
                 with contextlib.suppress(Ending):  # of what it said last
                     self.loop.wait(lambda: not vm.running, limit)
         if self.run_folder is not None:
-            import shutil  # not before the guest runs: its start waits for imports
-
-            shutil.rmtree(self.run_folder, ignore_errors=True)
+            remove(self.run_folder)
         usage = CpuUsage(
             pilot=cpu_seconds() + (self.vm.watchdog_cpu if self.vm else 0.0),
             hypervisor=self.vm.cpu if self.vm else 0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes  # here: a pilot has it before it forks its watchdog, which needs it too
 import os
 import signal
 from collections.abc import Mapping
@@ -113,7 +114,5 @@ def _descendants() -> list[int]:
 
 
 def _prctl(option: int, value: int) -> None:
-    import ctypes  # only here: a guest's start waits for what its pilot imports before
-
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")

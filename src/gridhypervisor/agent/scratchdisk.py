@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from gridhypervisor.agent.ending import Ending
+from gridhypervisor.agent.node import remove
 from gridhypervisor.agent.processes import Child
 from gridhypervisor.agent.world import World
 from gridhypervisor.model.wire import Input, Reason
@@ -21,7 +22,7 @@ OUT_MARGIN = 64 << 20
 """Bytes that the out disk has beyond the scratch disk: the tar stream's own headers."""
 
 _PIECE = 1 << 20
-_OPTIONS = [
+OPTIONS = [
     *["-q", "-F", "-t", "ext4", "-b", "4096"],
     # The disk is thrown away with the VM: no journal, no checksums, nothing reserved, nothing zeroed before its time.
     *["-m", "0", "-O", "^metadata_csum,^has_journal,^64bit,^resize_inode"],
@@ -52,7 +53,7 @@ def make_scratch(
             file.truncate(max(size, SMALLEST) & -4096)
     except OSError as error:
         raise full(f"make the scratch disk in {run}", error) from error
-    mke2fs = _start([*world.argv("mke2fs"), *_OPTIONS, "-d", str(tree), str(path)], {"PATH": "/usr/bin:/bin"})
+    mke2fs = _start([*world.argv("mke2fs"), *OPTIONS, "-d", str(tree), str(path)], {"PATH": "/usr/bin:/bin"})
 
     def finish() -> Path:
         code, said = mke2fs.wait()
@@ -65,9 +66,7 @@ def make_scratch(
             hint = "free space on the node's scratch, or configure another"
             raise Ending(Reason.NODE_DISK, f"make the scratch disk: {said}", hint)
         if inputs:  # else what little is there goes with the run's folder
-            import shutil  # not before a guest that waits for nothing has started
-
-            shutil.rmtree(tree)
+            remove(tree)
         return path
 
     return finish

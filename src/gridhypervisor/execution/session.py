@@ -43,6 +43,10 @@ SETTLE = 0.5
 """Seconds from the wish for a listing to the listing: it then answers all wishes of a burst of submissions, and does
 not compete on the front-end with the very job that it is about."""
 
+RESPITE = 10.0
+"""How many times as long as a listing took passes before the next one, up to the site's interval: with very many jobs,
+or a batch system that is slow, what is asked for after each submission would else be asked for without a pause."""
+
 LOOK = 2.0
 """Seconds between two looks, on this machine, whether somebody has opened a way in to where it takes a person."""
 
@@ -219,13 +223,14 @@ class Session:
 
     async def _list_until_lost(self, connection: Connection) -> None:
         """Ask the batch system for all our jobs: often while one waits, seldom while they run, else never."""
-        failures = 0
+        failures, took, ended = 0, 0.0, self.clock()
         while True:
             if not self._urgent:
                 self._ask.clear()
                 await self._until(connection, self._ask.wait(), None)
             if self._ask.is_set():
-                await self._until(connection, asyncio.sleep(SETTLE), None)
+                respite = min(RESPITE * took - (self.clock() - ended), connection.driver.listing_interval)
+                await self._until(connection, asyncio.sleep(max(SETTLE, respite)), None)
             as_of = self.clock()
             self._ask.clear()
             listing, problem = await connection.listing(as_of)
@@ -237,6 +242,8 @@ class Session:
                 failures += 1
                 self.why = f"batch system: {problem}"
                 self.listener.silent(self.site.name, self.why)
+            ended = self.clock()
+            took = ended - as_of
             urgent = any(self._urgent.values())
             interval = connection.driver.listing_interval * (1.0 if urgent else 5.0)
             await self._until(

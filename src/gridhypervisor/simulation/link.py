@@ -172,7 +172,8 @@ class Way:
     bundle = "0" * 64
 
     def __init__(self, loop: asyncio.AbstractEventLoop, account: Account, latency: float = 0.01) -> None:
-        self._loop, self._account, self._latency = loop, account, latency
+        self._loop, self._account = loop, account
+        self.latency = latency  # in seconds; of the next connection
         self._links: set[MemoryLink] = set()
         self._silent_until = self._mute_until = 0.0
         self.knocks = 0  # how often anybody tried to connect
@@ -183,12 +184,12 @@ class Way:
     @asynccontextmanager
     async def connect(self, on_note: Callable[[dict[str, Any], bytes], None]) -> AsyncIterator[MemoryLink]:
         self.knocks += 1
-        await asyncio.sleep(5 * self._latency)
+        await asyncio.sleep(5 * self.latency)
         if self.asks and not self.entered:
             raise LoginNeeded("connect: it wants a code", "log in", came=lambda: self.entered, passing=self.passing)
         if self._loop.time() < self._silent_until:
             raise LinkLost("connect: the site does not answer")
-        link = MemoryLink(self._loop, self._account, self._latency, on_note)
+        link = MemoryLink(self._loop, self._account, self.latency, on_note)
         self._links.add(link)
         if self._loop.time() < self._mute_until:
             self._hold(link)

@@ -49,6 +49,8 @@ class Status:
 
 @dataclass(frozen=True)
 class OutputFile:
+    """One file, folder or link of the outputs, as it lies in `out/`."""
+
     path: str
     size: int
     mode: int

@@ -63,6 +63,8 @@ class Needs:
 
 @dataclass(frozen=True)
 class HypervisorUsed:
+    """What runs a job's guest, and why."""
+
     kind: HypervisorKind
     program: str  # e.g. "qemu 7.2.22"
     why: str  # e.g. "kvm: the micro-guest printed nothing in 3 s"

@@ -36,6 +36,8 @@ class ImageManifest:
 
 @dataclass(frozen=True)
 class Input:
+    """One input of the job, as it lies in `in/`."""
+
     path: str  # relative to the job's folder in the guest, and below in/ in the entry
     size: int
     sha256: str = ""
@@ -54,6 +56,8 @@ class Program:
 
 @dataclass(frozen=True)
 class Resources:
+    """How much of everything the job gets."""
+
     cpus: int = 1
     memory: int = 512 << 20  # bytes, of the guest
     scratch: int = 2 << 30  # bytes, of the guest's scratch disk
