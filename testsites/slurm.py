@@ -8,6 +8,7 @@ Each site has an address of its own in 127.0.0.0/8, so all of its ports are free
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from testsites import bareroot, sshd
-from testsites.site import SHELL, ClusterSite, free_address, need
+from testsites.site import SHELL, UID, ClusterSite, free_address, need
 from testsites.spaces import Spaces
 
 CONTROLLER_PORT = 6817
@@ -67,6 +68,9 @@ class SlurmSite(ClusterSite):
     `keeps_ended` and `kill_wait` are Slurm's MinJobAge and KillWait, in seconds; `settings` are more of its slurm.conf.
 
     `spool_delay`: see `ClusterSite`.
+
+    With `private` each node has a home of its own, empty: nothing of the user's workdir is seen there. Beside the shell
+    such a node has bash, which speaks TCP, and sha256sum.
     """
 
     kind = "slurm"
@@ -83,12 +87,16 @@ class SlurmSite(ClusterSite):
         kill_wait: int = 30,
         spool_delay: float = 0.0,
         settings: Mapping[str, str] = MappingProxyType({}),
+        private: bool = False,
         folder: Path | None = None,
         keep: bool = False,
         namespaces: bool = False,
     ) -> None:
-        parts = (nodes, cpus, memory, keeps_ended, kill_wait, spool_delay, dict(settings))
+        parts = (nodes, cpus, memory, keeps_ended, kill_wait, spool_delay, dict(settings), private)
         super().__init__(name, folder, keep=keep, namespaces=namespaces, parts=parts)
+        self._private = private
+        if private:
+            self.options = {"control": "tcp"}
         self.address = self._known or free_address(CONTROLLER_PORT)
         self._spool_delay = spool_delay
         self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
@@ -105,7 +113,12 @@ class SlurmSite(ClusterSite):
     def start(self, daemon: str) -> None:
         """Start `munged`, `slurmctld`, `sshd` or a node (by its name)."""
         if daemon in self.nodes:
-            self._running.start(daemon, self._on_node(daemon, "/usr/sbin/slurmd", "-D", "-N", daemon))
+            argv = self._on_node(daemon, "/usr/sbin/slurmd", "-D", "-N", daemon)
+            if self._private:
+                over = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+                argv = ["/usr/bin/unshare", "--mount", "--propagation", "private",
+                        "/bin/sh", "-c", over, "sh", str(self._home_of(daemon)), str(self.home), *argv]  # fmt: skip
+            self._running.start(daemon, argv)
             return
         argv = {
             "munged": ["/usr/sbin/munged", "--foreground", "--force"],
@@ -122,9 +135,19 @@ class SlurmSite(ClusterSite):
 
     # How it is made
 
+    def _home_of(self, node: str) -> Path:
+        """What a private node has for the user's home."""
+        home = self.root / "var/homes" / node
+        if not home.exists():
+            home.mkdir(mode=0o700, parents=True)
+            os.chown(home, UID, UID)
+        return home
+
     def _make_root(self) -> None:
         programs = [*(Path("/usr/sbin") / name for name in DAEMONS),
                     *(Path("/usr/bin") / name for name in (*COMMANDS, *SHELL, "setsid")), *sshd.PROGRAMS]  # fmt: skip
+        if self._private:
+            programs += [Path("/bin/bash"), Path("/usr/bin/sha256sum")]
         need(self.name, [*programs, LIBRARIES], PACKAGES)
         # slurmd opens every MPI plugin that it finds, and these need libraries that no package of ours brings.
         plugins = [path for path in LIBRARIES.glob("*.so") if not path.name.startswith("mpi_pmix")]

@@ -58,7 +58,7 @@ from gridhypervisor.model.views import (
 )
 from gridhypervisor.model.wire import ImageManifest, Layer
 from gridhypervisor.model.yamlspec import SpecError
-from gridhypervisor.sites import Bundle, Ways, driver_for, transport_for
+from gridhypervisor.sites import Authority, Bundle, Ways, driver_for, transport_for
 from gridhypervisor.store import open_clock, open_store
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class App(Jobs):
         self.stopping = asyncio.Event()
         self._builders = ThreadPoolExecutor(BUILDERS, thread_name_prefix="build")
         self.bundle = BundleSource(data, self._builders)
+        self.authority = Authority(data / "authority.pem")
         self._stager: Stager | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -277,6 +278,7 @@ class App(Jobs):
             layers=self,
             inputs=self,
             logs=self.logs,
+            tickets=self.authority,
             clock=self.clock,
             jitter=lambda: random.uniform(0.75, 1.25),
             progress=self.note,

@@ -6,20 +6,22 @@ See `simulated` for one that takes no time.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from gridhypervisor.execution.submissions import Submissions
-from gridhypervisor.model.batch import BatchJob, BatchState, Listing, Submission, Submitted
+from gridhypervisor.model.batch import BatchJob, BatchState, Carried, Listing, Submission, Submitted
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, Op
-from gridhypervisor.sites import Bundle, Driver, driver_for, transport_for
+from gridhypervisor.planning.sites import Gate, gate_of
+from gridhypervisor.sites import Authority, Bundle, Driver, driver_for, transport_for
 from gridhypervisor.sites.relayclient import RelayLink
 from testsites.site import ClusterSite
 
@@ -36,6 +38,16 @@ WAITS = (
 DEAF = "trap '' TERM USR2; echo $$ >$5/began; while :; do sleep 0.1; done"
 """A pilot that nothing but KILL ends."""
 
+ELSEWHERE = "/tmp/entries"
+"""Where jobs write that do not see the workdir, in a folder by the entry's name."""
+
+CARRIED = f"""name=${{7#spool/}}
+set -- pilot --scratch "$3" --entry "{ELSEWHERE}/$name"
+mkdir -p "$5"
+exec >>"$5/batch.log" 2>&1
+"""
+"""Begins a pilot where a courier is started: what it is called with is as elsewhere, but for the entry's place."""
+
 Story = Callable[["Connected"], Coroutine[Any, Any, None]]
 
 _numbers = itertools.count(1)
@@ -47,7 +59,8 @@ def account_at(cluster: ClusterSite, bundle: Bundle, log: Path, **options: str) 
     site = Site(cluster.name, "o", "p", SiteKind(cluster.kind), host=login.host, port=login.port, user=login.user,
                 key=str(login.key), known_hosts=str(login.known_hosts), options={**cluster.options, **options},
                 environment=dict(cluster.environment))  # fmt: skip
-    return Account(site, bundle, cluster.home / ".ghv", log)
+    carried = site.options.get("control") == "tcp"
+    return Account(site, bundle, cluster.home / ".ghv", log, cluster.root / ELSEWHERE[1:] if carried else None)
 
 
 @dataclass
@@ -58,6 +71,7 @@ class Account:
     bundle: Bundle
     folder: Path
     log: Path
+    elsewhere: Path | None = None  # how this machine sees where its jobs write, where that is not the workdir
 
     def tell(self, *stories: Story) -> None:
         """Tell a story over a connection, the next over another one."""
@@ -81,7 +95,10 @@ class Account:
                 # The first relay on a node unpacks the bundle.
                 hello, _ = await link.call(Op.HELLO, {"installation": OURS, "protocol": PROTOCOL}, timeout=240)
                 driver = driver_for(self.site, hello["workdir"], self.bundle.digest)
-                yield Connected(self, link, driver, hello["workdir"], hello, notes)
+                at = Connected(self, link, driver, hello["workdir"], hello, notes)
+                if self.elsewhere is not None:
+                    await at.listen()
+                yield at
 
 
 @dataclass
@@ -92,13 +109,29 @@ class Connected:
     workdir: str
     hello: dict[str, Any]
     notes: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
+    gate: Gate | None = None
+    authority: Authority | None = None
+
+    async def listen(self) -> None:
+        """Have the relay listen, as a controller does."""
+        self.gate = gate_of(self.account.site, str(self.hello["host"]))
+        self.authority = Authority(self.account.log.with_name("authority.pem"))
+        assert self.gate is not None
+        certificate, key = self.authority.relay()
+        args = {"host": self.gate.host, "first": self.gate.first, "last": self.gate.last}
+        pair = {"certificate": certificate, "key": key, "authority": self.authority.certificate}
+        await self.link.call(Op.LISTEN, {**args, **pair}, timeout=60)
 
     def new_name(self) -> str:
         return f"{OURS}-j{next(_numbers)}-1"
 
     def entry(self, name: str) -> Path:
-        """The entry as this machine sees it."""
-        return self.account.folder / "spool" / name
+        """The entry as this machine sees it, where the job writes."""
+        return (self.account.elsewhere or self.account.folder / "spool") / name
+
+    def entry_there(self, name: str) -> str:
+        """What the job is told that its entry is."""
+        return f"{ELSEWHERE if self.account.elsewhere else f'{self.workdir}/spool'}/{name}"
 
     async def submit(
         self, script: str, *, name: str = "", cpus: int = 2, walltime: int = 600, memory: int = 64 << 20
@@ -129,12 +162,24 @@ class Connected:
     ) -> Submission:
         """What is to be submitted; its entry at the site holds the script."""
         name = name or self.new_name()
-        self.account.log.parent.mkdir(parents=True, exist_ok=True)
-        local = self.account.log.parent / f"{name}.sh"
-        local.write_text(script)
-        await self.link.upload(local, f"spool/{name}/start", {}, timeout=120)
+        await self._upload(f"spool/{name}/start", script.encode())
         entry = f"{self.workdir}/spool/{name}"
-        return Submission(name, entry, f"{entry}/start", self.account.site.scratch, cpus, memory, walltime)
+        job = Submission(name, entry, f"{entry}/start", self.account.site.scratch, cpus, memory, walltime)
+        if self.gate is None or self.authority is None:
+            return job
+        # What a node fetches is a bundle of which the start script is all.
+        parts = {"start": (CARRIED + script).encode(), "busybox": b"", "zstd/zstd": b""}
+        sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {part}\n" for part, data in parts.items()).encode()
+        digest = hashlib.sha256(sums).hexdigest()
+        for part, data in {**parts, "SUMS": sums}.items():
+            await self._upload(f"bundle/{digest}/{part}", data)
+        return replace(job, carried=Carried(str(self.gate), digest, self.authority.entry(name)))
+
+    async def _upload(self, path: str, data: bytes) -> None:
+        self.account.log.parent.mkdir(parents=True, exist_ok=True)
+        local = self.account.log.parent / path.replace("/", "-")
+        local.write_bytes(data)
+        await self.link.upload(local, path, {}, timeout=120)
 
     async def accepted(self, script: str, *, cpus: int = 2, walltime: int = 600) -> str:
         name, answer = await self.submit(script, cpus=cpus, walltime=walltime)
@@ -183,7 +228,10 @@ class Connected:
         deadline = time.monotonic() + seconds
         while found != words:
             assert time.monotonic() < deadline, f"the log of {name} after {seconds} s: {found!r}"
-            await self.link.download(f"spool/{name}/batch.log", local, timeout=60, optional=True)
+            if self.account.elsewhere is not None:
+                local = self.entry(name) / "batch.log"
+            else:
+                await self.link.download(f"spool/{name}/batch.log", local, timeout=60, optional=True)
             found = local.read_text() if local.exists() else ""
             await asyncio.sleep(0.05)
 

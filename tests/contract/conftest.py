@@ -42,6 +42,12 @@ def late_slurm_site() -> Iterator[SlurmSite]:
 
 
 @pytest.fixture(scope="session")
+def tcp_slurm_site() -> Iterator[SlurmSite]:
+    with SlurmSite("slurm-tcp", nodes=2, cpus=2, kill_wait=WARNING, private=True) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
 def gridengine_site() -> Iterator[GridEngineSite]:
     with GridEngineSite("sge-a", nodes=2, slots=2, notify=WARNING) as site:
         yield site

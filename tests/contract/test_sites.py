@@ -1,5 +1,6 @@
 """What every kind of site must do, whatever stands behind its relay: the simulated one, fork on this machine, and over
-SSH Slurm, a Slurm of another make, one whose front-end sees late what its nodes write, Grid Engine, HTCondor, PBS.
+SSH Slurm, a Slurm of another make, one whose front-end sees late what its nodes write, one whose nodes do not see the
+workdir, Grid Engine, HTCondor, PBS.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from tests.contract.accounts import CAPACITY, DEAF, WAITS, Account, Connected, a
 from tests.contract.labs import LABS, SLURM
 from tests.contract.simulated import SimulatedAccount
 
-REAL = ["fork", "slurm_site", "other_slurm_site", "late_slurm_site", *(lab.fixture for lab in LABS if lab is not SLURM)]
+SLURMS = ["slurm_site", "other_slurm_site", "late_slurm_site", "tcp_slurm_site"]
+REAL = ["fork", *SLURMS, *(lab.fixture for lab in LABS if lab is not SLURM)]
 
 
 @pytest.fixture(scope="module", params=["simulated", *REAL])
@@ -105,7 +107,7 @@ def test_many_that_are_submitted_at_once_are_jobs_of_their_own(account: Account)
         waiting = [name for name in names if name not in (first, second)]
         for name in (first, second):
             await at.until(name, BatchState.RUNNING)
-            await at.said(name, f"{at.workdir}/spool/{name}\n")
+            await at.said(name, f"{at.entry_there(name)}\n")
         await at.cancel(waiting[0])
         await at.over(waiting[0])  # before there is a place for it
         await at.cancel(first)

@@ -299,7 +299,7 @@ def test_jobs_for_a_site_that_is_down_do_not_starve_the_others() -> None:
 def test_a_front_end_that_takes_minutes_to_start_its_relay_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(world: World) -> None:
         way = world.sites["site0"].way
-        monkeypatch.setattr(way, "_latency", 45.0)  # each way, and for all that comes before
+        monkeypatch.setattr(way, "latency", 45.0)  # each way, and for all that comes before
         way.cut(0.0)
         session = world.controller.sessions["site0"]
         await world.until(lambda: not session.facts.up, 10.0, "it is gone")

@@ -412,6 +412,9 @@ def test_the_limits_come_one_after_another_and_leave_time_for_the_program() -> N
             limits = Limits.of(manifest(walltime, scratch), 100.0)
             assert limits.soft < limits.hard < limits.deadline < 100.0 + walltime
             assert limits.soft - 100.0 >= walltime / 2
+            carrying = Limits.carrying(manifest(walltime, scratch))
+            carried = Limits.of(manifest(walltime, scratch), 100.0, carrying)
+            assert 0 < limits.deadline - carried.deadline <= walltime / 8 and carried.soft - 100.0 >= walltime / 3
     small, large = (Limits.of(manifest(86400, scratch), 0.0).soft for scratch in (1 << 30, 100 << 30))
     assert small - large > 1000, "much to bring out takes time"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gridhypervisor.model.records import Site, SiteHealth, SiteKind
 from gridhypervisor.model.views import SiteChange
-from gridhypervisor.planning.sites import FIRST, MOST, PASSING, ROOTED, changed, pause, uprooted
+from gridhypervisor.planning.sites import FIRST, MOST, PASSING, ROOTED, changed, gate_of, pause, uprooted
 
 SITE = Site(
     "cluster", "me", "default", SiteKind.SLURM, host="login", port=2222, user="ada", key="/k", max_jobs=5,
@@ -72,3 +72,32 @@ def test_a_site_that_takes_a_person_is_not_tried_unless_it_did_without_one_befor
     assert pause(SiteHealth.AUTH_NEEDED, before=FIRST, lived=0.0, passing=False) is None
     assert pause(SiteHealth.AUTH_NEEDED, before=FIRST, lived=0.0, passing=True) == PASSING > 10 * MOST
     assert pause(SiteHealth.UNREACHABLE, before=PASSING, lived=0.0, passing=False) == FIRST
+
+
+@pytest.mark.parametrize(
+    ("options", "gate"),
+    [
+        ({}, None), ({"control": "spool"}, None), ({"control": "tcp"}, "login1:7750-7765"),
+        ({"control": "tcp", "listen": "10.0.0.1"}, "10.0.0.1:7750-7765"),
+        ({"control": "tcp", "listen": "login:7000"}, "login:7000-7000"),
+        ({"control": "tcp", "listen": "login:7000-7009"}, "login:7000-7009"),
+        ({"control": "tcp", "listen": ":7000"}, "login1:7000-7000"),
+    ],
+)  # fmt: skip
+def test_a_relay_listens_where_the_configuration_says_and_only_then(options: dict[str, str], gate: str | None) -> None:
+    found = gate_of(Site("s", "o", "p", SiteKind.SLURM, options=options), "login1")
+    assert (str(found) if found is not None else None) == gate
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"control": "udp"}, "is not one of spool, tcp"), ({"listen": "x"}, "where options.control is tcp"),
+        ({"control": "tcp", "listen": "a b"}, "is not HOST"), ({"control": "tcp", "listen": "x:80"}, "ports are from"),
+        ({"control": "tcp", "listen": "x:9-7"}, "ports are from"), ({"control": "tcp", "listen": "x;y"}, "is not HOST"),
+        ({"control": "tcp", "listen": "x:2000-9000"}, "64 at most"),
+    ],
+)  # fmt: skip
+def test_an_address_that_makes_no_sense_is_refused(options: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        gate_of(Site("s", "o", "p", SiteKind.SLURM, options=options), "login1")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gridhypervisor.model.batch import BatchJob, BatchState, Submission
+from gridhypervisor.model.batch import BatchJob, BatchState, Carried, Submission
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.model.wire import CommandResult
@@ -86,6 +86,19 @@ def test_jobs_that_are_alike_go_as_one_array_whose_elements_have_names_and_ids_o
 
 def test_what_slurm_keeps_of_an_array_without_its_elements_is_no_job() -> None:
     assert listed(row("CANCELLED", name=f"{OURS}-j1+-1", node="")) == {}
+
+
+def test_a_job_whose_node_does_not_see_the_workdir_goes_alone_with_its_ticket_in_its_script() -> None:
+    alike = [replace(job(), name=f"{OURS}-j{n}-1", carried=Carried("login:1-2", "d" * 64, f"T{n}")) for n in (1, 2)]
+    commands = SlurmDriver(site(control="tcp")).submit(alike, site(control="tcp"))
+    assert [command.stdin.count("T1") + 2 * command.stdin.count("T2") for command in commands] == [1, 2]
+    for command in commands:
+        assert "--chdir=/" in command.argv and "--output=/dev/null" in command.argv
+        assert not any("/w/" in word or word in ("T1", "T2") for word in command.argv)
+        assert subprocess.run(["sh", "-n"], input=command.stdin, text=True, check=False).returncode == 0
+    assert "T1" not in repr(alike)
+    with pytest.raises(LinkError, match=r"options.control: 'ssh' is not one of spool, tcp"):
+        SlurmDriver(site(control="ssh"))
 
 
 @pytest.mark.parametrize(("walltime", "warned"), [(60, False), (299, False), (300, True), (7200, True)])

@@ -18,6 +18,9 @@ NEAR = 120.0
 _STAGE_OUT_RATE = 64 << 20  # bytes a second that an emulated guest and a file server bring out together
 _STAGE_OUT = 20.0  # seconds that it takes whatever the size
 
+_CARRY_RATE = 64 << 20  # bytes a second, from a node to the front-end
+_CARRY = 10.0  # seconds that it takes whatever the size
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -30,15 +33,23 @@ class Limits:
     deadline: float
 
     @classmethod
-    def of(cls, manifest: Manifest, started: float) -> Limits:
-        """The limits of a pilot that started then. Of a short walltime, most must remain for the program."""
+    def of(cls, manifest: Manifest, started: float, carrying: float = 0.0) -> Limits:
+        """The limits of a pilot that started then. Of a short walltime, most must remain for the program. `carrying`:
+        the seconds that a courier needs after the pilot's end."""
         wanted = manifest.resources
         walltime = float(wanted.walltime)
-        deadline = started + walltime - max(1.0, min(15.0, walltime / 20))
+        deadline = started + walltime - max(1.0, min(15.0, walltime / 20)) - carrying
         hard = deadline - max(0.5, min(5.0, walltime / 40))
         bring_out = _STAGE_OUT + (wanted.scratch / _STAGE_OUT_RATE if manifest.program.outputs else 0.0)
         soft = hard - min(manifest.stop_grace + bring_out, walltime / 4)
         return cls(started, walltime, soft, hard, deadline)
+
+    @staticmethod
+    def carrying(manifest: Manifest) -> float:
+        """Seconds that are left for a courier to carry the results to the relay; of a short walltime not much."""
+        wanted = manifest.resources
+        seconds = _CARRY + (wanted.scratch / _CARRY_RATE if manifest.program.outputs else 0.0)
+        return min(seconds, wanted.walltime / 8)
 
     def meaning(self, moment: float, *, cancelled: bool) -> Reason:
         """What a bare signal of the site means. It is the user's wish only where that was left in words."""

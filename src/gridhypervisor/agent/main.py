@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-USAGE = "usage: start relay|pilot|forkq [--scratch DIR] ARGUMENTS…"
+USAGE = "usage: start relay|pilot|courier|forkq [--scratch DIR] ARGUMENTS…"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,8 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             with later("inspect", "urllib.parse"):  # for docstrings of dataclasses that have none; for paths as URIs
                 from gridhypervisor.agent import pilot
 
-            scratch = os.environ.get("GHV_SCRATCH", "")
-            return pilot.main([*arguments, "--scratch", scratch] if scratch else arguments)
+            return pilot.main([*arguments, *_scratch()])
+        case "courier":
+            from gridhypervisor.agent import courier
+
+            return courier.main([*arguments, *_scratch()])
         case _:
             sys.stderr.write(f"start {role or 'nothing'}: no such role\n{USAGE}\n")
             return 64
@@ -73,6 +76,12 @@ def later(*names: str) -> Iterator[None]:
     finally:
         for module in placed:
             module.leave()
+
+
+def _scratch() -> list[str]:
+    """What `start` took out of the arguments."""
+    scratch = os.environ.get("GHV_SCRATCH", "")
+    return ["--scratch", scratch] if scratch else []
 
 
 if __name__ == "__main__":

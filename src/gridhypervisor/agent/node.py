@@ -167,11 +167,11 @@ class Node:
                 path.unlink()
                 path.with_name(f"{path.name}.stamp").unlink(missing_ok=True)
 
-    def fetch(self, layer: Layer, source: Path, stop: Callable[[], bool]) -> Path:
+    def fetch(self, layer: Layer, source: Path, stop: Callable[[], bool], *, take: bool = False) -> Path:
         """Bring the layer from the account's cache `source`, verified chunk by chunk; its path on this node.
 
-        On one file system it is linked and verified by reading, else verified while it is copied. `stop` is asked
-        after each chunk.
+        On one file system it is linked and verified by reading, else verified while it is copied; with `take` it is
+        moved there, from the same file system. `stop` is asked after each chunk.
 
         Raises:
             Ending: the bytes are absent or not those of the digest (image), the node is full (node-disk).
@@ -179,13 +179,13 @@ class Node:
         for _ in range(_TRIES):
             if path := self.has(layer):
                 return path
-            path = self._bring(layer, source, stop)
+            path = self._bring(layer, source, stop, take)
             with contextlib.suppress(FileNotFoundError):
                 if self._hold(path):
                     return path
         raise _disk(f"keep layer {layer.digest[:12]}", OSError(errno.ENOSPC, "others drop it to have room"))
 
-    def _bring(self, layer: Layer, source: Path, stop: Callable[[], bool]) -> Path:
+    def _bring(self, layer: Layer, source: Path, stop: Callable[[], bool], take: bool) -> Path:
         chunks = _chunks(layer, source)
         path = self.cache / layer.digest
         data = source / layer.digest
@@ -195,8 +195,10 @@ class Node:
             return path
         private = self.cache / f".{layer.digest}.{os.urandom(8).hex()}"
         try:
-            linked = _link(data, private)
-            with data.open("rb") as file:
+            if take:
+                os.rename(data, private)
+            linked = take or _link(data, private)
+            with (private if linked else data).open("rb") as file:
                 if linked:
                     _verify(layer, chunks, file.fileno(), None, stop)
                     os.rename(private, path)

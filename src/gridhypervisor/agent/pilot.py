@@ -63,11 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(words) != 4 or given.keys() != {"--entry", "--scratch"}:
         sys.stderr.write("usage: pilot --entry FOLDER (in the spool) --scratch FOLDER (on the node's own disk)\n")
         return 64
-    started = process_start()
-    watchdog = Watchdog()
     os.umask(0o077)
+    return play(Path(given["--entry"]).absolute(), Path(given["--scratch"]).absolute(), process_start())
+
+
+def play(
+    entry: Path, scratch: Path, started: float, *, claim: str = "", refused: Ending | None = None, carrying: float = 0.0
+) -> int:
+    """Run the VM of an entry; like `main`. A courier gives `claim`, by which it owns the entry, `refused`, why no guest
+    may be started, and how many seconds of the walltime it needs itself."""
+    watchdog = Watchdog()
     try:
-        return Pilot(Path(given["--entry"]).absolute(), Path(given["--scratch"]).absolute(), watchdog, started).run()
+        return Pilot(entry, scratch, watchdog, started, claim, refused, carrying).run()
     finally:
         watchdog.dismiss()
 
@@ -75,8 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Pilot:
     """One run of one pilot."""
 
-    def __init__(self, entry: Path, scratch: Path, watchdog: Watchdog, started: float) -> None:
+    def __init__(
+        self, entry: Path, scratch: Path, watchdog: Watchdog, started: float, claim: str = "",
+        refused: Ending | None = None, carrying: float = 0.0,
+    ) -> None:  # fmt: skip
+        """See `play`."""
         self.entry = entry
+        self.claim = claim or f"{os.uname().nodename}:{os.getpid()}:{os.urandom(8).hex()}"
+        self.refused, self.carrying = refused, carrying
         self.workdir = entry.parent.parent
         self.scratch = scratch
         self.watchdog = watchdog
@@ -97,9 +110,9 @@ class Pilot:
         self.log(f"pilot {os.getpid()} on {os.uname().nodename}: {self.entry}")
         try:
             self.manifest = self._read_manifest()
-            self.limits = Limits.of(self.manifest, self.report.started)
+            self.limits = Limits.of(self.manifest, self.report.started, self.carrying)
             self._hear_signals()
-            owner = OwnerRecord("pilot", self._claim(), self.manifest.epoch, os.uname().nodename)
+            owner = OwnerRecord("pilot", self.claim, self.manifest.epoch, os.uname().nodename)
             standing = spool.take_owner(self.entry, owner)
         except Ending as ending:
             return self._refuse(ending)
@@ -186,6 +199,7 @@ class Pilot:
         # Some sites send USR1 or USR2 as a warning that the time is nearly over, and TERM when it is.
         names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
         self.loop.signals({number: stop(number.name) for number in names} | {signal.SIGHUP: lambda: None})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, names)  # a courier's pilot has those wait that came before
 
     def _prepare(self) -> tuple[Machine, Vm]:
         """Everything that the VM needs, verified, on the node."""
@@ -259,6 +273,8 @@ class Pilot:
 
     def _heed_lender(self) -> None:
         """What the relay let in may have waited too long in the queue, or have come past the relay."""
+        if self.refused is not None:
+            raise self.refused
         if not (os.path.lexists("/etc/ghv") or os.path.lexists(f"{self.workdir}.lender.toml")):
             return  # nobody limits the account, which is all that most pilots need to know
         from gridhypervisor.agent.lender import forbidden
@@ -443,13 +459,10 @@ class Pilot:
             )
         return manifest
 
-    def _claim(self) -> str:
-        return f"{os.uname().nodename}:{os.getpid()}:{os.urandom(8).hex()}"
-
     def _refuse(self, ending: Ending) -> int:
         """There is no manifest to act on: own the entry, so that nobody else acts on it, and say so if we do."""
         self.log(f"{ending.message}; {ending.hint}")
-        owner = OwnerRecord("pilot", self._claim(), 0, os.uname().nodename, "unreadable manifest")
+        owner = OwnerRecord("pilot", self.claim, 0, os.uname().nodename, "unreadable manifest")
         with contextlib.suppress(OSError, wire.WireError):
             if spool.take_owner(self.entry, owner).claim == owner.claim:
                 leave_sentinel(self.entry, ExitRecord(

@@ -19,7 +19,7 @@ import secrets
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gridhypervisor.agent import entries, relayfiles, spool
 from gridhypervisor.agent.commands import Commands
@@ -29,6 +29,9 @@ from gridhypervisor.agent.relayfiles import Files, Refused
 from gridhypervisor.agent.spoolwatch import SpoolWatch
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Command, Lending, Manifest, Note, Op, OwnerRecord, WireError
+
+if TYPE_CHECKING:
+    from gridhypervisor.agent.gate import Gate
 
 AT_ONCE = 32
 """Requests in work at once; further ones wait in the pipe."""
@@ -55,6 +58,7 @@ class Relay:
         self._lending: Lending | None = None  # as the controller was told
         self._counting = asyncio.Lock()
         self._stirred = asyncio.Event()  # something may have changed for the lender
+        self._gate: Gate | None = None
         self._watch: SpoolWatch | None = None
         self._looking = asyncio.Lock()
         self._woken = asyncio.Event()
@@ -68,7 +72,7 @@ class Relay:
             Op.LINK_IN: self._link_in, Op.GET: self._get, Op.PREPARE: self._prepare, Op.REVOKE: self._revoke,
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch_output, Op.LIST_OUT: self._list_out,
             Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
-            Op.LENT: self._lent,
+            Op.LENT: self._lent, Op.LISTEN: self._listen,
         }  # fmt: skip
 
     async def run(self) -> int:
@@ -87,6 +91,8 @@ class Relay:
             return 65
         finally:
             self._commands.stop()
+            if self._gate is not None:
+                self._gate.close()
             for task in self._tasks:
                 task.cancel()
 
@@ -207,6 +213,8 @@ class Relay:
         if request["what"] != wire.CANCEL:
             raise Refused("request", f"request {request['what']!r} of {entry.name}: only {wire.CANCEL!r} is known")
         await asyncio.to_thread(entries.leave_wish, entry / wire.CONTROL / wire.CANCEL, str(request.get("why", "")))
+        if self._gate is not None:
+            self._gate.tell(entry.name)
         return {}, b""
 
     async def _scan(self, request: dict[str, Any], _: bytes) -> Answer:
@@ -260,6 +268,19 @@ class Relay:
     async def _lent(self, request: dict[str, Any], _: bytes) -> Answer:
         terms = await asyncio.to_thread(self._lender.terms)
         return {"lender": terms, "uses": await asyncio.to_thread(self._lender.uses, terms)}, b""
+
+    async def _listen(self, request: dict[str, Any], _: bytes) -> Answer:
+        host, first, last = str(request["host"]), int(request["first"]), int(request["last"])
+        terms = await asyncio.to_thread(self._lender.terms)
+        if terms is not None and (terms.problem or terms.listen is False):
+            why = terms.problem or "a relay must not accept connections here (`listen`)"
+            raise Refused("lender", f"listen at {host}: {why}", terms.hint)
+        if self._gate is None:
+            from gridhypervisor.agent.gate import Gate  # most relays never listen, and TLS takes a while to load
+
+            self._gate = Gate(self._files, self._keep_pace, _explain)
+        pair = (str(request["certificate"]), str(request["key"]), str(request["authority"]))
+        return {"port": self._gate.open(host, first, last, *pair)}, b""
 
     async def _keep_pace(self, size: int) -> None:
         """Wait until so many bytes may go; those who wait keep their slots, and so the pipe does."""

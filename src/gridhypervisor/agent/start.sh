@@ -30,7 +30,7 @@ esac
 digest=${here##*/}
 busybox=$here/busybox
 
-[ $# -gt 0 ] || die 64 "no role; usage: sh start relay|pilot|forkq [--scratch DIR] ARGUMENTS"
+[ $# -gt 0 ] || die 64 "no role; usage: sh start relay|pilot|courier|forkq [--scratch DIR] ARGUMENTS"
 role=$1
 shift
 base=${TMPDIR:-/tmp}
@@ -107,6 +107,10 @@ unpack() {
     done
     "$busybox" find "$scratch" -maxdepth 1 -name 'unpack.*' -mmin +60 -exec "$busybox" rm -rf {} + 2>/dev/null
     "$busybox" find "$scratch" -maxdepth 1 -name 'world-*' -mtime +60 -exec "$busybox" rm -rf {} + 2>/dev/null
+    # What batch scripts left on nodes that do not see the workdir.
+    "$busybox" find "$scratch" -maxdepth 1 -name 'words-*' -mtime +60 -exec "$busybox" rm -f {} + 2>/dev/null
+    "$busybox" find "$scratch/bundle" -mindepth 1 -maxdepth 1 ! -name "$digest" -mtime +60 \
+        -exec "$busybox" rm -rf {} + 2>/dev/null
     new=$("$busybox" mktemp -d "$scratch/unpack.$me-$$.XXXXXX") || die 73 "cannot write to $scratch; free space, or configure another scratch"
     trap '"$busybox" rm -rf "$new"' EXIT
     trap 'exit 143' TERM INT HUP

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gridhypervisor.execution.ports import Driver, Link, Listener, Transport
+from gridhypervisor.execution.ports import Driver, Link, Listener, Tickets, Transport
 from gridhypervisor.model.batch import Limits, Listing
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, EntryView, Lending, Op, from_plain
 from gridhypervisor.planning.pacing import Throttle
+from gridhypervisor.planning.sites import Gate, gate_of
 from gridhypervisor.planning.world import SiteFacts
 
 CALL = 30.0
@@ -42,6 +43,7 @@ class Connection:
     facts: SiteFacts
     lending: Lending | None  # at the beginning
     throttle: Throttle  # of the batch system's commands
+    gate: Gate | None = None  # where the relay listens
     damaged: asyncio.Event = field(default_factory=asyncio.Event)  # the bundle is not whole any more
 
     async def batch(self, commands: list[Command]) -> list[CommandResult]:
@@ -94,6 +96,7 @@ async def greet(
     *,
     installation: str,
     since: float,
+    tickets: Tickets | None = None,
 ) -> Connection:
     """Make the acquaintance of a relay that was started just now, and of the batch system behind it.
 
@@ -105,6 +108,7 @@ async def greet(
     if hello.get("protocol") != PROTOCOL:
         spoken = f"its relay speaks protocol {hello.get('protocol')}, this controller {PROTOCOL}"
         raise LinkError(f"connect to {site.name}: {spoken}")
+    gate = await _open_gate(site, link, tickets, str(hello.get("host", "")))
     workdir = str(hello["workdir"])
     driver = make_driver(workdir, transport.bundle)
     probe = driver.probe()
@@ -124,8 +128,24 @@ async def greet(
     version, lending = limits.version, lending_of(hello)
     throttle = Throttle(driver.rates.commands)
     return Connection(
-        site, installation, link, driver, since, transport.bundle, workdir, version, facts, lending, throttle
+        site, installation, link, driver, since, transport.bundle, workdir, version, facts, lending, throttle, gate
     )
+
+
+async def _open_gate(site: Site, link: Link, tickets: Tickets | None, front_end: str) -> Gate | None:
+    """Have the relay listen, where the site's configuration asks for it."""
+    try:
+        gate = gate_of(site, front_end)
+        if gate is None or tickets is None:
+            return None
+        certificate, key = tickets.relay()
+        authority = tickets.certificate
+    except (OSError, ValueError) as error:
+        raise LinkError(f"configure site {site.name}: {error}") from error
+    args: dict[str, object] = {"host": gate.host, "first": gate.first, "last": gate.last}
+    args |= {"certificate": certificate, "key": key, "authority": authority}
+    await link.call(Op.LISTEN, args, timeout=CALL)
+    return gate
 
 
 def lending_of(message: Mapping[str, Any]) -> Lending | None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from gridhypervisor.execution.collect import Collector
 from gridhypervisor.execution.connection import CALL, Connection
 from gridhypervisor.execution.logs import Logs
-from gridhypervisor.execution.ports import Listener
+from gridhypervisor.execution.ports import Listener, Tickets
 from gridhypervisor.execution.prolog import Damaged, Prolog
 from gridhypervisor.execution.results import Unfit
 from gridhypervisor.execution.submissions import Submissions
-from gridhypervisor.model.batch import Submission
+from gridhypervisor.model.batch import Carried, Submission
 from gridhypervisor.model.errors import InputError, LinkError, LinkLost
 from gridhypervisor.model.records import ActionKind, Allocation, Job
 from gridhypervisor.model.spec import parse_duration, parse_size
@@ -60,9 +60,11 @@ class Errands:
         progress: Callable[[str, str], None],
         ask_listing: Callable[[], None],
         used: Callable[[float], None],
+        tickets: Tickets | None = None,
     ) -> None:
         room = partial(listener.room_changed, connection.site.name)
         self.submissions = Submissions(connection, jitter=jitter, room=room, tell=progress)
+        self._tickets = tickets
         self._connection, self._prolog, self._logs, self._listener = connection, prolog, logs, listener
         self._clock, self._progress, self._ask_listing, self._used = clock, progress, ask_listing, used
 
@@ -122,6 +124,9 @@ class Errands:
 
     async def _submit(self, a: Allocation, job: Job) -> Outcome:
         connection, resources = self._connection, job.spec.resources
+        carried = None
+        if connection.gate is not None and self._tickets is not None:
+            carried = Carried(str(connection.gate), connection.bundle, self._tickets.entry(a.pilot_job))
         submission = Submission(
             name=a.pilot_job,
             entry=f"{connection.workdir}/{SPOOL}/{a.pilot_job}",
@@ -130,6 +135,7 @@ class Errands:
             cpus=resources.cpus,
             memory=parse_size(resources.memory),
             walltime=parse_duration(resources.walltime),
+            carried=carried,
         )
         answer = await self.submissions.submit(submission)
         self._ask_listing()

@@ -205,6 +205,20 @@ class Driver(Protocol):
         """For (name, batch id) pairs; the id may be empty, then by name."""
 
 
+class Tickets(Protocol):
+    """Certificates for relays that listen and for the entries whose couriers come; PEM. Raises OSError, ValueError."""
+
+    @property
+    def certificate(self) -> str:
+        """Of the authority that both sides believe."""
+
+    def relay(self) -> tuple[str, str]:
+        """A relay's certificate, and its key."""
+
+    def entry(self, name: str) -> str:
+        """What the courier of an entry needs."""
+
+
 class Layers(Protocol):
     def paths(self, layer: Layer) -> tuple[Path, Path]:
         """A layer's data and chunk list on this machine. Raises InputError if the repository lacks it."""

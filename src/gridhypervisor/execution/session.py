@@ -17,7 +17,7 @@ from gridhypervisor.execution.connection import CALL, Connection, greet, lending
 from gridhypervisor.execution.errands import Errands, purpose
 from gridhypervisor.execution.logs import OUTPUT, Logs
 from gridhypervisor.execution.meter import Meter
-from gridhypervisor.execution.ports import Driver, Inputs, Layers, Listener, Transport
+from gridhypervisor.execution.ports import Driver, Inputs, Layers, Listener, Tickets, Transport
 from gridhypervisor.execution.prolog import Prolog
 from gridhypervisor.model.errors import LinkError, LinkLost, LoginNeeded
 from gridhypervisor.model.records import Site, SiteHealth
@@ -65,6 +65,7 @@ class Session:
         layers: Layers,
         inputs: Inputs,
         logs: Logs,
+        tickets: Tickets | None = None,
         clock: Callable[[], float],
         jitter: Callable[[], float],
         progress: Callable[[str, str], None] = lambda entry, words: None,
@@ -72,6 +73,7 @@ class Session:
     ) -> None:
         self.site, self.transport, self.listener = site, transport, listener
         self.installation, self.layers, self.inputs, self.logs = installation, layers, inputs, logs
+        self.tickets = tickets  # None: its relay never listens
         self.clock, self.jitter, self.progress, self.report = clock, jitter, progress, report
         self.health, self.why, self.since = SiteHealth.CONNECTING, "", clock()
         self.batch_system = ""
@@ -183,8 +185,9 @@ class Session:
         since, before = self.clock(), self._lending
         async with self.transport.connect(self._note) as link:
             connection = await greet(
-                self.site, link, self.transport, self._make_driver, installation=self.installation, since=since
-            )
+                self.site, link, self.transport, self._make_driver, installation=self.installation, since=since,
+                tickets=self.tickets,
+            )  # fmt: skip
             self.workdir, self.batch_system = connection.workdir, connection.batch_system
             self._facts = connection.facts
             if self._lending is before:  # else the relay has said more since its hello
@@ -201,6 +204,7 @@ class Session:
                 progress=self.progress,
                 ask_listing=self._ask.set,
                 used=self._relay_used,
+                tickets=self.tickets,
             )
             self._connection = connection
             self.health, self.why, self.since = SiteHealth.UP, "", self.clock()
@@ -306,6 +310,7 @@ class Session:
                 "the workdir has room", free, self.workdir, "free some space or quota there, or set another `workdir`"
             ),
             Check("its limits are read", not limits.problem, limits.problem or "; ".join(bounds(limits))),
+            *([Check("its relay listens", True, str(connection.gate))] if connection.gate is not None else []),
             *([_lent(lending.terms)] if lending is not None else []),
         ]
 

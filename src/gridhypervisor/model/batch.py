@@ -39,6 +39,15 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Carried:
+    """What a node needs that does not see the account's workdir."""
+
+    gate: str  # where the relay listens: HOST:FIRST-LAST
+    bundle: str  # digest
+    ticket: str = field(repr=False)  # the entry's certificate, its key, and whose certificate the relay must have
+
+
+@dataclass(frozen=True)
 class Submission:
     """One pilot job, ready to be put into a batch system's own words."""
 
@@ -49,6 +58,7 @@ class Submission:
     cpus: int
     memory: int  # bytes of the guest; a driver adds what the hypervisor and the pilot need
     walltime: int  # seconds
+    carried: Carried | None = None  # None: the nodes see the workdir
 
 
 @dataclass(frozen=True)

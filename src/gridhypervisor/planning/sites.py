@@ -1,8 +1,10 @@
-"""Decisions about a site itself: what a change makes of its configuration, and when one that is away is tried again."""
+"""Decisions about a site itself: what a change makes of its configuration, when one that is away is tried again, and
+where its relay is to listen, if it is."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -10,6 +12,7 @@ import msgspec
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.states import SiteHealth
 from gridhypervisor.model.views import SiteChange
+from gridhypervisor.model.wire import GATE_PORTS
 
 ROOTED = ("kind", "host", "port", "user", "workdir")
 """What says which account, and which folder of it, a site is. Jobs that are there would be looked for elsewhere, not be
@@ -21,9 +24,47 @@ PROBED = (*ROOTED, "scratch", "options", "environment")
 FIRST, MOST = 1.0, 60.0
 """Seconds before a connection is tried again: at first, at most."""
 
+MOST_PORTS = 64
+"""At which couriers look for their relay."""
+
 PASSING = 1800.0
 """Seconds before a login is tried again that was refused, and had worked before. Sites lock accounts out for a handful
 of refusals in ten minutes or so."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Where a site's relay listens, for nodes that do not see its workdir."""
+
+    host: str
+    first: int  # port
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.first}-{self.last}"
+
+
+def gate_of(site: Site, front_end: str) -> Gate | None:
+    """The site's options `control` and `listen`, `HOST[:PORT[-PORT]]`; by default the host is the front-end, by the
+    name that it has for itself. None: its nodes see the workdir.
+
+    Raises:
+        ValueError: the options make no sense; the message says what would.
+    """
+    control, listen = site.options.get("control", "spool"), site.options.get("listen", "")
+    if control not in ("spool", "tcp"):
+        raise ValueError(f"options.control: {control!r} is not one of spool, tcp")
+    if control == "spool":
+        if listen:
+            raise ValueError("options.listen: a relay listens where options.control is tcp, and nowhere else")
+        return None
+    found = re.fullmatch(r"([A-Za-z0-9._-]+)?(?::(\d+)(?:-(\d+))?)?", listen)
+    if found is None:
+        raise ValueError(f"options.listen: {listen!r} is not HOST[:PORT[-PORT]], e.g. login1:{GATE_PORTS[0]}")
+    first, last = GATE_PORTS if found[2] is None else (int(found[2]), int(found[3] or found[2]))
+    if not 1024 <= first <= last < 1 << 16 or last - first > MOST_PORTS:
+        raise ValueError(f"options.listen: {listen!r}: ports are from 1024 to 65535, and {MOST_PORTS} at most")
+    return Gate(found[1] or front_end, first, last)
 
 
 def changed(site: Site, change: SiteChange) -> Site:

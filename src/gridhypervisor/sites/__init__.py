@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import assert_never
 
 from gridhypervisor.model.records import Site, SiteKind
+from gridhypervisor.sites.authority import Authority
 from gridhypervisor.sites.fork import ForkDriver
 from gridhypervisor.sites.gridengine import GridEngineDriver
 from gridhypervisor.sites.htcondor import HTCondorDriver
@@ -22,6 +23,7 @@ from gridhypervisor.sites.transport import Bundle, LocalTransport
 from gridhypervisor.sites.ways import Ways
 
 __all__ = [
+    "Authority",
     "Bundle",
     "Driver",
     "ForkDriver",

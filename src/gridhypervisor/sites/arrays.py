@@ -36,6 +36,8 @@ def grouped(jobs: Sequence[Submission], span: int) -> Iterator[tuple[Submission,
     def shape(job: Submission) -> str:
         found = numbers.get(job.name)
         ours = found is not None and job.entry.endswith(f"/{job.name}")
+        if job.carried is not None:
+            return job.name  # its script is its own
         return repr((found["head"], found["tail"], replace(job, name="", entry="")) if found and ours else job.name)
 
     for _, alike in itertools.groupby(sorted(jobs, key=lambda job: (shape(job), number(job))), key=shape):

@@ -15,6 +15,7 @@ from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Su
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, Command, CommandResult
 from gridhypervisor.sites.arrays import array_name, array_of, array_script, element, grouped, index, is_array
+from gridhypervisor.sites.carrying import courier_script
 from gridhypervisor.sites.driver import (
     OVERHEAD,
     PATIENCE,
@@ -91,7 +92,7 @@ HINTS = (
 )
 
 FLAGS = {"partition": "--partition", "account": "--account", "qos": "--qos", "constraint": "--constraint"}
-OPTIONS = RATES | {*FLAGS, "arrays", "native", "spool_lag", "listing_interval"}
+OPTIONS = RATES | {*FLAGS, "arrays", "control", "listen", "native", "spool_lag", "listing_interval"}
 LISTED = ("ArrayJobID:|", "ArrayTaskID:|", "State:|", "Reason:|", "exit_code:|", "RestartCnt:|", "NodeList:|", "Name:|")
 FIELDS = 2 + len(LISTED)
 
@@ -115,8 +116,10 @@ class SlurmDriver:
 
     def __init__(self, site: Site) -> None:
         known_options(site, OPTIONS)
-        # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
-        self.spool_lag = seconds_option(site, "spool_lag", 65.0)
+        # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so. What comes
+        # by TCP is written by the relay itself.
+        carried = choice_option(site, "control", "spool", "tcp") == "tcp"
+        self.spool_lag = seconds_option(site, "spool_lag", 5.0 if carried else 65.0)
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
         self.rates = rates_of(site)
         self._site = site
@@ -199,6 +202,9 @@ class SlurmDriver:
             indices = ",".join(str(index(array, job.name)) for job in group)
             log, own = "/dev/null", [f"--job-name={array}", f"--array={indices}", "--chdir=/"]
             script = array_script(array, group, "SLURM_ARRAY_TASK_ID")
+        elif job.carried is not None:  # the entry is not seen there; the script finds a place for its words
+            log, own = "/dev/null", [f"--job-name={job.name}", "--chdir=/"]
+            script = courier_script(job, job.carried)
         else:
             # sbatch fills in %-patterns in file names; our entry is to be taken as it stands.
             log = f"{job.entry}/{BATCH_LOG}".replace("%", "%%")

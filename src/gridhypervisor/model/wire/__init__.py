@@ -12,6 +12,7 @@ bytes mean; who sends them when is decided in `planning` and carried out in `age
     requests    what a relay is asked for, and says unasked
     plain       records as JSON's own types and back, checked
     frames      messages on a pipe
+    carrying    what a courier on a node asks of the relay, where nodes do not see the workdir
     outputs     which paths in a tar stream are outputs
     lending     what a lender allows, what is in use of it, and whether one more VM fits
 
@@ -25,6 +26,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gridhypervisor.model.wire.carrying import *  # noqa: F403
     from gridhypervisor.model.wire.entry import *  # noqa: F403
     from gridhypervisor.model.wire.frames import *  # noqa: F403
     from gridhypervisor.model.wire.hypervisors import *  # noqa: F403
@@ -53,6 +55,7 @@ _STORIES = {
     "requests": "Op Note Command CommandResult",
     "plain": "WireError to_plain from_plain is_text canonical",
     "frames": "MAX_LINE MAX_PAYLOAD encode Decoder",
+    "carrying": "Carry CANCEL_NOTE GATE_PORTS RELAY_NAME PIECE",
     "outputs": "declared leads_inside",
     "lending": "Period Share NO_SHARE Terms Use Lending Charge obstacle",
 }

@@ -13,7 +13,7 @@ class Op(enum.StrEnum):
     out), `missing`, `offset` (a piece leaves a hole: ask HAVE), `digest`, `conflict` (another manifest), `busy` (a
     pilot has it), `gone` (the entry was removed, its name is buried), `unseen` (it has a sentinel that nobody has
     collected), `lender` (the site's lender does not allow it, or not now: a note `lender` came before), `space`,
-    `permission`, `io`, `internal`.
+    `permission`, `io`, `internal`, `address` (nobody can listen there).
     """
 
     # `lender`: None where nobody limits the account
@@ -38,6 +38,9 @@ class Op(enum.StrEnum):
     REMOVE = "remove"  # {entry, known?: claim, force?, discard?} -> {}
     EVICT = "evict"  # {paths: [relative, below cache/ or bundle/]} -> {freed}
     USAGE = "usage"  # {} -> {cpu_seconds, max_rss_bytes, free_bytes}
+    # From now on until the relay ends, couriers of nodes that do not see the workdir are heard. The certificates are
+    # PEM texts; `authority` is whose certificates the relay believes. Refused: lender, address.
+    LISTEN = "listen"  # {host, first, last: ports, certificate, key, authority} -> {port}
     LENT = "lent"  # {} -> {lender: Terms or null, uses: [Use]}; of all installations of the account
 
 

@@ -1,0 +1,39 @@
+"""What a courier on a node asks of the relay's gate, where nodes do not see the account's workdir.
+
+By its certificate the courier says which entry it is for, not in a message. After CLAIM it may do with that entry what
+a pilot does in a spool, and nothing else; before it, or where somebody else owns the entry, nothing at all.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Carry(enum.StrEnum):
+    """Requests of a courier. Each is idempotent: sent twice, it has the effect of once.
+
+    Error kinds as in `Op`; `owner`: the entry is not this courier's; `gone`: the entry was removed.
+    """
+
+    # `owner` as it stands: this courier's if the claim is the same. The rest only then. `cancel`: why the job is wished
+    # to end, or null; `forbidden`: why the lender does not let it start, and whom to ask, or null.
+    CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, forbidden}
+    GET = "get"  # {path, offset, length} -> {size} + payload; the entry's inputs, and its image's files in the cache
+    STATUS = "status"  # {} + payload: the status file -> {}
+    APPEND = "append"  # {name, offset} + payload -> {}; what comes next in stdout, stderr or one of the logs
+    HAVE = "have"  # {path} -> {size}: bytes of an output that are here of an upload that was cut short
+    PUT = "put"  # {path, offset, last, size, sha256, mode} + payload -> {size}; an output, or `exit.json` as a file
+    LEAVE = "leave"  # {} -> {}; what was put as `exit.json` becomes the sentinel, durably. Refused: incomplete
+
+
+CANCEL_NOTE = "cancel"
+"""What the gate says unasked: {note: 'cancel', why}."""
+
+GATE_PORTS = (7750, 7765)
+"""Where a relay listens, unless the site's configuration says otherwise: the first of these that is free."""
+
+RELAY_NAME = "relay.ghv"
+"""The name in every relay's certificate, which couriers ask for. No entry's certificate has it."""
+
+PIECE = 1 << 20
+"""Bytes of a file in one message."""

@@ -1,0 +1,121 @@
+"""The batch script for nodes that do not see the account's workdir: pure text.
+
+It brings the bundle from the relay into the node's scratch, unless an earlier job did, and becomes the courier. Of the
+node it needs POSIX's shell and utilities, something that speaks HTTP, and something that computes SHA-256; nothing of
+the bundle is run before its digest was seen to be the one that stands in the script.
+
+The ticket is in the script as well, which batch systems keep from other users (docs/sites.md says which), and reaches
+the courier on its stdin: never an argument, a file, or the environment.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from gridhypervisor.model.batch import Carried, Submission
+
+WAIT = 600
+"""Seconds that a node tries to fetch the bundle: a relay that is away comes back meanwhile, or the controller is."""
+
+_SCRIPT = r"""#!/bin/sh
+umask 077
+%(settings)s
+die() { printf 'ghv: %%s\n' "$2" >&2; exit "$1"; }
+uid=$(id -u) own=$base/ghv-$uid
+[ -d "$own" ] || mkdir -m 0700 "$own" 2>/dev/null
+set -- $(ls -ldn "$own" 2>&1)
+case "$1 $3" in
+drwx------*" $uid") ;;
+*) die 77 "$own is not a folder of mode 0700 that user $uid owns; remove it, or configure another scratch" ;;
+esac
+words=$own/words-$entry bundle=$own/bundle/$digest
+exec >>"$words" 2>&1
+
+# The SHA-256 of what comes in.
+if command -v sha256sum; then with=sha256sum
+elif command -v shasum; then with='shasum -a 256'
+elif command -v openssl; then with='openssl dgst -sha256 -r'
+else die 69 "this node has neither sha256sum, shasum nor openssl, so nothing that it fetches could be believed"
+fi >/dev/null
+sum() { $with | { read -r word _ && printf %%s "$word"; }; }
+
+# One file over HTTP, by the means $1, from port $2.
+ask() {
+    case $1 in
+    curl) curl -fsS --noproxy '*' --connect-timeout 10 --max-time 1800 "http://$host:$2/$3" ;;
+    wget) http_proxy='' wget -q -T 60 -O - "http://$host:$2/$3" ;;
+    bash) bash -c 'exec 3<>"/dev/tcp/$1/$2" || exit
+        printf "GET /%%s HTTP/1.0\r\n\r\n" "$3" >&3
+        read -r _ status _ <&3 && [ "$status" = 200 ] || exit
+        while read -r line <&3 && [ ${#line} -gt 1 ]; do :; done
+        cat <&3' bash "$host" "$2" "$3" ;;
+    python3) python3 -I -c 'import shutil, sys, urllib.request as r
+open = r.build_opener(r.ProxyHandler({})).open
+shutil.copyfileobj(open("http://%%s:%%s/%%s" %% tuple(sys.argv[1:]), timeout=60), sys.stdout.buffer)' \
+        "$host" "$2" "$3" ;;
+    perl) perl -MIO::Socket::INET -e '
+        $s = IO::Socket::INET->new(PeerAddr => $ARGV[0], PeerPort => $ARGV[1], Timeout => 10) or die "$@\n";
+        print $s "GET /$ARGV[2] HTTP/1.0\r\n\r\n"; $s->flush; <$s> =~ / 200 / or exit 1;
+        while (<$s>) { last if /^\r?$/ } binmode STDOUT; $/ = \65536; print while <$s>' "$host" "$2" "$3" ;;
+    esac
+}
+
+# The file $1 of the bundle, whose SHA-256 is $2, by whatever means this node has and from whichever port answers.
+fetch() {
+    for means in $known curl wget bash python3 perl; do
+        command -v "$means" >/dev/null || continue
+        for port in $at $ports; do
+            ask "$means" "$port" "$digest/$1" >"$new/$1" 2>"$own/why-$entry" &&
+                [ "$(sum <"$new/$1")" = "$2" ] && known=$means at=$port && return
+        done
+        tried="$tried $means"
+    done
+    return 1
+}
+
+bring() {
+    new=$own/bundle/.$digest.$entry known='' at='' tried=''
+    rm -rf "$new"
+    mkdir -p "$new/zstd" || die 73 "cannot write to $own; free space, or configure another scratch"
+    fetch SUMS "$digest" || return
+    while read -r expected part; do
+        fetch "$part" "$expected" || return
+    done <"$new/SUMS"
+    chmod 0700 "$new/busybox" "$new"/zstd/*
+    # Two jobs may race: the first one's stands.
+    [ -e "$bundle" ] || mv "$new" "$bundle" 2>/dev/null
+    rm -rf "$new" "$bundle/.$digest".*
+}
+
+left=%(wait)d pause=2
+until [ -e "$bundle/SUMS" ]; do
+    bring
+    [ ! -e "$bundle/SUMS" ] || break
+    rm -rf "$new"
+    [ -n "$tried" ] || die 69 "this node has neither curl, wget, bash, python3 nor perl to fetch from the relay with"
+    [ "$left" -gt 0 ] ||
+        die 69 "cannot fetch the bundle from $host, ports $ports, by$tried: $(cat "$own/why-$entry")"
+    sleep "$pause"
+    left=$((left - pause))
+    [ "$pause" -ge 30 ] || pause=$((2 * pause))
+done
+rm -f "$own/why-$entry"
+exec /bin/sh "$bundle/start" courier --scratch "$base" --gate "$host:%(gate)s" --entry "spool/$entry" \
+    --words "$words" <<'TICKET'
+%(ticket)s
+TICKET
+"""
+
+
+def courier_script(job: Submission, carried: Carried) -> str:
+    """The text that the batch system runs for a job whose entry is carried."""
+    host, _, gate = carried.gate.rpartition(":")
+    first, _, last = gate.partition("-")
+    scratch = shlex.quote(job.scratch) if job.scratch else '"$TMPDIR"'
+    ports = " ".join(map(str, range(int(first), int(last) + 1)))
+    lines = [] if job.scratch else ['[ -d "${TMPDIR-}" ] || TMPDIR=/tmp']
+    lines.append(f"base={scratch} host={shlex.quote(host)} ports={shlex.quote(ports)}")
+    lines.append(f"digest={shlex.quote(carried.bundle)} entry={shlex.quote(job.name)}")
+    return _SCRIPT % {
+        "settings": "\n".join(lines), "wait": WAIT, "gate": gate, "ticket": carried.ticket.strip(),
+    }  # fmt: skip

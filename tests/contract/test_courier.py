@@ -1,0 +1,287 @@
+"""A real courier and its pilot against a real relay's gate; no guest, for what is asked here does not need one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gridhypervisor.agent import spool
+from gridhypervisor.agent.delivery import Delivery
+from gridhypervisor.agent.line import Away, Gate, Line
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import Carry, ExitRecord, Op, Outcome, OutputFile, OwnerRecord, Reason
+from gridhypervisor.sites.authority import Authority
+from tests.contract.relay_peer import Peer, manifest
+from testsites.site import free_address
+
+PORT = 7750
+NAME = "inst-j1-1"
+ROLE = [sys.executable, "-m", "gridhypervisor.agent.main"]
+
+
+class Site:
+    """A front-end with a relay that can be killed and started again, and a node."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.workdir, self.scratch = folder, folder / "work", folder / "scratch"
+        self.scratch.mkdir()
+        self.entry = self.workdir / "spool" / NAME
+        self.authority, self.address = Authority(folder / "authority.pem"), free_address(PORT)
+        self.relay: Peer | None = None
+        self.couriers: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> Peer:
+        self.relay = Peer([*ROLE, "relay", "--workdir", str(self.workdir)])
+        self.relay.hello()
+        return self.relay
+
+    def listen(self, first: int = PORT) -> None:
+        assert self.relay is not None
+        certificate, key = self.authority.relay()
+        self.relay.ask(
+            Op.LISTEN, host=self.address, first=first, last=PORT + 3, certificate=certificate, key=key,
+            authority=self.authority.certificate,
+        )  # fmt: skip
+
+    def kill_relay(self) -> None:
+        assert self.relay is not None
+        self.relay.process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self.relay.__exit__()
+
+    def courier(self) -> subprocess.Popen[bytes]:
+        """The process of a batch job."""
+        gate = f"{self.address}:{PORT}-{PORT + 3}"
+        started = subprocess.Popen(
+            [*ROLE, "courier", "--scratch", str(self.scratch), "--gate", gate, "--entry", f"spool/{NAME}"],
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "GHV_WORLD": "system"},
+        )  # fmt: skip
+        self.couriers.append(started)
+        assert started.stdin is not None
+        started.stdin.write(self.authority.entry(NAME).encode())
+        started.stdin.close()
+        return started
+
+    def sentinel(self) -> ExitRecord:
+        record = spool.read_json(self.entry / wire.EXIT, ExitRecord)
+        assert record is not None
+        return record
+
+    def close(self) -> None:
+        for each in self.couriers:
+            each.kill()
+            each.wait()
+            if each.stderr is not None:
+                each.stderr.close()
+        if self.relay is not None:
+            self.kill_relay()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with contextlib.closing(Site(tmp_path)) as made:
+        yield made
+
+
+def wait(what: str, holds: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+def said(courier: subprocess.Popen[bytes], words: bytes) -> None:
+    """Until the courier has said this."""
+    assert courier.stderr is not None
+    heard = b""
+    while words not in heard:
+        line = courier.stderr.readline()
+        assert line, heard
+        heard += line
+
+
+def prepare(relay: Peer, **changes: Any) -> dict[str, Any]:
+    made = {**manifest(NAME), **changes}
+    relay.ask(Op.PREPARE, entry=NAME, manifest=made)
+    return made
+
+
+def layer(data: bytes, role: str = "base") -> dict[str, Any]:
+    chunks = hashlib.sha256(data).digest()
+    return {"digest": hashlib.sha256(chunks).hexdigest(), "size": len(data), "role": role, "format": "raw"}
+
+
+def test_a_relay_that_is_not_there_is_waited_for_wherever_it_listens_then(site: Site) -> None:
+    courier = site.courier()
+    said(courier, b"it is tried again")
+    prepare(site.start())
+    site.listen(first=PORT + 2)
+    assert courier.wait(120) == 1
+    record, owner = site.sentinel(), spool.read_json(site.entry / wire.OWNER, OwnerRecord)
+    assert owner is not None and record.claim == owner.claim
+    assert (record.reason, record.by) == ("image", "pilot"), record  # it has no layers
+    assert "0 kernel layers" in record.message and record.streams == {}
+    assert b"image" in (site.entry / wire.PILOT_LOG).read_bytes()
+    assert not list(site.scratch.glob("ghv-*/run/*")), "nothing stays on the node"
+
+
+def test_who_comes_second_runs_nothing_and_changes_nothing(site: Site) -> None:
+    prepare(site.start())
+    site.listen()
+    assert site.courier().wait(120) == 1
+    before = {path: path.read_bytes() for path in site.entry.rglob("*") if path.is_file()}
+    assert site.courier().wait(120) == 0
+    assert {path: path.read_bytes() for path in site.entry.rglob("*") if path.is_file()} == before
+
+
+def test_a_revoked_entry_is_left_alone(site: Site) -> None:
+    relay = site.start()
+    site.listen()
+    relay.ask(Op.REVOKE, entry=NAME, epoch=1)
+    prepare(relay)
+    assert site.courier().wait(120) == 0
+    assert not (site.entry / wire.EXIT).exists() and not (site.entry / wire.STATUS).exists()
+
+
+def test_a_signal_before_the_claim_ends_it_and_nothing_is_owned(site: Site) -> None:
+    courier = site.courier()
+    said(courier, b"it is tried again")
+    courier.send_signal(signal.SIGTERM)
+    assert courier.wait(120) == 143
+
+
+@pytest.mark.parametrize("kind", ["missing", "damaged", "input"])
+def test_what_cannot_be_brought_is_the_reason_of_the_end(site: Site, kind: str) -> None:
+    relay = site.start()
+    site.listen()
+    made = manifest(NAME)
+    if kind == "input":
+        made["program"]["inputs"] = [{"path": "data", "size": 5, "sha256": "", "mode": 0o644}]
+    else:
+        made["image"]["layers"] = [layer(b"bytes")]
+        digest = made["image"]["layers"][0]["digest"]
+        relay.upload(f"cache/{digest}.chunks", hashlib.sha256(b"bytes").digest())
+        if kind == "damaged":
+            relay.upload(f"cache/{digest}", b"other")
+    prepare(relay, **made)
+    assert site.courier().wait(120) == 1
+    record = site.sentinel()
+    assert record.reason == ("input" if kind == "input" else "image"), record
+    assert ("damaged" if kind == "damaged" else "bring") in record.message
+
+
+def test_a_lender_at_the_front_end_is_asked_again_before_the_guest_boots(site: Site) -> None:
+    prepare(site.start())
+    site.listen()
+    (site.folder / "work.lender.toml").write_text("images = []\n")
+    assert site.courier().wait(120) == 1
+    assert site.sentinel().reason == "lender" and "start the guest" in site.sentinel().message
+
+
+def test_a_layer_is_kept_on_the_node_and_verified_there(site: Site) -> None:
+    relay = site.start()
+    site.listen()
+    data = os.urandom(5 << 19)
+    chunks = b"".join(hashlib.sha256(data[at : at + (1 << 20)]).digest() for at in range(0, len(data), 1 << 20))
+    digest = hashlib.sha256(chunks).hexdigest()
+    made = manifest(NAME)
+    made["image"]["layers"] = [{"digest": digest, "size": len(data), "role": "base", "format": "raw"}]
+    relay.upload(f"cache/{digest}.chunks", chunks)
+    relay.upload(f"cache/{digest}", data)
+    prepare(relay, **made)
+    assert site.courier().wait(120) == 1
+    assert "0 kernel layers" in site.sentinel().message  # so the pilot had no complaint of this one
+    [kept] = site.scratch.glob(f"ghv-*/cache/{digest}")
+    assert kept.read_bytes() == data and kept.stat().st_nlink == 1
+
+
+def test_a_cancel_that_was_there_before_ends_it_before_anything_is_brought(site: Site) -> None:
+    relay = site.start()
+    site.listen()
+    made = manifest(NAME)
+    made["image"]["layers"] = [layer(b"that is not at the site")]
+    prepare(relay, **made)
+    relay.ask(Op.REQUEST, entry=NAME, what="cancel", why="enough")
+    assert site.courier().wait(120) == 1
+    assert site.sentinel().reason == "cancelled"
+
+
+def test_a_run_ends_whose_entry_was_removed(site: Site) -> None:
+    """The user gave the site up: nobody wants the run any more, whatever it is at."""
+    relay = site.start()
+    site.listen()
+    made = manifest(NAME)
+    made["program"]["inputs"] = [{"path": "data", "size": 16 << 20, "sha256": "", "mode": 0o644}]
+    prepare(relay, **made)
+    relay.upload(f"spool/{NAME}/in/data", bytes(16 << 20))
+    courier = site.courier()
+    wait("the claim", (site.entry / wire.OWNER).exists)
+    relay.ask(Op.REMOVE, entry=NAME, force=True, discard=True)
+    courier.wait(120)
+    assert not site.entry.exists() and not list(site.scratch.glob("ghv-*/run/*"))
+
+
+def test_a_node_without_a_place_for_the_job_says_so_in_the_sentinel(site: Site) -> None:
+    prepare(site.start())
+    site.listen()
+    own = site.scratch / f"ghv-{os.getuid()}"
+    own.mkdir()
+    own.chmod(0o755)
+    assert site.courier().wait(120) == 1
+    assert (site.sentinel().reason, str(own) in site.sentinel().message) == ("node-disk", True)
+
+
+class Dying(Line):
+    """A line whose relay is killed after so many pieces."""
+
+    def __init__(self, site: Site, pieces: int) -> None:
+        super().__init__(Gate(site.address, PORT, PORT + 3), site.authority.entry(NAME), lambda note: None)
+        self._site, self._left = site, pieces
+
+    def call(self, op: Carry, payload: bytes = b"", **request: Any) -> tuple[dict[str, Any], bytes]:
+        if op is Carry.PUT:
+            self._left -= 1
+            if self._left == -1:
+                self._site.kill_relay()
+        return super().call(op, payload, **request)
+
+
+def test_a_relay_killed_at_any_piece_of_the_results_has_them_whole_in_the_end(site: Site, tmp_path: Path) -> None:
+    prepare(site.start())
+    site.listen()
+    owner = OwnerRecord("pilot", "mine", 1, "node")
+    entry = tmp_path / "node" / NAME
+    data = os.urandom(5 << 19)
+    (entry / "out/deep").mkdir(parents=True)
+    (entry / "out/deep/result").write_bytes(data)
+    (entry / "stdout").write_bytes(b"words\n")
+    output = OutputFile("deep/result", len(data), 0o640, hashlib.sha256(data).hexdigest())
+    record = ExitRecord(NAME, 1, "mine", Outcome.COMPLETED, Reason.EXITED, outputs=(output,), streams={"stdout": 6})
+    (entry / "exit.json").write_bytes(wire.canonical(record))
+    delivery = Delivery(entry, owner, None, 0.0)
+    for pieces in (1, 1, 1, 99):  # of four: each try goes on where the one before was cut short
+        line = Dying(site, pieces)
+        line.connect()
+        line.call(Carry.CLAIM, owner=wire.to_plain(owner))
+        if pieces == 99:
+            delivery.finish(line)
+        else:
+            with pytest.raises(Away):
+                delivery.finish(line)
+            assert not (site.entry / wire.EXIT).exists()
+            site.start()
+            site.listen()
+        line.close()
+    found = site.entry / "out/deep/result"
+    assert found.read_bytes() == data and found.stat().st_mode & 0o777 == 0o640
+    assert site.sentinel().outputs == (output,) and (site.entry / "stdout").read_bytes() == b"words\n"

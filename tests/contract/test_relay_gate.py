@@ -1,0 +1,234 @@
+"""The relay's gate: who comes in, what a courier may do with its own entry, and what is refused to everybody else."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import socket
+import ssl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gridhypervisor.agent.tls import courier_context, gate_context
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import RELAY_NAME, Carry, ExitRecord, Op, Outcome, OutputFile, OwnerRecord, Reason
+from gridhypervisor.sites.authority import Authority
+from tests.contract.relay_peer import Peer, Refusal, manifest
+from testsites.site import free_address
+
+ARGV = [sys.executable, "-m", "gridhypervisor.agent.main", "relay", "--workdir"]
+PORT = 7750
+NAME = "inst-j1-1"
+
+
+class Courier:
+    """A courier's end of a connection, as plain as can be."""
+
+    def __init__(self, address: str, ticket: str, *, authority: str = "") -> None:
+        context = courier_context(ticket)
+        if authority:  # another one is believed than the ticket says
+            context.load_verify_locations(cadata=authority)
+        plain = socket.create_connection((address, PORT), timeout=60)
+        self.socket = context.wrap_socket(plain, server_hostname=RELAY_NAME)
+        self.notes: list[dict[str, Any]] = []
+        self._decoder = wire.Decoder()
+
+    def ask(self, op: str, payload: bytes = b"", **request: Any) -> tuple[dict[str, Any], bytes]:
+        self.socket.sendall(wire.encode({"id": 1, "op": op, **request}, payload))
+        while True:
+            for message, data in self.hear():
+                if "id" not in message:
+                    self.notes.append(message)
+                elif "error" in message:
+                    raise Refusal(message["error"])
+                else:
+                    return message["ok"], data
+
+    def hear(self) -> list[tuple[dict[str, Any], bytes]]:
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise EOFError("the gate closed the connection")
+        return self._decoder.feed(data)
+
+    def claim(self, claim: str, by: str = "pilot") -> dict[str, Any]:
+        return self.ask(Carry.CLAIM, owner=wire.to_plain(OwnerRecord(by, claim, 1, "node")))[0]
+
+    def put(self, path: str, data: bytes) -> None:
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.ask(Carry.PUT, data, path=path, offset=0, last=True, size=len(data), sha256=sha256, mode=0o600)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "tls" / "authority.pem")
+
+
+@pytest.fixture
+def address() -> str:
+    return free_address(PORT)
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[Peer]:
+    with Peer([*ARGV, str(tmp_path / "work")]) as peer:
+        peer.hello()
+        yield peer
+
+
+def listen(relay: Peer, address: str, authority: Authority, last: int = PORT) -> int:
+    certificate, key = authority.relay()
+    return int(relay.ask(
+        Op.LISTEN, host=address, first=PORT, last=last, certificate=certificate, key=key,
+        authority=authority.certificate,
+    )["port"])  # fmt: skip
+
+
+def test_an_entry_is_carried_from_its_claim_to_its_sentinel(
+    relay: Peer, tmp_path: Path, authority: Authority, address: str
+) -> None:
+    assert listen(relay, address, authority) == PORT
+    made = manifest(NAME)
+    made["program"]["inputs"] = [{"path": "deep/data", "size": 5, "sha256": "", "mode": 0o644}]
+    relay.ask(Op.PREPARE, entry=NAME, manifest=made)
+    relay.upload(f"spool/{NAME}/in/deep/data", b"12345")
+    entry = tmp_path / "work/spool" / NAME
+    courier = Courier(address, authority.entry(NAME))
+    with pytest.raises(Refusal, match="owner"):
+        courier.ask(Carry.STATUS, b"{}")
+    for _ in range(2):  # asked again, it gets the same answer
+        claimed = courier.claim("mine")
+        assert claimed["owner"]["claim"] == "mine" and claimed["manifest"] == made and claimed["cancel"] is None
+    assert courier.ask(Carry.GET, path="in/deep/data", offset=2, length=100)[1] == b"345"
+    for path in (f"spool/{NAME}/manifest.json", "in/other", "../x", "charges/x"):
+        with pytest.raises(Refusal, match="path"):
+            courier.ask(Carry.GET, path=path, offset=0, length=1)
+    for _ in range(2):
+        courier.ask(Carry.APPEND, b"hello ", name="stdout", offset=0)
+    courier.ask(Carry.APPEND, b"world", name="stdout", offset=6)
+    assert (entry / "stdout").read_bytes() == b"hello world"
+    with pytest.raises(Refusal, match="offset"):
+        courier.ask(Carry.APPEND, b"x", name="stdout", offset=12)
+    for name in ("owner", "../x", "out/x"):
+        with pytest.raises(Refusal, match="path"):
+            courier.ask(Carry.APPEND, b"x", name=name, offset=0)
+    for path in ("owner", "out/../owner", "in/deep/data", "/etc/x"):
+        with pytest.raises(Refusal, match="path"):
+            courier.put(path, b"x")
+    record = ExitRecord(
+        NAME, 1, "mine", Outcome.COMPLETED, Reason.EXITED, exit_code=0, streams={"stdout": 11},
+        outputs=(OutputFile("a/b", 6, 0o600, hashlib.sha256(b"result").hexdigest()),),
+    )  # fmt: skip
+    courier.put("exit.json", wire.canonical(record))
+    with pytest.raises(Refusal, match="incomplete"):
+        courier.ask(Carry.LEAVE)
+    assert not (entry / "exit.json").exists()
+    courier.put("out/a/b", b"result")
+    relay.ask(Op.REQUEST, entry=NAME, what="cancel", why="enough")
+    courier.ask(Carry.STATUS, b"{}")
+    while not courier.notes:
+        courier.notes += [message for message, _ in courier.hear()]
+    assert courier.notes == [{"note": "cancel", "why": "enough"}]
+    for _ in range(2):
+        courier.ask(Carry.LEAVE)
+    assert (entry / "exit.json").read_bytes() == wire.canonical(record)
+    assert (entry / "out/a/b").read_bytes() == b"result"
+    again = Courier(address, authority.entry(NAME))  # a second run of the same batch job
+    assert again.claim("another")["owner"]["claim"] == "mine"
+    with pytest.raises(Refusal, match="owner"):
+        again.ask(Carry.APPEND, b"x", name="stdout", offset=0)
+    relay.ask(Op.REMOVE, entry=NAME, known="mine")
+    with pytest.raises(Refusal, match="gone"):
+        courier.ask(Carry.STATUS, b"{}")
+    assert again.claim("another")["owner"]["by"] == "controller"
+
+
+def refused_without_certificate(address: str, authority: Authority) -> bool:
+    """Whether a peer that shows no certificate is sent away."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority.certificate)
+    try:
+        with context.wrap_socket(socket.create_connection((address, PORT), 60), server_hostname=RELAY_NAME) as bare:
+            bare.sendall(wire.encode({"id": 1, "op": Carry.CLAIM}))
+            return not bare.recv(1)
+    except OSError:
+        return True
+
+
+def test_only_certificates_of_this_installation_open_the_gate_and_each_its_own_entry(
+    relay: Peer, tmp_path: Path, authority: Authority, address: str
+) -> None:
+    listen(relay, address, authority)
+    for number in (1, 2):
+        relay.ask(Op.PREPARE, entry=f"inst-j{number}-1", manifest=manifest(f"inst-j{number}-1"))
+    stranger = Authority(tmp_path / "other.pem")
+    with pytest.raises(ssl.SSLCertVerificationError):  # the pilot's side: this is not its relay
+        Courier(address, stranger.entry(NAME))
+    with pytest.raises((OSError, EOFError)):  # the relay's side: this is not its pilot
+        Courier(address, stranger.entry(NAME), authority=authority.certificate).claim("wrong")
+    assert refused_without_certificate(address, authority)
+    Courier(address, authority.entry("inst-j2-1")).claim("second")
+    spool = tmp_path / "work/spool"
+    assert not (spool / NAME / "owner").exists() and (spool / "inst-j2-1/owner").exists()
+    with pytest.raises(Refusal, match="request"):  # it may not take what is the controller's to take
+        Courier(address, authority.entry(NAME)).claim("x", by="controller")
+
+
+def test_an_entry_cannot_pose_as_the_relay(tmp_path: Path, authority: Authority) -> None:
+    certificate, _, rest = authority.entry(RELAY_NAME).partition("-----BEGIN PRIVATE KEY-----")
+    key = "-----BEGIN PRIVATE KEY-----" + rest.partition("-----BEGIN CERT")[0]
+    server = gate_context(certificate, key, authority.certificate)
+    client = courier_context(authority.entry("x"))
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    ours = client.wrap_bio(to_client, to_server, server_hostname=RELAY_NAME)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ours.do_handshake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        theirs.do_handshake()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        ours.do_handshake()
+
+
+def test_the_bundle_is_there_for_everybody_and_nothing_else_is(
+    relay: Peer, tmp_path: Path, authority: Authority, address: str
+) -> None:
+    digest = "a" * 64
+    listen(relay, address, authority)
+    relay.upload(f"bundle/{digest}/SUMS", b"sums")
+    relay.upload(f"bundle/{digest}/zstd/ld.so", bytes(3 << 20))
+
+    def get(path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(address, PORT, timeout=60)
+        connection.request("GET", path)
+        with contextlib.closing(connection), connection.getresponse() as response:
+            return response.status, response.read()
+
+    assert get(f"/{digest}/SUMS") == (200, b"sums")
+    assert get(f"/{digest}/zstd/ld.so") == (200, bytes(3 << 20))
+    relay.upload("cache/secret", b"secret")
+    for path in ("/cache/secret", f"/{digest}/../../cache/secret", f"/{digest}/zstd/../SUMS", "/", f"/{'b' * 64}/SUMS"):
+        assert get(path) == (404, b""), path
+
+
+def test_a_taken_port_is_passed_over_and_where_none_is_free_that_is_said(
+    relay: Peer, authority: Authority, address: str
+) -> None:
+    with socket.create_server((address, PORT)):
+        with pytest.raises(Refusal, match=r"address.*listen at .*7750.*option `listen`"):
+            listen(relay, address, authority)
+        assert listen(relay, address, authority, last=PORT + 15) > PORT
+    with pytest.raises(Refusal, match="no such address"), Peer(relay.process.args) as other:  # type: ignore[arg-type]
+        listen(other, "no-such-host.invalid", authority)
+
+
+def test_a_lender_can_forbid_a_relay_to_listen(relay: Peer, tmp_path: Path, authority: Authority, address: str) -> None:
+    (tmp_path / "work.lender.toml").write_text("listen = false\n")
+    with pytest.raises(Refusal, match=r"lender: listen at .*`listen`"):
+        listen(relay, address, authority)
+    (tmp_path / "work.lender.toml").write_text("listen = true\n")
+    assert listen(relay, address, authority) == PORT
