@@ -323,6 +323,7 @@ class Pilot:
             self.report.note = f"stopping the program: {self.stop}"
             vm.say(f"STOP {grace:.0f}")
             if not self.loop.wait(ended, min(self.limits.hard - 1.0, now() + grace + 10.0)):
+                self.log(f"the guest does not say that the program has ended: {vm.words}")
                 raise Ending(
                     self.stop,
                     "stop the program: the guest did not say in time that it ended, so its outputs could not be taken",

@@ -113,6 +113,14 @@ class Vm:
     def streams_ended(self) -> bool:
         return all(stream.ended for stream, _ in self._streams.values())
 
+    @property
+    def words(self) -> str:
+        """What it has said of the program's end so far, for who waits for the rest in vain."""
+        ends = ", ".join(f"{name} {'ended' if stream.ended else 'open'}" for name, (stream, _) in self._streams.items())
+        return (
+            f"{'an exit code' if self.exit else 'no exit code'}; {ends}; its last answer was {self._silence:.0f} s ago"
+        )
+
     def watch_silence(self, limit: float, interval: float) -> None:
         """Ask the agent every `interval` seconds for a word, and call it lost after `limit` seconds without one."""
         self._silent_after = limit
