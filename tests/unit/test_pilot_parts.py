@@ -68,6 +68,12 @@ def test_a_stream_gives_every_byte_before_the_marker_and_none_of_it(data: bytes,
     assert (out, stream.ended, stream.rest()) == (data, True, b"")
 
 
+def test_a_stream_ends_where_something_follows_its_marker_too() -> None:
+    stream = Stream(b"MARK")
+    assert (stream.feed(b"firstMA"), stream.feed(b"RKsecond"), stream.ended) == (b"first", b"second", True)
+    assert (stream.feed(b"MARK third"), stream.rest(), stream.length) == (b"MARK third", b"", 21)
+
+
 def test_a_stream_gives_at_once_what_cannot_begin_the_marker() -> None:
     stream = Stream(b"MARK")
     assert stream.feed(b"prompt> ") == b"prompt> "

@@ -77,7 +77,9 @@ class Lines:
 
 
 class Stream:
-    """One of the program's streams: what comes, byte for byte, up to the marker that the agent sends at its end.
+    """One of the program's streams: what comes, byte for byte, but for the marker that the agent sends at its end.
+
+    Bytes behind the marker are the program's too: not to have to trust that a guest's shell waits for its children.
 
     >>> s = Stream(b"MARK"); s.feed(b"abM"), s.ended, s.feed(b"x MA"), s.feed(b"RK"), s.ended
     (b'ab', False, b'Mx ', b'', True)
@@ -92,9 +94,11 @@ class Stream:
     def feed(self, data: bytes) -> bytes:
         """What can be written out; only bytes that may begin the marker are held back."""
         data = self._held + data
-        if data.endswith(self._marker):
-            self.ended, self._held = True, b""
-            out = data[: -len(self._marker)]
+        if not self.ended and self._marker in data:
+            self.ended = True
+            data = data.replace(self._marker, b"", 1)
+        if self.ended:
+            out, self._held = data, b""
         else:
             keep = min(len(data), len(self._marker) - 1)
             while keep and not data.endswith(self._marker[:keep]):

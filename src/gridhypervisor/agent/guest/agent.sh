@@ -106,7 +106,7 @@ run() {
     read -r _ cpu <$job/cpu.stat
     while read -r event count; do [ "$event" = oom_kill ] && oom=$count; done <$job/memory.events
     free_bytes
-    say "EXIT $code $cpu ${oom:-0} $free"
+    say "EXIT $code ${cpu:-0} ${oom:-0} $free" # each a number, whatever could not be read
 }
 
 stop() {
