@@ -12,6 +12,7 @@ from random import Random
 import pytest
 
 from gridhypervisor.execution.steps import STEPS
+from gridhypervisor.model.records import AllocationState
 from gridhypervisor.simulation.pilot import Pilot
 from tests.simulation.scenarios import SCENARIOS, Scenario, pilots
 from tests.simulation.world import World, in_world
@@ -87,9 +88,23 @@ def test_the_controller_dies_at_every_step_with_a_hundred_jobs_in_flight(seed: i
 
 
 DEEDS = ("cancel one that runs", "lose a submission", "cancel one as it begins", "end a pilot", "delete", "recover",
-         "cancel one in its prolog", "fail or mend listings")  # fmt: skip
+         "cancel one in its prolog", "lose answers where nothing is listed")  # fmt: skip
 LENGTHS = (2.0, 10.0, 40.0)
 """Seconds that programs take."""
+
+
+def blind(world: World) -> bool:
+    """Whether site0 lists nothing at present."""
+    return bool(world.sites["site0"].batch.weather.listing)
+
+
+def runs_unnamed(world: World) -> bool:
+    """Whether a job runs whose batch job's number is not known: it is learned once there are listings again."""
+    return any(
+        a.state is AllocationState.RUNNING and not case.pilot_jobs[a.pilot_job].batch_id
+        for case in world.controller.cases.values()
+        for a in case.allocations
+    )
 
 
 async def befalls(world: World, random: Random, deed: str) -> None:
@@ -115,9 +130,11 @@ async def befalls(world: World, random: Random, deed: str) -> None:
             site.batch.weather.submissions.append(random.choice(("lost", "mute", "late")))
         case "end a pilot" if there := site.batch.pilots():
             random.choice((Pilot.kill, Pilot.destroy, Pilot.pause))(random.choice(there))
-        case "fail or mend listings":
-            weather = world.sites["site0"].batch.weather
-            weather.listing = "" if weather.listing else "fails"
+        case "lose answers where nothing is listed" if not blind(world):
+            world.sites["site0"].batch.weather.listing = "fails"
+            world.sites["site0"].batch.weather.submissions.extend(("mute", "mute", "mute"))
+        case "lose answers where nothing is listed" if runs_unnamed(world):
+            world.sites["site0"].batch.weather.listing = ""
         case _:
             pass  # there is nobody to whom it could happen
     end = world.loop.time() + random.choice((0.1, 1.0, 5.0))
