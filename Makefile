@@ -20,9 +20,9 @@ demo-sites:  ## At four sites at once: two Slurms, Grid Engine, HTCondor; and a 
 	@scripts/setup.sh demo-sites
 	@examples/xmm/demo-sites.sh
 
-# Two files at a time, the longest first: most tests wait, for guests that boot and for faults that take their time.
+# Three files at a time on two cores, the longest first: most tests wait, for guests that boot and for faults that take their time.
 test: check  ## Run the checks, then the whole test suite
-	@$(PYTHON_BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	@$(PYTHON_BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
 		tests/e2e tests/contract tests/properties tests/simulation tests/unit
 
 check: setup  ## Lint, formatting, strict typing, import rules
