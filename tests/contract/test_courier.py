@@ -18,8 +18,19 @@ import pytest
 from gridhypervisor.agent import spool
 from gridhypervisor.agent.delivery import Delivery
 from gridhypervisor.agent.line import Away, Gate, Line
+from gridhypervisor.agent.reach import reach
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import Carry, ExitRecord, Op, Outcome, OutputFile, OwnerRecord, Reason
+from gridhypervisor.model.wire import (
+    Carry,
+    ExitRecord,
+    Op,
+    Outcome,
+    OutputFile,
+    OwnerRecord,
+    Reached,
+    Reason,
+    Ticket,
+)
 from gridhypervisor.sites.authority import Authority
 from tests.contract.relay_peer import Peer, manifest
 from testsites.site import free_address
@@ -59,11 +70,14 @@ class Site:
         with contextlib.suppress(BrokenPipeError):
             self.relay.__exit__()
 
-    def courier(self) -> subprocess.Popen[bytes]:
+    @property
+    def gate(self) -> str:
+        return f"{self.address}:{PORT}-{PORT + 3}"
+
+    def courier(self, *words: str) -> subprocess.Popen[bytes]:
         """The process of a batch job."""
-        gate = f"{self.address}:{PORT}-{PORT + 3}"
         started = subprocess.Popen(
-            [*ROLE, "courier", "--scratch", str(self.scratch), "--gate", gate, "--entry", f"spool/{NAME}"],
+            [*ROLE, "courier", "--scratch", str(self.scratch), "--gate", self.gate, "--entry", f"spool/{NAME}", *words],
             stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "GHV_WORLD": "system"},
         )  # fmt: skip
         self.couriers.append(started)
@@ -133,6 +147,37 @@ def test_a_relay_that_is_not_there_is_waited_for_wherever_it_listens_then(site: 
     assert "0 kernel layers" in record.message and record.streams == {}
     assert b"image" in (site.entry / wire.PILOT_LOG).read_bytes()
     assert not list(site.scratch.glob("ghv-*/run/*")), "nothing stays on the node"
+
+
+def test_a_probes_courier_gives_up_where_it_does_not_reach_the_relay(site: Site) -> None:
+    """By its exit code alone the batch system can tell."""
+    courier = site.courier("--patience", "1")
+    said(courier, b"Connection refused; given up after 1 s")
+    assert courier.wait(120) == 69
+
+
+def test_a_node_tells_how_soon_the_relay_answers_or_why_it_does_not(site: Site, tmp_path: Path) -> None:
+    """The ticket is enough, whoever owns the entry and whether or not it is there; nothing of it is told."""
+    entry = tmp_path / NAME
+    entry.mkdir()
+    assert reach(entry) is None, "no ticket: the relay does not listen, and nobody looks"
+
+    def tried(ticket: str) -> Reached:
+        spool.write_replace(entry / wire.TICKET, wire.canonical(wire.to_plain(Ticket(site.gate, ticket))))
+        found = reach(entry)
+        assert found is not None and "PRIVATE KEY" not in str(found) and found.gate == site.gate
+        return found
+
+    ticket = site.authority.entry(NAME)
+    closed = tried(ticket)
+    assert "Connection refused" in closed.why and f"{site.address} port {PORT}" in closed.why and not closed.at
+    site.start()
+    site.listen(first=PORT + 2)
+    found = tried(ticket)
+    assert (found.why, found.at) == ("", f"{site.address} port {PORT + 2}") and 0 < found.milliseconds < 20_000
+    strange = tried(Authority(tmp_path / "other.pem").entry(NAME))
+    assert "certificate" in strange.why.lower(), strange
+    assert "cannot be used" in tried("no ticket").why
 
 
 def test_who_comes_second_runs_nothing_and_changes_nothing(site: Site) -> None:

@@ -15,6 +15,7 @@ from gridhypervisor.model.wire import (
     NodeReport,
     Outcome,
     Proven,
+    Reached,
     Reason,
     Terms,
     from_plain,
@@ -23,7 +24,7 @@ from gridhypervisor.model.wire import (
 )
 from gridhypervisor.model.wire.lending import NO_SHARE
 from gridhypervisor.planning.placement import share
-from gridhypervisor.planning.probes import RUNS, judged, spec, told, unended
+from gridhypervisor.planning.probes import REACH, RUNS, FrontEnd, judged, reaching, spec, told, unended
 from gridhypervisor.planning.sites import changed, still_probed
 
 KVM = Proven(HypervisorKind.KVM, False, "kvm: this node has no /dev/kvm", "qemu 7.2.22")
@@ -32,6 +33,9 @@ TCG = Proven(HypervisorKind.TCG, True, "tcg: emulated", "qemu 7.2.22")
 REPORT = NodeReport(
     "n1", "6.1.0", "AMD EPYC", 2, 64, 128 << 30, 100 << 30, "/home/ada/.ghv", "/local", 50 << 30, (KVM, UML, TCG)
 )
+THERE = FrontEnd("cluster", "/home/ada/.ghv")
+GATED = replace(THERE, gate="login1:7750-7765")
+ELSEWHERE = replace(REPORT, workdir="/local/ghv-1000/carried")
 JOB = Job(
     "j1", "me", "default", "check-cluster", spec("cluster", None), "/", "/", ImageManifest(()), "", 0.0, JobState.DONE
 )
@@ -73,7 +77,7 @@ def test_a_lender_of_certain_images_lets_a_probe_in_which_boots_none() -> None:
 
 
 def test_a_report_becomes_rows_that_say_where_and_what() -> None:
-    checks = judged(PROBE, "/home/ada/.ghv", "")
+    checks = judged(PROBE, THERE, "")
     assert all(check.holds for check in checks)
     assert row(checks, RUNS).evidence == "n1, batch job 4711"
     assert "AMD EPYC, 64 cores, 2 for a job of one" in row(checks, "the processor is known").evidence
@@ -83,29 +87,55 @@ def test_a_report_becomes_rows_that_say_where_and_what() -> None:
 
 
 def test_what_a_node_lacks_is_a_row_with_what_to_do() -> None:
-    lacking = told(replace(REPORT, scratch_free=5 << 20, hypervisors=(KVM,)), "/home/ada/.ghv")
+    lacking = told(replace(REPORT, scratch_free=5 << 20, hypervisors=(KVM,)), THERE)
     assert [check.claim for check in lacking if check.holds is False] == [
         "the scratch has room",
         "a hypervisor runs guests",
     ]
     assert all(check.hint for check in lacking if check.holds is False)
-    slow = row(told(replace(REPORT, hypervisors=(KVM, TCG)), "/home/ada/.ghv"), "a hypervisor runs guests")
+    slow = row(told(replace(REPORT, hypervisors=(KVM, TCG)), THERE), "a hypervisor runs guests")
     assert slow.holds and "/dev/kvm or user namespaces" in slow.hint
 
 
 def test_orders_that_were_found_elsewhere_prove_no_shared_workdir() -> None:
-    claims = [check.claim for check in told(REPORT, "/home/ada/.ghv")]
-    assert "nodes share the workdir" in claims and "nodes reach the relay" not in claims
-    brought = [check.claim for check in told(replace(REPORT, workdir="/local/ghv-1000/carried"), "/home/ada/.ghv")]
-    assert "nodes share the workdir" not in brought and "nodes reach the relay" in brought
+    claims = [check.claim for check in told(REPORT, THERE)]
+    assert "nodes share the workdir" in claims
+    assert "nodes share the workdir" not in [check.claim for check in told(ELSEWHERE, THERE)]
+
+
+def test_whether_a_node_reaches_the_relay_is_a_row_that_says_how_soon_or_why_not() -> None:
+    soon = Reached(GATED.gate, "login1 port 7751", 0.84)
+    for report in (REPORT, ELSEWHERE):
+        check = reaching(replace(report, relay=soon), GATED)
+        assert (check.claim, check.holds) == (REACH, True)
+        assert check.evidence == "n1 at login1 port 7751, 0.8 ms there and back"
+    refused = reaching(replace(REPORT, relay=Reached(GATED.gate, why="login1 port 7750: Connection refused")), GATED)
+    assert refused.holds is False and refused.evidence == "n1 does not: login1 port 7750: Connection refused"
+    assert "ghv site edit cluster --option listen=HOST" in refused.hint
+    without = reaching(REPORT, THERE)
+    assert without.holds and "not needed" in without.evidence and "/home/ada/.ghv" in without.evidence
+
+
+def test_a_node_that_had_no_other_way_to_the_relay_leaves_a_row_by_its_exit_code_alone() -> None:
+    only = replace(GATED, carried=True)
+    gave_up = ended(JobState.FAILED, Reason.RELAY, "cluster ended batch job 7 before the pilot began: (exit code 69)")
+    [check] = judged(gave_up, only, "")
+    assert (check.claim, check.holds) == (REACH, False)
+    assert "login1:7750-7765" in check.evidence and "batch job 7" in check.evidence and "listen=HOST" in check.hint
+    lost = ended(JobState.FAILED, Reason.LOST, "cluster ended batch job 7 before the pilot began: TimeLimit")
+    [check] = judged(lost, only, "")
+    assert (check.claim, check.holds) == (REACH, None), "it may have been deleted"
+    assert "TimeLimit" in check.evidence and "listen=HOST" in check.hint
+    [check] = judged(
+        replace(lost, allocations=(replace(lost.allocations[0], times=Times(0.0, running=5.0)),)), only, ""
+    )
+    assert check.claim == RUNS, "it had come to the relay"
 
 
 def test_a_probe_that_did_not_start_says_why_in_the_scripts_own_words() -> None:
     message = "cluster ended batch job 7 before the pilot began: the node's scratch forbids running programs"
     noexec = ended(JobState.FAILED, Reason.BUNDLE, message)
-    [check] = judged(
-        noexec, "/home/ada/.ghv", "start: programs may not be started in /local/ghv-1000 (mounted noexec?)"
-    )
+    [check] = judged(noexec, THERE, "start: programs may not be started in /local/ghv-1000 (mounted noexec?)")
     assert check.holds is False
     assert "forbids running programs" in check.evidence and "/local/ghv-1000 (mounted noexec?)" in check.evidence
     assert "ghv site edit cluster --scratch" in check.hint
@@ -113,9 +143,9 @@ def test_a_probe_that_did_not_start_says_why_in_the_scripts_own_words() -> None:
 
 def test_a_probe_without_a_word_hints_at_a_workdir_that_is_not_shared() -> None:
     lost = ended(JobState.FAILED, Reason.LOST, "cluster ended batch job 7 before the pilot began: NonZeroExitCode")
-    [check] = judged(lost, "/home/ada/.ghv", "")
+    [check] = judged(lost, THERE, "")
     assert check.holds is False and "/home/ada/.ghv" in check.hint and "share" in check.hint
-    [died] = judged(ended(JobState.FAILED, Reason.LOST, "it left no record", "see the node", ran=True), "/w", "")
+    [died] = judged(ended(JobState.FAILED, Reason.LOST, "it left no record", "see the node", ran=True), THERE, "")
     assert died.hint == "see the node", "it was seen there, so the workdir is"
 
 
@@ -126,12 +156,13 @@ def test_what_is_not_known_is_unknown_and_not_failed() -> None:
     assert "ghv site check cluster --timeout" in waits.hint
     slow = unended(replace(JOB, state=JobState.RUNNING), 600, "")
     assert (slow.holds, slow.evidence) == (None, "the probe has not ended after 600 s")
-    [cancelled] = judged(ended(JobState.CANCELLED, Reason.CANCELLED, "cancelled by the user"), "/w", "")
+    [cancelled] = judged(ended(JobState.CANCELLED, Reason.CANCELLED, "cancelled by the user"), THERE, "")
     assert cancelled.holds is None
 
 
 def test_a_report_crosses_the_wire_as_it_is() -> None:
-    assert from_plain(NodeReport, to_plain(REPORT)) == REPORT
+    for report in (REPORT, replace(REPORT, relay=Reached("login1:7750-7765", "login1 port 7751", 0.84))):
+        assert from_plain(NodeReport, to_plain(report)) == report
 
 
 def test_a_report_holds_until_the_site_is_another_or_its_jobs_come_to_other_nodes() -> None:

@@ -82,6 +82,7 @@ def test_a_site_that_takes_a_person_is_not_tried_unless_it_did_without_one_befor
         ({"control": "tcp", "listen": "login:7000"}, "login:7000-7000"),
         ({"control": "tcp", "listen": "login:7000-7009"}, "login:7000-7009"),
         ({"control": "tcp", "listen": ":7000"}, "login1:7000-7000"),
+        ({"listen": "10.0.0.1:7000"}, "10.0.0.1:7000-7000"),
     ],
 )  # fmt: skip
 def test_a_relay_listens_where_the_configuration_says_and_only_then(options: dict[str, str], gate: str | None) -> None:
@@ -92,7 +93,7 @@ def test_a_relay_listens_where_the_configuration_says_and_only_then(options: dic
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"control": "udp"}, "is not one of spool, tcp"), ({"listen": "x"}, "where options.control is tcp"),
+        ({"control": "udp"}, "is not one of spool, tcp"), ({"listen": "a b"}, "is not HOST"),
         ({"control": "tcp", "listen": "a b"}, "is not HOST"), ({"control": "tcp", "listen": "x:80"}, "ports are from"),
         ({"control": "tcp", "listen": "x:9-7"}, "ports are from"), ({"control": "tcp", "listen": "x;y"}, "is not HOST"),
         ({"control": "tcp", "listen": "x:2000-9000"}, "64 at most"),

@@ -43,6 +43,7 @@ from gridhypervisor.model.wire import (
     Manifest,
     OwnerRecord,
     Reason,
+    Ticket,
     WireError,
 )
 
@@ -66,16 +67,18 @@ class _Ours(Exception):
 
 
 def main(argv: Sequence[str]) -> int:
-    """`courier --scratch FOLDER --gate HOST:FIRST-LAST --entry spool/NAME [--words FILE]`, the ticket on stdin.
+    """`courier --scratch FOLDER --gate HOST:FIRST-LAST --entry spool/NAME [OPTIONS]`, the ticket on stdin.
 
-    `--words`: a file with what the batch script printed. Gives the pilot's exit code; 0 where somebody else owns the
-    entry, 69 where nothing could be begun, 143 where a signal came before.
+    `--words FILE`: with what the batch script printed; `--patience SECONDS`: after them it gives up where it did not
+    reach the relay. Gives the pilot's exit code; 0 where somebody else owns the entry, 69 where nothing could be begun,
+    143 where a signal came before.
     """
     parser = argparse.ArgumentParser(prog="courier")
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--gate", type=Gate.parse, required=True)
     parser.add_argument("--entry", required=True)
     parser.add_argument("--words", type=Path)
+    parser.add_argument("--patience", type=float, default=float("inf"))
     given = parser.parse_args(argv)
     os.umask(0o077)
     started = process_start()
@@ -86,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, ssl.SSLError) as error:
         sys.stderr.write(f"courier: read the ticket of {given.entry}: {error}; submit the job again\n")
         return 69
-    return courier.run(given.words)
+    return courier.run(given.words, given.patience)
 
 
 class Courier:
@@ -94,6 +97,7 @@ class Courier:
 
     def __init__(self, name: str, gate: Gate, ticket: str, scratch: Path, started: float) -> None:
         self._name, self._scratch, self._started = name, scratch, started
+        self._ticket = Ticket(str(gate), ticket)
         self._line = Line(gate, ticket, self._noted)
         self._claim = f"{_host()}:{os.getpid()}:{os.urandom(8).hex()}"
         self._pilot = 0  # its process, while it lives
@@ -106,13 +110,16 @@ class Courier:
         self._wake, self._waker = os.pipe()
         self._told: Inotify | None = None
 
-    def run(self, words: Path | None) -> int:
-        """Carry it all; the process's exit code."""
+    def run(self, words: Path | None, patience: float) -> int:
+        """Carry it all; the process's exit code. `patience`: seconds in which the relay must be reached at first."""
         self._hear_signals()
         try:
-            claimed = self._until_answered(self._join)
+            claimed = self._until_answered(self._join, now() + patience)
         except Stopped:
             return 143
+        except Away as error:
+            self.say(f"claim the entry: {error}; given up after {patience:.0f} s")
+            return 69
         except _Ours as error:
             self.say(str(error))
             return 0
@@ -138,6 +145,8 @@ class Courier:
         try:
             manifest = wire.from_plain(Manifest, claimed["manifest"])
             node, entry = self._settle_in(claimed["manifest"])
+            if manifest.probe:  # it tries the gate itself, as a node that sees the workdir does
+                spool.write_replace(entry / wire.TICKET, wire.canonical(wire.to_plain(self._ticket)))
         except (Ending, OSError, WireError) as error:  # there is nothing to start a pilot in
             self.say(f"begin: {error}")
             record = unbegun(self._owner(), self._name, error, now() - self._started)
@@ -198,11 +207,12 @@ class Courier:
             self._noted({"note": CANCEL_NOTE, "why": claimed["cancel"]})
         return claimed
 
-    def _until_answered(self, work: Callable[[], T]) -> T:
+    def _until_answered(self, work: Callable[[], T], deadline: float = float("inf")) -> T:
         """Do it as soon as the relay is there.
 
         Raises:
             Stopped: a signal or a wish came before.
+            Away: it was not there at the deadline, or after it.
         """
         while True:
             try:
@@ -210,8 +220,10 @@ class Courier:
                 self._pause = 0.0
                 return answer
             except Away as error:
+                if now() >= deadline:
+                    raise
                 self._back_off(error)
-                until = now() + self._pause
+                until = min(now() + self._pause, deadline)
                 while (left := until - now()) > 0 and not self.is_stopped():
                     self.wait(left)
                 if self.is_stopped():

@@ -50,13 +50,18 @@ class Gate:
         first, _, last = ports.partition("-")
         return cls(host.strip("[]"), int(first), int(last or first))
 
+    def __str__(self) -> str:
+        return f"{self.host}:{self.first}-{self.last}"
+
 
 class Line:
-    """`noted` is told what the relay says unasked."""
+    """`noted` is told what the relay says unasked; an answer has `answer` seconds."""
 
-    def __init__(self, gate: Gate, ticket: str, noted: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, gate: Gate, ticket: str, noted: Callable[[dict[str, Any]], None], *, answer: float = ANSWER
+    ) -> None:
         """Raises ValueError, ssl.SSLError: the ticket cannot be used."""
-        self._gate, self._noted = gate, noted
+        self._gate, self._noted, self._answer = gate, noted, answer
         self._context = courier_context(ticket)
         self._socket: ssl.SSLSocket | None = None
         self._decoder = wire.Decoder()
@@ -66,6 +71,11 @@ class Line:
     @property
     def connected(self) -> bool:
         return self._socket is not None
+
+    @property
+    def at(self) -> str:
+        """Where the relay answered last."""
+        return f"{self._gate.host} port {self._port}"
 
     def fileno(self) -> int:
         """Of a line that is connected."""
@@ -98,7 +108,7 @@ class Line:
                 plain.close()
                 why = f"{gate.host} port {port}: {error}"
                 continue
-            self._socket.settimeout(ANSWER)
+            self._socket.settimeout(self._answer)
             self._port, self._decoder = port, wire.Decoder()
             return
         raise Away(f"reach the relay at {gate.host}, ports {gate.first} to {gate.last}: {why}")
@@ -143,7 +153,7 @@ class Line:
                 while True:
                     for message, _ in self._receive(self._socket):
                         self._noted(message)
-            self._socket.settimeout(ANSWER)
+            self._socket.settimeout(self._answer)
         except (OSError, EOFError, WireError) as error:
             self.close()
             raise Away(str(error) or type(error).__name__) from error

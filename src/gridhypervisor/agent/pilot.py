@@ -263,7 +263,7 @@ class Pilot:
 
         def work() -> wire.NodeReport:
             processes.be_subreaper()
-            return survey(World.from_environment(), run, memory, self.watchdog, self.workdir, self.scratch)
+            return survey(World.from_environment(), run, memory, self.watchdog, self.entry, self.scratch)
 
         try:
             report = self.loop.apart(work, self._check_stop)

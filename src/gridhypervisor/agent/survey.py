@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gridhypervisor.agent.hypervisor import of_kind
 from gridhypervisor.agent.probe import key_of, recall, remember
+from gridhypervisor.agent.reach import reach
 from gridhypervisor.agent.scratchdisk import full
 from gridhypervisor.agent.trial import Trial
 from gridhypervisor.agent.watchdog import Watchdog
@@ -19,7 +20,7 @@ from gridhypervisor.agent.world import World
 from gridhypervisor.model.wire import HypervisorKind, NodeReport, Proven
 
 
-def survey(world: World, run: Path, memory: Path, watchdog: Watchdog, workdir: Path, scratch: Path) -> NodeReport:
+def survey(world: World, run: Path, memory: Path, watchdog: Watchdog, entry: Path, scratch: Path) -> NodeReport:
     """Look at this node. `run` is the folder of this run, `memory` the node's, in `scratch`, where findings are kept.
 
     Raises:
@@ -34,8 +35,9 @@ def survey(world: World, run: Path, memory: Path, watchdog: Watchdog, workdir: P
         node=os.uname().nodename, kernel=os.uname().release,
         processor=_processor(Path("/proc/cpuinfo").read_text(errors="replace")) or os.uname().machine,
         cpus=len(os.sched_getaffinity(0)), cores=os.cpu_count() or 1,
-        memory=sizes.get("MemTotal", 0), memory_free=sizes.get("MemAvailable", 0), workdir=str(workdir),
+        memory=sizes.get("MemTotal", 0), memory_free=sizes.get("MemAvailable", 0), workdir=str(entry.parents[1]),
         scratch=str(scratch), scratch_free=space.f_bavail * space.f_frsize, hypervisors=hypervisors,
+        relay=reach(entry),
     )  # fmt: skip
 
 

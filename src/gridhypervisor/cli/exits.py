@@ -70,6 +70,7 @@ def of_reason(reason: Reason | None, exit_code: int | None) -> int:
             | Reason.HYPERVISOR
             | Reason.PILOT
             | Reason.NODE_DISK
+            | Reason.RELAY
             | Reason.LOST
             | Reason.SUBMIT
             | Reason.BUSY

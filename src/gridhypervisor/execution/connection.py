@@ -17,7 +17,7 @@ from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, EntryView, Lending, Op, from_plain
 from gridhypervisor.planning.pacing import Throttle
-from gridhypervisor.planning.sites import Gate, gate_of
+from gridhypervisor.planning.sites import Gate, carried, gate_of
 from gridhypervisor.planning.world import SiteFacts
 
 CALL = 30.0
@@ -44,6 +44,7 @@ class Connection:
     lending: Lending | None  # at the beginning
     throttle: Throttle  # of the batch system's commands
     gate: Gate | None = None  # where the relay listens
+    tickets: Tickets | None = None  # for who comes there; None: nobody does
     damaged: asyncio.Event = field(default_factory=asyncio.Event)  # the bundle is not whole any more
 
     async def batch(self, commands: list[Command]) -> list[CommandResult]:
@@ -128,12 +129,14 @@ async def greet(
     version, lending = limits.version, lending_of(hello)
     throttle = Throttle(driver.rates.commands)
     return Connection(
-        site, installation, link, driver, since, transport.bundle, workdir, version, facts, lending, throttle, gate
-    )
+        site, installation, link, driver, since, transport.bundle, workdir, version, facts, lending, throttle, gate,
+        tickets if gate is not None else None,
+    )  # fmt: skip
 
 
 async def _open_gate(site: Site, link: Link, tickets: Tickets | None, front_end: str) -> Gate | None:
-    """Have the relay listen, where the site's configuration asks for it."""
+    """Have the relay listen, where the site's configuration asks for it. A lender who forbids it is obeyed: then the
+    site can be used if its nodes see the workdir."""
     try:
         gate = gate_of(site, front_end)
         if gate is None or tickets is None:
@@ -144,7 +147,12 @@ async def _open_gate(site: Site, link: Link, tickets: Tickets | None, front_end:
         raise LinkError(f"configure site {site.name}: {error}") from error
     args: dict[str, object] = {"host": gate.host, "first": gate.first, "last": gate.last}
     args |= {"certificate": certificate, "key": key, "authority": authority}
-    await link.call(Op.LISTEN, args, timeout=CALL)
+    try:
+        await link.call(Op.LISTEN, args, timeout=CALL)
+    except LinkError as error:
+        if error.kind != "lender" or carried(site):
+            raise
+        return None
     return gate
 
 

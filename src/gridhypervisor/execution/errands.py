@@ -15,7 +15,7 @@ from pathlib import Path
 from gridhypervisor.execution.collect import Collector
 from gridhypervisor.execution.connection import CALL, Connection
 from gridhypervisor.execution.logs import Logs
-from gridhypervisor.execution.ports import Listener, Tickets
+from gridhypervisor.execution.ports import Listener
 from gridhypervisor.execution.prolog import Damaged, Prolog
 from gridhypervisor.execution.results import Unfit
 from gridhypervisor.execution.submissions import Submissions
@@ -25,6 +25,8 @@ from gridhypervisor.model.records import ActionKind, Allocation, Job
 from gridhypervisor.model.spec import parse_duration, parse_size
 from gridhypervisor.model.wire import SPOOL, Op, OwnerRecord, Reason, from_plain
 from gridhypervisor.planning.draft import Action
+from gridhypervisor.planning.probes import PATIENCE
+from gridhypervisor.planning.sites import carried
 from gridhypervisor.planning.world import Case, Outcome, Result
 
 _PURPOSES = {
@@ -60,11 +62,9 @@ class Errands:
         progress: Callable[[str, str], None],
         ask_listing: Callable[[], None],
         used: Callable[[float], None],
-        tickets: Tickets | None = None,
     ) -> None:
         room = partial(listener.room_changed, connection.site.name)
         self.submissions = Submissions(connection, jitter=jitter, room=room, tell=progress)
-        self._tickets = tickets
         self._connection, self._prolog, self._logs, self._listener = connection, prolog, logs, listener
         self._clock, self._progress, self._ask_listing, self._used = clock, progress, ask_listing, used
 
@@ -124,9 +124,10 @@ class Errands:
 
     async def _submit(self, a: Allocation, job: Job) -> Outcome:
         connection, resources = self._connection, job.spec.resources
-        carried = None
-        if connection.gate is not None and self._tickets is not None:
-            carried = Carried(str(connection.gate), connection.bundle, self._tickets.entry(a.pilot_job))
+        way = None
+        if connection.tickets is not None and carried(connection.site):
+            patience = PATIENCE if job.probe else None
+            way = Carried(str(connection.gate), connection.bundle, connection.tickets.entry(a.pilot_job), patience)
         submission = Submission(
             name=a.pilot_job,
             entry=f"{connection.workdir}/{SPOOL}/{a.pilot_job}",
@@ -135,7 +136,7 @@ class Errands:
             cpus=resources.cpus,
             memory=parse_size(resources.memory),
             walltime=parse_duration(resources.walltime),
-            carried=carried,
+            carried=way,
         )
         answer = await self.submissions.submit(submission)
         self._ask_listing()

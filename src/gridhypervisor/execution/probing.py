@@ -33,14 +33,14 @@ class Probes:
                 await self._controller.wish(job.id, Wish.DELETE)
 
     async def run(
-        self, site: str, workdir: str, patience: float, progress: Callable[[str], None]
+        self, there: probes.FrontEnd, patience: float, progress: Callable[[str], None]
     ) -> tuple[list[Check], NodeReport | None]:
         """What a probe at a site proves, and what it reports if it does. It has `patience` seconds.
 
         Raises:
             StoreError: it cannot be written down.
         """
-        beginning, told = asyncio.create_task(self._begin(site)), ""
+        beginning, told = asyncio.create_task(self._begin(there.site)), ""
         try:
             job = await asyncio.shield(beginning)
 
@@ -48,7 +48,7 @@ class Probes:
                 nonlocal told
                 if words != told:
                     told = words
-                    progress(f"probe {job} at {site}: {words}")
+                    progress(f"probe {job} at {there.site}: {words}")
 
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
@@ -58,7 +58,7 @@ class Probes:
                 return [probes.untried("somebody deleted the probe", "")], None
             if not found.job.state.final:
                 return [probes.unended(found.job, patience, told)], None
-            return probes.judged(found, workdir, await self._last_words(found)), _report(found)
+            return probes.judged(found, there, await self._last_words(found)), _report(found)
         finally:
             with contextlib.suppress(StoreError):  # then the next service does it
                 await self._controller.wish(await beginning, Wish.DELETE)

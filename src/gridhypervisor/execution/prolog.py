@@ -7,6 +7,7 @@ found damaged is put anew.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,14 +22,18 @@ from gridhypervisor.model.wire import (
     INPUTS,
     PROTOCOL,
     SPOOL,
+    TICKET,
     Input,
     Manifest,
     Op,
     Program,
     Reason,
     Resources,
+    Ticket,
+    canonical,
     to_plain,
 )
+from gridhypervisor.planning.sites import carried
 from gridhypervisor.planning.world import Case
 
 
@@ -73,6 +78,8 @@ class Prolog:
         inputs = await self._inputs.plan(job, lambda words: self._progress(entry, words))
         manifest = self._manifest(a, job, tuple(i.described for i in inputs))
         await self._connection.ask(Op.PREPARE, {"entry": entry, "manifest": to_plain(manifest)})
+        if job.probe:
+            await self._let_in(entry)
         for i in inputs:
             path = f"{SPOOL}/{entry}/{INPUTS}/{i.described.path}"
             self._progress(entry, f"input {i.described.path}")
@@ -84,6 +91,15 @@ class Prolog:
                     raise InputError(f"{error}", "leave inputs alone until the job has taken them") from error
                 raise
         self._progress(entry, "")
+
+    async def _let_in(self, entry: str) -> None:
+        """Give a probe what it needs to try the gate. A courier's has it from the courier."""
+        connection = self._connection
+        if connection.tickets is None or carried(connection.site):
+            return
+        data = canonical(to_plain(Ticket(str(connection.gate), connection.tickets.entry(entry))))
+        put = {"path": f"{SPOOL}/{entry}/{TICKET}", "offset": 0, "size": len(data), "last": True, "mode": 0o600}
+        await self._link.call(Op.PUT, {**put, "sha256": hashlib.sha256(data).hexdigest()}, data, timeout=CALL)
 
     async def _mend(self, a: Allocation, case: Case) -> None:
         """Put anew what earlier attempts found damaged at this site."""

@@ -35,8 +35,8 @@ from gridhypervisor.model.wire import (
     from_plain,
 )
 from gridhypervisor.planning.draft import Action
-from gridhypervisor.planning.probes import bounds, room
-from gridhypervisor.planning.sites import MOST, pause
+from gridhypervisor.planning.probes import FrontEnd, bounds, room
+from gridhypervisor.planning.sites import MOST, carried, pause
 from gridhypervisor.planning.world import Case, Outcome, Result, SiteFacts
 
 SETTLE = 0.5
@@ -107,6 +107,12 @@ class Session:
         return replace(
             self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending, busy=busy, lacks=lacks
         )
+
+    @property
+    def there(self) -> FrontEnd:
+        """Its end, as far as a probe has to do with it."""
+        gate = self._connection.gate if self._connection is not None else None
+        return FrontEnd(self.site.name, self.workdir, str(gate or ""), carried(self.site))
 
     @property
     def submitting(self) -> str:
@@ -204,7 +210,6 @@ class Session:
                 progress=self.progress,
                 ask_listing=self._ask.set,
                 used=self._relay_used,
-                tickets=self.tickets,
             )
             self._connection = connection
             self.health, self.why, self.since = SiteHealth.UP, "", self.clock()

@@ -187,7 +187,7 @@ class Sites:
             return [untried("the site takes no new work", f"ghv site drain {site.name} --undo")]
         if any(check.holds is False for check in so_far):
             return [untried("something else does not hold", "mend that first")]
-        checks, report = await self._probes.run(site.name, session.workdir, patience, progress)
+        checks, report = await self._probes.run(session.there, patience, progress)
         if report is not None:
             await asyncio.shield(self._keep(site, report))  # all of it, though nobody may wait for it any more
         return checks

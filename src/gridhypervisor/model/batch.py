@@ -45,6 +45,7 @@ class Carried:
     gate: str  # where the relay listens: HOST:FIRST-LAST
     bundle: str  # digest
     ticket: str = field(repr=False)  # the entry's certificate, its key, and whose certificate the relay must have
+    patience: int | None = None  # seconds after which a node gives up that does not reach the relay; None: a job's
 
 
 @dataclass(frozen=True)

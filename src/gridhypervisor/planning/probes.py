@@ -8,6 +8,8 @@ those of never-two-guests too, and nothing else knows how to run it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from gridhypervisor.model.batch import Limits
 from gridhypervisor.model.commit import JobRecords
 from gridhypervisor.model.records import Job, JobState
@@ -18,10 +20,24 @@ from gridhypervisor.model.wire import HypervisorKind, NodeReport, Reason
 WALLTIME = 300
 """Seconds of a probe's batch job at most. It takes some; a slow node unpacks the bundle before."""
 
+PATIENCE = 60
+"""Seconds after which a probe gives up that does not reach the relay: the batch system then tells that it did, where
+nothing else can. A job waits for longer, as the relay may be away; that of a check is not."""
+
 ROOM = 1 << 30
 """Bytes that a workdir and a scratch should have free: an image, and what a guest writes."""
 
-RUNS = "a batch job runs on a node"
+RUNS, REACH = "a batch job runs on a node", "nodes reach the relay"
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """The end of the account at which a check is made, beside which a node's report is laid."""
+
+    site: str
+    workdir: str
+    gate: str = ""  # where its relay listens: HOST:FIRST-LAST; empty: nowhere
+    carried: bool = False  # nodes have no other way to it than the gate
 
 
 def spec(site: str, max_walltime: int | None) -> JobSpec:
@@ -43,22 +59,26 @@ def unended(job: Job, patience: float, doing: str) -> Check:
     return Check(RUNS, None, why, f"it was withdrawn; to wait for longer: ghv site check {job.spec.site} --timeout 2h")
 
 
-def judged(probe: JobRecords, workdir: str, last_words: str) -> list[Check]:
+def judged(probe: JobRecords, there: FrontEnd, last_words: str) -> list[Check]:
     """What a probe that has ended says of its site. `last_words`: of its batch script."""
     job, last = probe.job, probe.allocations[-1] if probe.allocations else None
     report = last.exit.report if last is not None and last.exit is not None else None
     if report is not None:
         number = next((each.batch_id for each in probe.pilot_jobs if each.batch_id), "")
-        return [Check(RUNS, True, f"{report.node}{f', batch job {number}' if number else ''}"), *told(report, workdir)]
+        return [Check(RUNS, True, f"{report.node}{f', batch job {number}' if number else ''}"), *told(report, there)]
     if job.state is JobState.CANCELLED:
         return [Check(RUNS, None, "the probe was cancelled", "")]
     why = job.message or str(job.reason or job.state)
     if last_words:
         why += f"; its last words: {last_words}"
-    return [Check(RUNS, False, why, job.hint or _mend(probe, workdir, last_words))]
+    if job.reason is Reason.RELAY:
+        return [Check(REACH, False, f"not at {there.gate}, in {PATIENCE} s: {why}", _open(there))]
+    if there.carried and job.reason is Reason.LOST and last is not None and last.times.running is None:
+        return [Check(REACH, None, f"nobody came to {there.gate}: {why}", _open(there))]
+    return [Check(RUNS, False, why, job.hint or _mend(probe, there, last_words))]
 
 
-def _mend(probe: JobRecords, workdir: str, last_words: str) -> str:
+def _mend(probe: JobRecords, there: FrontEnd, last_words: str) -> str:
     """What may help where a batch job ended before its pilot began."""
     job, last = probe.job, probe.allocations[-1] if probe.allocations else None
     if last is None or last.times.running is not None:
@@ -67,8 +87,14 @@ def _mend(probe: JobRecords, workdir: str, last_words: str) -> str:
         return f"name a folder of the nodes' own disks that may run programs: ghv site edit {last.site} --scratch DIR"
     if job.reason is Reason.LOST and not last_words:
         # A script that does not find the bundle cannot say so: its log would be where the bundle is.
-        return f"see that the nodes have {workdir}: `workdir` must be a folder that they share with the front-end"
+        return f"see that the nodes have {there.workdir}: `workdir` must be a folder that they share with the front-end"
     return ""
+
+
+def _open(there: FrontEnd) -> str:
+    """What may help where nodes do not come to the relay."""
+    address = "an address of the front-end that nodes connect to, and have the site open its ports to them"
+    return f"set `listen` to {address}: ghv site edit {there.site} --option listen=HOST[:PORT[-PORT]]"
 
 
 def bounds(limits: Limits) -> list[str]:
@@ -88,15 +114,27 @@ def room(claim: str, free: int, where: str, hint: str) -> Check:
     return Check(claim, enough, f"{free >> 20} MiB free in {where}", "" if enough else hint)
 
 
-def told(report: NodeReport, workdir: str) -> list[Check]:
-    """What a report proves. `workdir`: the account's, on the front-end."""
+def reaching(report: NodeReport, there: FrontEnd) -> Check:
+    """Whether the node reaches the relay, if it has to."""
+    found = report.relay
+    if found is None and report.workdir == there.workdir:
+        return Check(REACH, True, f"not needed: orders and report go through {report.workdir}")
+    if found is None:
+        return Check(REACH, True, f"{report.node} was brought its orders to {report.workdir}")
+    if found.why:
+        return Check(REACH, False, f"{report.node} does not: {found.why}", _open(there))
+    return Check(REACH, True, f"{report.node} at {found.at}, {found.milliseconds:.1f} ms there and back")
+
+
+def told(report: NodeReport, there: FrontEnd) -> list[Check]:
+    """What a report proves."""
     able = [each for each in report.hypervisors if each.works]
     slow = {each.kind for each in able} == {HypervisorKind.TCG}
     cores = f"{report.cores} cores" if report.cores > 1 else "1 core"
+    shared = Check("nodes share the workdir", True, f"{report.node} found its orders in {report.workdir}")
     return [
-        Check("nodes share the workdir", True, f"{report.node} found its orders in {report.workdir}")
-        if report.workdir == workdir
-        else Check("nodes reach the relay", True, f"{report.node} was brought its orders to {report.workdir}"),
+        *([shared] if report.workdir == there.workdir else []),
+        reaching(report, there),
         Check("nodes run programs in their scratch", True, report.scratch),
         room(
             "the scratch has room",

@@ -34,7 +34,7 @@ of refusals in ten minutes or so."""
 
 @dataclass(frozen=True)
 class Gate:
-    """Where a site's relay listens, for nodes that do not see its workdir."""
+    """Where a site's relay listens: for nodes that do not see its workdir, or to find out whether they could come."""
 
     host: str
     first: int  # port
@@ -46,7 +46,7 @@ class Gate:
 
 def gate_of(site: Site, front_end: str) -> Gate | None:
     """The site's options `control` and `listen`, `HOST[:PORT[-PORT]]`; by default the host is the front-end, by the
-    name that it has for itself. None: its nodes see the workdir.
+    name that it has for itself. None: its nodes see the workdir, and nobody asked for more.
 
     Raises:
         ValueError: the options make no sense; the message says what would.
@@ -54,9 +54,7 @@ def gate_of(site: Site, front_end: str) -> Gate | None:
     control, listen = site.options.get("control", "spool"), site.options.get("listen", "")
     if control not in ("spool", "tcp"):
         raise ValueError(f"options.control: {control!r} is not one of spool, tcp")
-    if control == "spool":
-        if listen:
-            raise ValueError("options.listen: a relay listens where options.control is tcp, and nowhere else")
+    if not carried(site) and not listen:
         return None
     found = re.fullmatch(r"([A-Za-z0-9._-]+)?(?::(\d+)(?:-(\d+))?)?", listen)
     if found is None:
@@ -65,6 +63,11 @@ def gate_of(site: Site, front_end: str) -> Gate | None:
     if not 1024 <= first <= last < 1 << 16 or last - first > MOST_PORTS:
         raise ValueError(f"options.listen: {listen!r}: ports are from 1024 to 65535, and {MOST_PORTS} at most")
     return Gate(found[1] or front_end, first, last)
+
+
+def carried(site: Site) -> bool:
+    """Whether its nodes do not see the workdir, so that all comes and goes through the gate."""
+    return site.options.get("control") == "tcp"
 
 
 def changed(site: Site, change: SiteChange) -> Site:

@@ -15,7 +15,8 @@ import shlex
 from gridhypervisor.model.batch import Carried, Submission
 
 WAIT = 600
-"""Seconds that a node tries to fetch the bundle: a relay that is away comes back meanwhile, or the controller is."""
+"""Seconds that a node tries to fetch the bundle: a relay that is away comes back meanwhile, or the controller is. What
+they are for a job that does not say; its courier then waits for the relay as long as the job lasts."""
 
 _SCRIPT = r"""#!/bin/sh
 umask 077
@@ -101,7 +102,7 @@ until [ -e "$bundle/SUMS" ]; do
 done
 rm -f "$own/why-$entry"
 exec /bin/sh "$bundle/start" courier --scratch "$base" --gate "$host:%(gate)s" --entry "spool/$entry" \
-    --words "$words" <<'TICKET'
+    --words "$words"%(patience)s <<'TICKET'
 %(ticket)s
 TICKET
 """
@@ -116,6 +117,8 @@ def courier_script(job: Submission, carried: Carried) -> str:
     lines = [] if job.scratch else ['[ -d "${TMPDIR-}" ] || TMPDIR=/tmp']
     lines.append(f"base={scratch} host={shlex.quote(host)} ports={shlex.quote(ports)}")
     lines.append(f"digest={shlex.quote(carried.bundle)} entry={shlex.quote(job.name)}")
+    patience = f" --patience {carried.patience}" if carried.patience is not None else ""
     return _SCRIPT % {
-        "settings": "\n".join(lines), "wait": WAIT, "gate": gate, "ticket": carried.ticket.strip(),
+        "settings": "\n".join(lines), "wait": WAIT if carried.patience is None else carried.patience, "gate": gate,
+        "patience": patience, "ticket": carried.ticket.strip(),
     }  # fmt: skip

@@ -46,16 +46,16 @@ _STORIES = {
     "states": "Phase WRAPPER Outcome Reason RETRYABLE",
     "hypervisors": "HypervisorKind Capabilities CAPABILITIES Needs HypervisorUsed",
     "layout": (
-        "MANIFEST OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
+        "MANIFEST TICKET OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
         "BURIED SPOOL CACHE BUNDLES CHARGES"
     ),
     "manifest": "Layer ImageManifest Input Program Resources Manifest",
-    "node": "Proven NodeReport",
+    "node": "Proven Reached NodeReport",
     "entry": "OwnerRecord PhaseTime Status OutputFile CpuUsage ExitRecord EntryView",
     "requests": "Op Note Command CommandResult",
     "plain": "WireError to_plain from_plain is_text canonical",
     "frames": "MAX_LINE MAX_PAYLOAD encode Decoder",
-    "carrying": "Carry CANCEL_NOTE GATE_PORTS RELAY_NAME PIECE",
+    "carrying": "Carry CANCEL_NOTE GATE_PORTS RELAY_NAME Ticket PIECE",
     "outputs": "declared leads_inside",
     "lending": "Period Share NO_SHARE Terms Use Lending Charge obstacle",
 }

@@ -1,12 +1,14 @@
 """What a courier on a node asks of the relay's gate, where nodes do not see the account's workdir.
 
 By its certificate the courier says which entry it is for, not in a message. After CLAIM it may do with that entry what
-a pilot does in a spool, and nothing else; before it, or where somebody else owns the entry, nothing at all.
+a pilot does in a spool, and nothing else; before it, or where somebody else owns the entry, nothing at all
+but to hear whether somebody answers.
 """
 
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass, field
 
 
 class Carry(enum.StrEnum):
@@ -15,6 +17,7 @@ class Carry(enum.StrEnum):
     Error kinds as in `Op`; `owner`: the entry is not this courier's; `gone`: the entry was removed.
     """
 
+    PING = "ping"  # {} -> {}; whether the relay answers: the one request that is not for the entry's owner alone
     # `owner` as it stands: this courier's if the claim is the same. The rest only then. `cancel`: why the job is wished
     # to end, or null; `forbidden`: why the lender does not let it start, and whom to ask, or null.
     CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, forbidden}
@@ -34,6 +37,15 @@ GATE_PORTS = (7750, 7765)
 
 RELAY_NAME = "relay.ghv"
 """The name in every relay's certificate, which couriers ask for. No entry's certificate has it."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What lets a probe try the gate, in its entry's file of this name."""
+
+    gate: str  # HOST:FIRST-LAST
+    ticket: str = field(repr=False)  # certificate, key, and the authority's certificate: see a courier's
+
 
 PIECE = 1 << 20
 """Bytes of a file in one message."""

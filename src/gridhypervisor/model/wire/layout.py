@@ -3,6 +3,7 @@
 One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 0700:
 
     manifest.json   written by the relay before the submission, never changed after
+    ticket.json     of a probe, where the relay listens: by what the node comes in there; 0600
     in/             inputs, as the job names them
     owner           taken once, by link(2): whoever took it may act for the VM (pilot) or has ended it (controller)
     status.json     the pilot's last word, replaced whole at each phase and each beat
@@ -18,7 +19,7 @@ One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 0700:
 from __future__ import annotations
 
 # The names inside an entry.
-MANIFEST, OWNER, STATUS, EXIT = "manifest.json", "owner", "status.json", "exit.json"
+MANIFEST, TICKET, OWNER, STATUS, EXIT = "manifest.json", "ticket.json", "owner", "status.json", "exit.json"
 STDOUT, STDERR, CONSOLE, PILOT_LOG, BATCH_LOG = "stdout", "stderr", "console.log", "pilot.log", "batch.log"
 INPUTS, OUTPUTS, CONTROL, CANCEL = "in", "out", "control", "cancel"
 

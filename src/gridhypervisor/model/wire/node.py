@@ -24,6 +24,16 @@ class Proven:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """Whether the node reaches the relay by TCP."""
+
+    gate: str  # where it looked: HOST:FIRST-LAST
+    at: str = ""  # where it was answered: "HOST port PORT"
+    milliseconds: float = 0.0  # that a request and its answer took, of a few the least
+    why: str = ""  # it does not; empty: it does
+
+
+@dataclass(frozen=True)
 class NodeReport:
     """One node, at one time. Sizes in bytes."""
 
@@ -38,3 +48,4 @@ class NodeReport:
     scratch: str  # in which programs may run: the pilot's do
     scratch_free: int
     hypervisors: tuple[Proven, ...] = ()
+    relay: Reached | None = None  # None: the relay does not listen, so nobody looked

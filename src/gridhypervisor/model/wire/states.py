@@ -57,6 +57,7 @@ class Reason(enum.StrEnum):
     OUTPUT = "output"  # a declared output was not made, or could not be packed
     SCRATCH_FULL = "scratch-full"  # the guest's scratch disk is full: ask for more
     NODE_DISK = "node-disk"  # the node's scratch is full
+    RELAY = "relay"  # the node did not reach the relay, which was to bring it everything; said by the controller
     LOST = "lost"  # the batch system says it ended and no sentinel came; said by the controller
     SUBMIT = "submit"  # the batch system refused the job; said by the controller
     BUSY = "busy"  # the batch system took no jobs just then; said by the controller
@@ -73,6 +74,7 @@ RETRYABLE = frozenset(
         Reason.HYPERVISOR,
         Reason.PILOT,
         Reason.NODE_DISK,
+        Reason.RELAY,
         Reason.LOST,
         Reason.SUBMIT,
         Reason.BUSY,
