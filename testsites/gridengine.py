@@ -3,8 +3,7 @@
 `GridEngineSite` starts it in two seconds and offers the faults that tests provoke: any daemon killed, stopped,
 continued, started again; a node's cable pulled; every SSH session cut. It decides nothing about jobs.
 
-Every node is a network name space with a host name, on one bridge with the front-end, all of them private to the site.
-The one thing outside is the socket on a loopback address that SSH clients connect to.
+Every node has a host name, and a network of its own: see `testsites.wires`.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
-import sys
 from pathlib import Path
 from types import MappingProxyType
 
-from testsites import bareroot, sshd
-from testsites.site import SHELL, ClusterSite, need, random_address
+from testsites import bareroot, sshd, wires
+from testsites.site import SHELL, ClusterSite, need
 from testsites.spaces import Spaces
 
 SGE_ROOT = "/opt/sge"
@@ -103,8 +100,6 @@ xprojects             NONE
 usage_scaling         NONE
 report_variables      NONE
 """
-NETWORK = "10.9.0"
-DOORMAN = Path(__file__).with_name("doorman.py")
 
 
 class GridEngineSite(ClusterSite):
@@ -133,7 +128,8 @@ class GridEngineSite(ClusterSite):
         self._spool_delay = spool_delay
         self.nodes = [f"{name}-n{i + 1}" for i in range(nodes)]
         self._slots, self._notify = slots, notify
-        with self._making(), _listener(self._known) as listener:
+        self._wires = wires.Wires(name, self.nodes)
+        with self._making(), wires.listener(self._known) as listener:
             self.address = listener.getsockname()[0]
             if not self._known:
                 self._make_root()
@@ -153,8 +149,7 @@ class GridEngineSite(ClusterSite):
         else:
             inside = self._on_node(daemon, *settings, f"{BINARIES}/sge_execd")
             named = f'echo {daemon} >/proc/sys/kernel/hostname && exec "$@"'
-            argv = ["/usr/bin/nsenter", f"--net=/run/netns/{daemon}", "/usr/bin/unshare", "--uts",
-                    "/bin/sh", "-c", named, "sh", *inside]  # fmt: skip
+            argv = self._wires.on_node(daemon, ["/usr/bin/unshare", "--uts", "/bin/sh", "-c", named, "sh", *inside])
         self._running.start(daemon, argv)
 
     def limit(self, key: str, number: int) -> None:
@@ -166,11 +161,7 @@ class GridEngineSite(ClusterSite):
 
     def connect(self, node: str, there: bool) -> None:
         """Pull a node's cable, or put it back: nothing but the network is touched."""
-        self._running.run("ip", "link", "set", self._wire(node), "up" if there else "down")
-
-    def _wire(self, node: str) -> str:
-        """The front-end's end of a node's cable: a name of its own, for such names are short."""
-        return f"wire{self.nodes.index(node) + 1}"
+        self._wires.connect(self._running, node, there)
 
     def lose_shepherd(self, number: str) -> None:
         """Kill the process that watches over a running job, and nothing else of it."""
@@ -200,7 +191,7 @@ class GridEngineSite(ClusterSite):
     def _make_root(self) -> None:
         programs = [*(BINARIES / name for name in (*DAEMONS, *COMMANDS)), *(Path("/usr/bin") / name for name in SHELL),
                     *sshd.PROGRAMS, LOOK]  # fmt: skip
-        need(self.name, [*programs, Path("/usr/sbin/ip")], PACKAGES)
+        need(self.name, [*programs, wires.PROGRAM], PACKAGES)
         plugins = [*(BINARIES / name for name in PLUGINS), Path("/usr/lib/x86_64-linux-gnu/libgcc_s.so.1")]
         bareroot.build(self.root, programs, plugins)
         self.root.chmod(0o755)
@@ -209,8 +200,7 @@ class GridEngineSite(ClusterSite):
             (self.root / "usr/bin" / name).symlink_to(BINARIES / name)
 
     def _configure(self) -> None:
-        hosts = [f"{NETWORK}.1 {self.name}", *(f"{NETWORK}.{i + 2} {node}" for i, node in enumerate(self.nodes))]
-        self._make_users("\n".join(hosts))
+        self._make_users(self._wires.hosts)
         (self.root / "etc/services").write_text("sge_qmaster 6444/tcp\nsge_execd 6445/tcp\n")
         root = self.root / SGE_ROOT.lstrip("/")
         shutil.rmtree(root, ignore_errors=True)  # what the daemons of a kept site remember
@@ -235,19 +225,10 @@ class GridEngineSite(ClusterSite):
             (root / "setup/local" / node).write_text(f"gid_range {50000 + 100 * i}-{50099 + 100 * i}\n")
 
     def _start(self, listener: int) -> None:
-        # The named name spaces are mounts, which are as private as everything else once /run is.
-        wires = ["mount -t tmpfs none /run", "ip link add wires type bridge", f"ip addr add {NETWORK}.1/24 dev wires",
-                 "ip link set wires up"]  # fmt: skip
-        for i, node in enumerate(self.nodes):
-            wire = self._wire(node)
-            wires += [f"ip netns add {node}", f"ip link add {wire} type veth peer name eth0 netns {node}",
-                      f"ip link set {wire} master wires up", f"ip -n {node} addr add {NETWORK}.{i + 2}/24 dev eth0",
-                      f"ip -n {node} link set eth0 up", f"ip -n {node} link set lo up"]  # fmt: skip
-        self._running.run("sh", "-e", "-c", "\n".join(wires))
+        self._wires.lay(self._running)
         if self._spool_delay:
             self._start_spool(self._spool_delay)
-        door = [sys.executable, "-I", str(DOORMAN), str(listener), str(self.root)]
-        self._running.start("doorman", self._late_view(door))
+        self._running.start("doorman", self._late_view(wires.door(listener, self.root)))
         tool, setup = "LD_LIBRARY_PATH=" + str(BINARIES), f"{SGE_ROOT}/setup"
         spool = f"{CELL}/common;{SGE_ROOT}/spool/qmaster"
         self.admin("env", tool, f"{BINARIES}/spoolinit", "classic", "libspoolc", spool, "init")
@@ -286,22 +267,3 @@ def _changed(text: str, values: dict[str, str]) -> str:
         lines.append(f"{key} {rest.pop(key)}" if key in rest else line)
     assert not rest, f"Grid Engine knows no {', '.join(rest)}"
     return "\n".join(lines) + "\n"
-
-
-def _listener(known: str) -> socket.socket:
-    """A listening socket on an address in 127.0.0.0/8 that is nobody else's; or on the known one, if any.
-
-    Raises:
-        OSError: somebody listens at the known address.
-    """
-    while True:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the last one's connections may linger there
-        try:
-            listener.bind((known or random_address(), sshd.PORT))
-            listener.listen(100)
-            return listener
-        except OSError:
-            listener.close()
-            if known:
-                raise

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any, TypeVar
 from gridhypervisor.client import Client
 from gridhypervisor.model.spec import JobSpec, ResourcesSpec
 from gridhypervisor.model.views import JobRequest
-from tests.e2e.installation import Installation, _processes, wait_for
+from gridhypervisor.planning.probes import REACH
+from tests.e2e.installation import Installation, _processes, guests, wait_for
 from testsites.site import UID, ClusterSite
 
 PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
@@ -143,6 +145,7 @@ class ClusterLab(Installation):
         node, _, number = told["a batch job runs on a node"].partition(", batch job ")
         assert node in (self.site.name, *self.site.nodes) and number, told
         assert told["nodes share the workdir"] == f"{node} found its orders in /home/{self.site.login.user}/.ghv"
+        assert told[REACH].startswith("not needed"), told
         model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         assert model is not None and told["the processor is known"].startswith(model[1].strip()), told
         memory = re.search(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text())
@@ -161,6 +164,23 @@ class ClusterLab(Installation):
     @property
     def workdir(self) -> Path:
         return self.site.home / ".ghv"
+
+    @contextlib.contextmanager
+    def counting(self, job: str) -> Iterator[list[int]]:
+        """Count the guests of all attempts of a job again and again while this lasts."""
+        counts, over = [0], threading.Event()
+
+        def count() -> None:
+            while not over.wait(0.2):
+                counts.append(len(guests(f"{self.id}-{job}-")))
+
+        watcher = threading.Thread(target=count)
+        watcher.start()
+        try:
+            yield counts
+        finally:
+            over.set()
+            watcher.join()
 
     def processes(self) -> dict[int, str]:
         marks = (f"spool/{self.id}-", f"-name {self.id}-", f"umid={self.id}-")

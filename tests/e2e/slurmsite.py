@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +38,12 @@ class SlurmLab(ClusterLab):
     def show(self, number: str) -> str:
         """All that Slurm knows of a batch job."""
         return self.site.admin("scontrol", "-o", "show", "job", number)
+
+    def node(self, job: str) -> str:
+        """On which its newest batch job was started."""
+        found = re.search(r"\bBatchHost=(\S+)", self.show(self.batch_id(job)))
+        assert found is not None, self.show(self.batch_id(job))
+        return found[1]
 
     def start_again(self, number: str) -> None:
         """Let a batch job that was requeued begin. Slurm puts it off by two minutes, so that the end of the first run

@@ -6,8 +6,6 @@ The front-end sees the spool through a late view, which keeps back what the node
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -38,23 +36,6 @@ WALLTIME = 90
 class CutLab(GridEngineLab):
     def guests(self, entry: Path) -> list[int]:
         return guests(f"{entry.name} ")
-
-    @contextlib.contextmanager
-    def counting(self, job: str) -> Iterator[list[int]]:
-        """Count the guests of all attempts of a job again and again while this lasts."""
-        counts, over = [0], threading.Event()
-
-        def count() -> None:
-            while not over.wait(0.2):
-                counts.append(len(guests(f"{self.id}-{job}-")))
-
-        watcher = threading.Thread(target=count)
-        watcher.start()
-        try:
-            yield counts
-        finally:
-            over.set()
-            watcher.join()
 
 
 @pytest.fixture(scope="module")

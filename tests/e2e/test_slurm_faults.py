@@ -8,19 +8,13 @@ import signal
 import pytest
 
 from gridhypervisor.model import wire
-from tests.e2e.cluster import FIRST, PATIENT, cut_after_the_submission, cut_before_the_submission
+from tests.e2e.cluster import FIRST, PATIENT
 from tests.e2e.installation import wait_for
 from tests.e2e.slurmsite import RERUN, TINY, SlurmLab, reasons
 from testsites.site import UID
 
 pytest_plugins = ("tests.e2e.slurmfixtures",)
 pytestmark = pytest.mark.timeout(900)
-
-
-def test_a_connection_cut_in_a_submission_costs_one_attempt_at_most(slurm: SlurmLab) -> None:
-    cut_after_the_submission(slurm, "sbatch")
-    job = cut_before_the_submission(slurm, "sbatch")
-    assert [name for name in slurm.batch_jobs() if name.startswith(f"{slurm.id}-{job}-")] == [f"{slurm.id}-{job}-2"]
 
 
 def test_a_submission_that_surfaces_after_it_was_given_up_runs_nothing(slurm: SlurmLab) -> None:

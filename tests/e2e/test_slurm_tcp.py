@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.model import wire
+from gridhypervisor.planning.probes import REACH
 from tests.e2e.cluster import PATIENT, joined
 from tests.e2e.installation import _parent, _processes, wait_for
 from tests.e2e.slurmsite import TINY, SlurmLab, _inside, reasons
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def shared_lab(template: Path, node_scratch: Path) -> Iterator[SlurmLab]:
     with (
-        SlurmSite("slurm-tcp", nodes=2, cpus=2, private=True) as site,
+        SlurmSite("slurm-tcp", nodes=2, cpus=2, private=True, wired=True) as site,
         joined(SlurmLab, site, node_scratch, template) as made,
     ):
         yield made
@@ -61,7 +63,9 @@ def test_a_job_with_inputs_outputs_and_streams_runs_whole(tcp: SlurmLab) -> None
     words = ("--in", "deep/input", "--out", "made", "--out", "out/*", "--to", "home", "--", "sh", "-c", program)
     done = tcp.ghv("run", *TINY, *words, check=False)
     assert (done.code, done.out) == (7, b"said\n"), done
-    assert "its relay listens" in tcp.ghv("site", "check", "slurm").out.decode()
+    rows = {check["claim"]: check["evidence"] for check in tcp.ghv("site", "check", "slurm", "-o", "json").json}
+    assert rows["its relay listens"] == f"{tcp.site.name}:7750-7765"
+    assert re.fullmatch(rf"\S+ at {tcp.site.name} port 77\d\d, [\d.]+ ms there and back", rows[REACH]), rows
     assert "aside\n" in done.err
     home = tcp.work / "home"
     assert (home / "out/deep/copy").read_bytes() == data and (home / "out/link").readlink() == Path("deep/copy")
@@ -119,6 +123,18 @@ def test_a_killed_pilot_is_told_of_and_a_killed_courier_takes_the_guest_along(tc
         assert not tcp.guests(job)
     # What a killed courier leaves on its node, the next one sweeps.
     assert tcp.ghv("run", *TINY, "--", "echo", "next").out == b"next\n"
+
+
+def test_a_node_that_does_not_reach_the_relay_is_told_of_with_what_to_do(tcp: SlurmLab) -> None:
+    """The front-end's own loopback is not the nodes'. They have no way to say so but their batch job's exit code."""
+    tcp.ghv("site", "edit", "slurm", "--option", "listen=127.0.0.1:7750")
+    found = tcp.ghv("site", "check", "slurm", "-o", "json", check=False)
+    [row] = [check for check in found.json if check["claim"] == REACH]
+    assert (found.code, row["holds"]) == (75, False), found
+    assert "127.0.0.1:7750" in row["evidence"] and "(exit code 69)" in row["evidence"]
+    assert "ghv site edit slurm --option listen=HOST" in row["hint"]
+    tcp.ghv("site", "edit", "slurm", "--unset", "option:listen")
+    assert tcp.ghv("run", *TINY, "--", "echo", "again").out == b"again\n"
 
 
 def test_a_lender_who_forbids_to_listen_is_obeyed_and_told_of(tcp: SlurmLab) -> None:

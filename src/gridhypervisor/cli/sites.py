@@ -235,6 +235,7 @@ def _probed(view: SiteView) -> list[tuple[str, str]]:
         ("memory", f"{size(report.memory)}, {size(report.memory_free)} free"),
         ("scratch there", plain(f"{report.scratch}, {size(report.scratch_free)} free")),
         ("hypervisors", "\n".join(plain(str(each)) for each in report.hypervisors)),
+        *([("relay from there", plain(str(report.relay)))] if report.relay is not None else []),
     ]
 
 

@@ -20,7 +20,7 @@ from gridhypervisor.model.wire import HypervisorKind, NodeReport, Reason
 WALLTIME = 300
 """Seconds of a probe's batch job at most. It takes some; a slow node unpacks the bundle before."""
 
-PATIENCE = 60
+PATIENCE = 20
 """Seconds after which a probe gives up that does not reach the relay: the batch system then tells that it did, where
 nothing else can. A job waits for longer, as the relay may be away; that of a check is not."""
 
@@ -123,7 +123,7 @@ def reaching(report: NodeReport, there: FrontEnd) -> Check:
         return Check(REACH, True, f"{report.node} was brought its orders to {report.workdir}")
     if found.why:
         return Check(REACH, False, f"{report.node} does not: {found.why}", _open(there))
-    return Check(REACH, True, f"{report.node} at {found.at}, {found.milliseconds:.1f} ms there and back")
+    return Check(REACH, True, f"{report.node} at {found}")
 
 
 def told(report: NodeReport, there: FrontEnd) -> list[Check]:

@@ -32,6 +32,9 @@ class Reached:
     milliseconds: float = 0.0  # that a request and its answer took, of a few the least
     why: str = ""  # it does not; empty: it does
 
+    def __str__(self) -> str:
+        return f"not reached: {self.why}" if self.why else f"{self.at}, {self.milliseconds:.1f} ms there and back"
+
 
 @dataclass(frozen=True)
 class NodeReport:
