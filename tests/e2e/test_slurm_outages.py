@@ -146,5 +146,11 @@ def a_check_says_whether_nodes_reach_the_address_at_which_the_relay_listens(slur
         assert holds or f"ghv site edit {kind} --option listen=HOST" in row["hint"], row
         assert words.removeprefix("at ") in slurm.ghv("site", "show", kind).out.decode()
         told += str(found)
+    lender = slurm.site.home / ".ghv.lender.toml"
+    lender.write_text("listen = false\n")
+    lender.chmod(0o644)
+    slurm.ghv("site", "edit", kind, "--option", "listen=:7760")
+    assert "not needed" in slurm.ghv("site", "check", kind).out.decode(), "a lender who forbids it is obeyed"
+    lender.unlink()
     slurm.ghv("site", "edit", kind, "--unset", "option:listen")
     assert "PRIVATE KEY" not in told + (slurm.data / "service.log").read_text()

@@ -114,6 +114,7 @@ def test_whether_a_node_reaches_the_relay_is_a_row_that_says_how_soon_or_why_not
     assert "ghv site edit cluster --option listen=HOST" in refused.hint
     without = reaching(REPORT, THERE)
     assert without.holds and "not needed" in without.evidence and "/home/ada/.ghv" in without.evidence
+    assert reaching(REPORT, GATED).holds is None, "it listens since the probe was sent"
 
 
 def test_a_node_that_had_no_other_way_to_the_relay_leaves_a_row_by_its_exit_code_alone() -> None:

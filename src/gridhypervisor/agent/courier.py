@@ -70,8 +70,8 @@ def main(argv: Sequence[str]) -> int:
     """`courier --scratch FOLDER --gate HOST:FIRST-LAST --entry spool/NAME [OPTIONS]`, the ticket on stdin.
 
     `--words FILE`: with what the batch script printed; `--patience SECONDS`: after them it gives up where it did not
-    reach the relay. Gives the pilot's exit code; 0 where somebody else owns the entry, 69 where nothing could be begun,
-    143 where a signal came before.
+    reach the relay. Gives the pilot's exit code; 0 where somebody else owns the entry, 69 where it did not reach the
+    relay, 70 where that declined, 143 where a signal came before.
     """
     parser = argparse.ArgumentParser(prog="courier")
     parser.add_argument("--scratch", type=Path, required=True)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         )
     except (ValueError, ssl.SSLError) as error:
         sys.stderr.write(f"courier: read the ticket of {given.entry}: {error}; submit the job again\n")
-        return 69
+        return 70
     return courier.run(given.words, given.patience)
 
 
@@ -125,7 +125,7 @@ class Courier:
             return 0
         except Declined as error:
             self.say(f"claim the entry: {error}; {error.hint}")
-            return 69
+            return 70
         try:
             return self._play(claimed, words)
         except _Ours as error:

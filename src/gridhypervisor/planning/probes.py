@@ -117,10 +117,10 @@ def room(claim: str, free: int, where: str, hint: str) -> Check:
 def reaching(report: NodeReport, there: FrontEnd) -> Check:
     """Whether the node reaches the relay, if it has to."""
     found = report.relay
-    if found is None and report.workdir == there.workdir:
-        return Check(REACH, True, f"not needed: orders and report go through {report.workdir}")
+    if found is None and there.gate:
+        return Check(REACH, None, f"{report.node} did not look: the relay did not listen yet", "ask again")
     if found is None:
-        return Check(REACH, True, f"{report.node} was brought its orders to {report.workdir}")
+        return Check(REACH, True, f"not needed: orders and report go through {report.workdir}")
     if found.why:
         return Check(REACH, False, f"{report.node} does not: {found.why}", _open(there))
     return Check(REACH, True, f"{report.node} at {found}")

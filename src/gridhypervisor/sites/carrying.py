@@ -36,7 +36,7 @@ exec >>"$words" 2>&1
 if command -v sha256sum; then with=sha256sum
 elif command -v shasum; then with='shasum -a 256'
 elif command -v openssl; then with='openssl dgst -sha256 -r'
-else die 69 "this node has neither sha256sum, shasum nor openssl, so nothing that it fetches could be believed"
+else die 72 "this node has neither sha256sum, shasum nor openssl, so nothing that it fetches could be believed"
 fi >/dev/null
 sum() { $with | { read -r word _ && printf %%s "$word"; }; }
 
@@ -93,7 +93,7 @@ until [ -e "$bundle/SUMS" ]; do
     bring
     [ ! -e "$bundle/SUMS" ] || break
     rm -rf "$new"
-    [ -n "$tried" ] || die 69 "this node has neither curl, wget, bash, python3 nor perl to fetch from the relay with"
+    [ -n "$tried" ] || die 72 "this node has neither curl, wget, bash, python3 nor perl to fetch from the relay with"
     [ "$left" -gt 0 ] ||
         die 69 "cannot fetch the bundle from $host, ports $ports, by$tried: $(cat "$own/why-$entry")"
     sleep "$pause"
