@@ -111,7 +111,8 @@ run() {
 
 stop() {
     : >$pipes/stopped
-    while read -r process; do kill -TERM "$process"; done <$job/cgroup.procs 2>/dev/null
+    # One that has just died may be listed as 0, and to `kill` 0 is everybody here: run, its streams, all but ourselves.
+    while read -r process; do [ "$process" -gt 0 ] && kill -TERM "$process"; done <$job/cgroup.procs 2>/dev/null
     (
         sleep "$1"
         echo 1 >$job/cgroup.kill
