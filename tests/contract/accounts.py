@@ -177,9 +177,10 @@ class Connected:
 
     async def _upload(self, path: str, data: bytes) -> None:
         self.account.log.parent.mkdir(parents=True, exist_ok=True)
-        local = self.account.log.parent / path.replace("/", "-")
-        local.write_bytes(data)
-        await self.link.upload(local, path, {}, timeout=120)
+        with tempfile.NamedTemporaryFile(dir=self.account.log.parent) as local:  # several may bring one bundle at once
+            local.write(data)
+            local.flush()
+            await self.link.upload(Path(local.name), path, {}, timeout=120)
 
     async def accepted(self, script: str, *, cpus: int = 2, walltime: int = 600) -> str:
         name, answer = await self.submit(script, cpus=cpus, walltime=walltime)
