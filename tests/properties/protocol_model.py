@@ -14,6 +14,7 @@ from tests.properties.protocol_state import (
     GRACE,
     GRANT,
     GUEST,
+    MAY_BE_GRANTED,
     OUTLAST,
     SETTLED,
     Allocation,
@@ -50,7 +51,7 @@ def controller(s: State, e: int, mutation: str) -> Iterator[tuple[str, State, st
             yield "see-job", to("submitted"), "", ""
         case "revoking" if seen and a.owner == "controller":
             yield "revoked", to("revoked"), "", ""
-        case "fencing" if a.timer == 0:
+        case "fencing" if a.word == 0 or mutation == "fenced-with-its-grant":
             yield "fenced", to("fenced"), "", "fenced while its guest had run" if a.owner[:5] == "pilot" else ""
         case "ended" if seen:
             yield "collect", to("collected")._replace(results=s.results or a.ending == "completed"), "", ""
@@ -89,11 +90,10 @@ def controller(s: State, e: int, mutation: str) -> Iterator[tuple[str, State, st
             yield "lose", to("lost"), "", ""
     if mutation == "absent-once-is-gone" and a.ctl in ("submitted", "running") and seen:
         yield "lose", to("lost"), "", ""
-    if a.silent and a.ctl in ("submitting", "submitted", "running", "revoking"):
-        if mutation == "revoke-on-unknown":
-            yield "revoked", to("revoked"), "", ""
-        if s.replace:
-            yield "fence", to("fencing", timer=GRANT + 1), "", ""
+    if mutation == "revoke-on-unknown" and a.silent and a.ctl in MAY_BE_GRANTED:
+        yield "revoked", to("revoked"), "", ""
+    if a.ctl == "running" and s.replace:  # for want of news: whatever the reason, and however long ago
+        yield "fence", to("fencing"), "", ""
     yield from _ending(s, e, a, mutation)
 
 
@@ -179,11 +179,16 @@ def _wake(s: State, e: int, mutation: str) -> Step:
     return Step("late-commit", e, s._replace(job=job, events=events, allocations=both))  # type: ignore[arg-type]
 
 
-def _crash(s: State) -> Iterator[Step]:
+def _crash(s: State, mutation: str) -> Iterator[Step]:
     """The controller dies and another starts: rows stay, memory goes, what was not yet sent goes too."""
-    anew = {"running": OUTLAST[s.replace], "fencing": GRANT + 1}
-    forgets = [a._replace(timer=anew.get(a.ctl, 0), record_seen=False) for a in s.allocations]
+    anew = {"running": OUTLAST[s.replace]}
+    # The one that died may have answered a heartbeat in its last moment.
+    last = GRANT + 1 if s.replace and mutation != "grants-forgotten" else 0
+    forgets = [a._replace(timer=anew.get(a.ctl, 0), record_seen=False, word=last) for a in s.allocations]
     after = s._replace(allocations=(forgets[0], forgets[1]), faults=s.faults - 1)
+    for e, a in enumerate(after.allocations):
+        after = put(after, e, a)
+    forgets = list(after.allocations)
     if after.allocations != s.allocations:
         yield Step("crash-after-effect", 0, after)
     if any(a.sent for a in s.allocations):
@@ -209,6 +214,7 @@ def _tick(s: State, mutation: str) -> Iterator[Step]:
                 runs=(first, second),
                 fresh=False,
                 timer=max(a.timer - 1, 0),
+                word=max(a.word - 1, 0),
                 grant=max(a.grant - 1, 0),
                 acknowledged=max(a.acknowledged - 1, 0) if a.acknowledged >= 0 else -1,
             )
@@ -237,7 +243,7 @@ def steps(state: State, mutation: str = "", focus: bool = False) -> Iterator[Ste
         for e in (0,) if focus else (0, 1):
             if s.allocations[e].ctl != "none":
                 yield from faults(s, e, mutation)
-        yield from _crash(s)
+        yield from _crash(s, mutation)
 
 
 def _own(s: State, e: int, mutation: str) -> Iterator[Step]:

@@ -8,6 +8,7 @@ from typing import Literal
 from tests.properties.protocol_state import (
     GRANT,
     GUEST,
+    MAY_BE_GRANTED,
     SETTLED,
     WALLTIME,
     Allocation,
@@ -143,10 +144,10 @@ def grants(s: State, e: int, mutation: str) -> Iterator[Step]:
     Sending and reading the store for it are one step here: a slower heartbeat would only buy a shorter grant.
     """
     a = s.allocations[e]
-    told = a.ctl in ("submitting", "submitted", "running", "revoking") or mutation == "grant-from-memory"
+    told = a.ctl in MAY_BE_GRANTED or mutation == "grant-from-memory"
     beats = any(run.pilot in ("owner", "guest") and not run.stopped and not run.cut for run in a.runs)
-    if beats and told and not a.silent and a.acknowledged < GRANT:
-        yield Step("grant", e, put(s, e, a._replace(acknowledged=GRANT)))
+    if beats and told and not a.silent and (a.acknowledged < GRANT or a.word <= GRANT):
+        yield Step("grant", e, put(s, e, a._replace(acknowledged=GRANT, word=GRANT + 1)))
     if a.acknowledged >= 0 and not any(r.cut for r in a.runs):
         value = GRANT if mutation == "grant-from-receipt" else a.acknowledged
         late = "a grant came after the fence began" if a.ctl in ("fencing", "fenced") else ""

@@ -33,6 +33,8 @@ MUTATIONS: Final = {
     "no-watchdog-grant": "nobody on the node enforces the grant",
     "grant-from-receipt": "a grant counts from when its acknowledgement came, not from when its heartbeat was sent",
     "grant-from-memory": "a grant is given without reading the store after the heartbeat came",
+    "fenced-with-its-grant": "a fenced allocation counts as over before its last grant is",
+    "grants-forgotten": "a restarted controller takes it that nobody has answered a heartbeat before it",
     "remove-uncollected": "an ended entry is removed before its results are collected",
     "remove-blindly": "the relay removes an entry whatever sentinel has appeared in it since",
     "remove-the-owner": "cleaning removes `owner` of an allocation that may have been submitted",
@@ -69,6 +71,7 @@ class Allocation(NamedTuple):
     # The controller's memory: ticks until patience ends; a restart begins them anew.
     timer: int = 0
     record_seen: bool = False
+    word: int = 0  # ticks until the grant of the last heartbeat that was answered is surely over
     # The site.
     sent: frozenset[str] = frozenset()  # effects on their way
     entry: Literal["absent", "there", "removed"] = "absent"
@@ -107,6 +110,7 @@ class Step(NamedTuple):
 
 
 SETTLED: Final = frozenset({"revoked", "lost", "fenced", "collected"})
+MAY_BE_GRANTED: Final = frozenset({"submitting", "submitted", "running", "revoking"})
 LIVE: Final = frozenset({"started", "looked", "owner", "guest", "orphan"})
 GUEST: Final = frozenset({"guest", "orphan"})
 
@@ -138,8 +142,10 @@ def done(state: State) -> bool:
 
 def put(state: State, e: int, a: Allocation) -> State:
     """Replace an allocation, forgetting what can no longer matter (so that fewer states are told apart)."""
-    if a.ctl != "running" and (a.record_seen or a.timer and a.ctl != "fencing"):
-        a = a._replace(record_seen=False, timer=a.timer if a.ctl == "fencing" else 0)
+    if a.ctl != "running" and (a.record_seen or a.timer):
+        a = a._replace(record_seen=False, timer=0)
+    if a.word and a.ctl not in MAY_BE_GRANTED and a.ctl != "fencing":
+        a = a._replace(word=0)
     if (a.grant or a.acknowledged >= 0) and all(run.pilot not in LIVE for run in a.runs):
         a = a._replace(grant=0, acknowledged=-1)
     first, second = state.allocations

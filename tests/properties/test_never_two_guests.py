@@ -69,6 +69,8 @@ EXPECTED = {
     "no-watchdog-grant": "guest",
     "grant-from-receipt": "guest",
     "grant-from-memory": "guest",
+    "fenced-with-its-grant": "guest",
+    "grants-forgotten": "guest",
     "remove-the-owner": "guest",
     "cancel-is-believed": "guest",
     "remove-uncollected": "results",
