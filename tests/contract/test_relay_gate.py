@@ -102,7 +102,11 @@ def test_an_entry_is_carried_from_its_claim_to_its_sentinel(
         courier.ask(Carry.STATUS, b"{}")
     for _ in range(2):  # asked again, it gets the same answer
         claimed = courier.claim("mine")
-        assert claimed["owner"]["claim"] == "mine" and claimed["manifest"] == made and claimed["cancel"] is None
+        assert (
+            claimed["owner"]["claim"] == "mine"
+            and claimed["manifest"] == made
+            and claimed["cancel"] is claimed["grant"] is None
+        )
     assert courier.ask(Carry.GET, path="in/deep/data", offset=2, length=100)[1] == b"345"
     for path in (f"spool/{NAME}/manifest.json", "in/other", "../x", "charges/x"):
         with pytest.raises(Refusal, match="path"):
@@ -133,6 +137,10 @@ def test_an_entry_is_carried_from_its_claim_to_its_sentinel(
     while not courier.notes:
         courier.notes += [message for message, _ in courier.hear()]
     assert courier.notes == [{"note": "cancel", "why": "enough"}]
+    relay.ask(Op.GRANT, grants={NAME: 7})
+    while {"note": "grant", "beat": 7} not in courier.notes:
+        courier.notes += [message for message, _ in courier.hear()]
+    assert courier.claim("mine")["grant"] == 7  # also where the note was lost
     for _ in range(2):
         courier.ask(Carry.LEAVE)
     assert (entry / "exit.json").read_bytes() == wire.canonical(record)

@@ -277,6 +277,20 @@ def test_a_wish_is_left_for_the_pilot(quiet: Peer, workdir: Path) -> None:
         quiet.ask(Op.REQUEST, entry="inst-1", what="../../x", why="")
 
 
+def test_the_answer_to_a_beat_is_left_for_the_pilot_under_its_number(quiet: Peer, workdir: Path) -> None:
+    quiet.ask(Op.PREPARE, entry="inst-1", manifest=manifest("inst-1"))
+    control = workdir / "spool/inst-1/control"
+    for beat, left in ((1, 1), (7, 7), (7, 7), (3, 7)):  # one that comes late says nothing new
+        quiet.ask(Op.GRANT, grants={"inst-1": beat, "inst-gone": beat})
+        assert [path.name for path in control.iterdir()] == [f"grant-{left}"]
+    assert not (workdir / "spool/inst-gone").exists()
+    quiet.ask(Op.REQUEST, entry="inst-1", what="cancel", why="user")
+    quiet.ask(Op.GRANT, grants={"inst-1": 8})
+    assert sorted(path.name for path in control.iterdir()) == ["cancel", "grant-8"]
+    with pytest.raises(Refusal):
+        quiet.ask(Op.GRANT, grants={"../inst-1": 9})
+
+
 def test_scan_shows_our_entries_and_notes_tell_of_changes(peer: Peer, workdir: Path) -> None:
     # Announced, as a controller does: a relay that must look for itself looks seldom while it knows of no entry.
     for name in ("inst-1", "inst-2"):

@@ -69,13 +69,13 @@ def test_the_controller_dies_at_every_step_with_a_hundred_jobs_in_flight(seed: i
         random = Random(seed)
         deeds = itertools.cycle(DEEDS)
         while sum(not case.job.state.final for case in world.controller.cases.values()) < IN_FLIGHT:
-            await world.submit(random.choice(LENGTHS), retry=5)
+            await world.submit(random.choice(LENGTHS), retry=5, replace=random.random() < 0.5)
         world.deadly = set(STEPS)
         while world.deadly:
             assert world.loop.time() < 20_000, f"never reached: {sorted(world.deadly)}"
             await befalls(world, random, next(deeds))
             while (alive := sum(not case.job.state.final for case in world.controller.cases.values())) < IN_FLIGHT:
-                await world.submit(random.choice(LENGTHS), retry=5)
+                await world.submit(random.choice(LENGTHS), retry=5, replace=random.random() < 0.5)
             in_flight.append(alive)
         for site in world.sites.values():
             site.calm()
@@ -88,7 +88,7 @@ def test_the_controller_dies_at_every_step_with_a_hundred_jobs_in_flight(seed: i
 
 
 DEEDS = ("cancel one that runs", "lose a submission", "cancel one as it begins", "end a pilot", "delete", "recover",
-         "cancel one in its prolog", "lose answers where nothing is listed")  # fmt: skip
+         "cancel one in its prolog", "lose answers where nothing is listed", "cut a site off")  # fmt: skip
 LENGTHS = (2.0, 10.0, 40.0)
 """Seconds that programs take."""
 
@@ -126,6 +126,8 @@ async def befalls(world: World, random: Random, deed: str) -> None:
             await world.delete(job)
         case "recover":
             await world.recover(job)
+        case "cut a site off":
+            site.way.cut(random.choice((20.0, 60.0, 200.0)))
         case "lose a submission":
             site.batch.weather.submissions.append(random.choice(("lost", "mute", "late")))
         case "end a pilot" if there := site.batch.pilots():

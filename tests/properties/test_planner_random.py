@@ -36,7 +36,9 @@ class Deed:
 
 
 def deeds() -> st.SearchStrategy[list[Deed]]:
-    users = st.sampled_from(("submit", "submit-long", "cancel", "delete", "recover", "drain", "undrain"))
+    users = st.sampled_from(
+        ("submit", "submit-long", "submit-replace", "cancel", "delete", "recover", "drain", "undrain")
+    )
     deaths = st.sampled_from(STEPS) | st.just("restart")
     one = st.builds(
         Deed,
@@ -108,6 +110,8 @@ async def do(world: World, deed: Deed) -> None:
             await world.submit(2.0, deed.to, retry=deed.to)
         case "submit-long":
             await world.submit(200.0, retry=deed.to)
+        case "submit-replace":
+            await world.submit(40.0, retry=deed.to, replace=True)
         case "cancel":
             await world.cancel(job)
         case "delete":
@@ -136,7 +140,7 @@ def test_whatever_happens_never_two_guests_and_all_jobs_end_once(
     deeds: list[Deed], lags: tuple[float, float], seed: int
 ) -> None:
     async def story(world: World) -> None:
-        await world.submit(4.0)
+        await world.submit(4.0, replace=bool(seed % 2))
         for deed in deeds:
             await asyncio.sleep(deed.after)
             if world.crashed.is_set():

@@ -214,6 +214,39 @@ async def a_site_falls_silent(world: World) -> None:
     await world.settled()
 
 
+async def replaced_at_a_silent_site(world: World) -> None:
+    """Nobody answers there for long: the guest ends with its grant, another runs elsewhere."""
+    job = await world.submit(60.0, replace=True)
+    await reaches(world, job, "running")
+    where = world.controller.cases[job].allocations[-1].site if job in world.controller.cases else "site0"
+    world.sites[where].way.cut(600.0)
+    await world.settled()
+
+
+async def replaced_when_its_node_is_cut_off(world: World) -> None:
+    job = await world.submit(60.0, replace=True)
+    await reaches(world, job, "running")
+    for site in world.sites.values():
+        for entry in list(site.batch.jobs.values()):
+            if entry.node is not None and entry.state == "RUNNING":
+                site.batch.lose_node(entry.node, alive=True)
+    await world.until(lambda: world.state(job) != "running", 300.0, "it is given up")
+    await world.settled()
+
+
+async def not_replaced_when_its_last_word_comes_after_all(world: World) -> None:
+    job = await world.submit(10.0, replace=True)
+    await reaches(world, job, "running")
+    for site in world.sites.values():
+        site.way.cut(1000.0)
+    await reaches(world, job, "fencing")
+    for site in world.sites.values():
+        site.way.cut(0.0)
+    for session in world.controller.sessions.values():
+        session.reconnect()
+    await world.settled()
+
+
 async def deleted_while_running(world: World) -> None:
     job = await world.submit(60.0)
     await reaches(world, job, "running")
@@ -279,6 +312,9 @@ SCENARIOS = [
     Scenario(a_run_is_repeated_while_the_first_lives_on),
     Scenario(listings_are_empty_for_a_minute),
     Scenario(a_site_falls_silent),
+    Scenario(replaced_at_a_silent_site),
+    Scenario(replaced_when_its_node_is_cut_off),
+    Scenario(not_replaced_when_its_last_word_comes_after_all),
     Scenario(deleted_while_running),
     Scenario(deleted_with_its_results_uncollected),
     Scenario(results_cannot_come_home_until_the_user_mends_it),

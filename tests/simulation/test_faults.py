@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import pytest
 from gridhypervisor.execution import controller as controlling
 from gridhypervisor.execution.jobs import Jobs
 from gridhypervisor.model.commit import Birth, Commit, JobRecords
-from gridhypervisor.model.records import JobState
+from gridhypervisor.model.records import AllocationState, JobState
 from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.views import JobRequest, ServiceError
 from gridhypervisor.model.wire import EntryView, ExitRecord, ImageManifest, Layer, Outcome, Reason
 from gridhypervisor.planning import reconcile
 from gridhypervisor.simulation.pilot import Tempo
+from gridhypervisor.simulation.spool import Entry
 from tests.simulation.scenarios import pilots, reaches
-from tests.simulation.world import World, in_world
+from tests.simulation.world import SILENCE, World, in_world
 
 
 async def stranded(world: World, job: str) -> None:
@@ -349,3 +351,68 @@ def test_jobs_that_look_for_a_place_while_one_becomes_free_are_not_forgotten(mon
         world.judge()
 
     in_world(story, sites=1, nodes=1, places=2)
+
+
+def test_guests_that_need_answers_get_them_in_time_and_no_more_often_than_that() -> None:
+    async def story(world: World) -> None:
+        [site] = world.sites.values()
+        answers, messages = Counter[str](), 0
+        leave, send = site.spool.grant, world.controller.sessions["site0"].grant
+
+        def count(entry: Entry, beat: int) -> None:
+            answers[entry.name] += 1
+            leave(entry, beat)
+
+        async def sent(beats: Mapping[str, int]) -> bool:
+            nonlocal messages
+            messages += 1
+            return await send(beats)
+
+        site.spool.grant = count  # type: ignore[method-assign]
+        world.controller.sessions["site0"].grant = sent  # type: ignore[method-assign]
+        for _ in range(40):
+            await world.submit(3.0 * SILENCE, replace=True)
+        await world.settled()
+        assert all(len(world.records(job).allocations) == 1 for job in world.jobs)
+        assert set(answers.values()) <= set(range(3, 4 * 4 + 1)), "about four to a grant"
+        assert messages < sum(answers.values()) / 4, "those of one moment go together"
+        world.judge()
+
+    in_world(story, sites=1, nodes=40)
+
+
+def test_a_service_that_is_away_for_too_long_costs_the_guest_that_needs_it_one_attempt() -> None:
+    async def story(world: World) -> None:
+        jobs = [await world.submit(60.0, replace=replace) for replace in (True, False)]
+        for job in jobs:
+            await reaches(world, job, "running")
+        await asyncio.sleep(15.0)
+        assert +world.census.guests == {"v1": 1, "v2": 1}
+        await world.stop()
+        await asyncio.sleep(SILENCE + 1.0)
+        assert +world.census.guests == {"v2": 1}, "nobody answers, and the other needs no answer"
+        await world.start()
+        await world.settled()
+        ends = [[a.exit.reason for a in world.records(job).allocations if a.exit is not None] for job in jobs]
+        assert ends == [[Reason.GRANT, Reason.EXITED], [Reason.EXITED]]
+        assert all(world.records(job).job.state is JobState.DONE for job in jobs)
+        world.judge()
+
+    in_world(story)
+
+
+def test_no_beat_is_answered_that_the_store_does_not_know_to_be_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may be late: of what another moment's plan has just fenced, the store alone can tell."""
+
+    async def story(world: World) -> None:
+        job = await world.submit(60.0, retry=0, replace=True)
+        await reaches(world, job, "running")
+        await asyncio.sleep(15.0)
+        stand = {"v1.1": AllocationState.FENCING}
+        monkeypatch.setattr(world.store, "states", lambda allocations: stand)
+        await world.settled()
+        ended = world.records(job)
+        assert (ended.job.state, ended.job.reason) == (JobState.FAILED, Reason.GRANT)
+        world.judge()
+
+    in_world(story)

@@ -34,6 +34,9 @@ WALLTIME = 120
 """Seconds of every job's walltime."""
 
 
+SILENCE = 30
+"""Seconds that may pass without a word of a job that is replaced then."""
+
 FINAL = {str(state) for state in JobState if state.final}
 
 
@@ -135,7 +138,14 @@ class World:
     # -- the user --------------------------------------------------------------------------------------------------
 
     async def submit(
-        self, seconds: float = 5.0, code: int = 0, *, retry: int = 2, site: str = "", cpus: int = 1
+        self,
+        seconds: float = 5.0,
+        code: int = 0,
+        *,
+        retry: int = 2,
+        site: str = "",
+        cpus: int = 1,
+        replace: bool = False,
     ) -> str:
         spec = JobSpec(
             "image",
@@ -144,6 +154,8 @@ class World:
             resources=ResourcesSpec(cpus=cpus, walltime=f"{WALLTIME}s"),
             retry=RetrySpec(retry),
             site=site,
+            on_silence="replace" if replace else "keep",
+            silence=f"{SILENCE}s",
         )
         folder = str(self.folder)
         job = Job("", "me", "default", "test", spec, f"{folder}/results/{len(self.jobs)}", folder, ImageManifest(()),

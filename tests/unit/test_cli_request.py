@@ -17,7 +17,8 @@ from gridhypervisor.model.yamlspec import SpecError
 
 NOTHING = Flags(
     file=None, image=None, command=(), name=None, inputs=(), outputs=(), environment=(), cpus=None, memory=None,
-    scratch=None, walltime=None, site=None, retry=None, network=None, hypervisor=None, destination=".",
+    scratch=None, walltime=None, site=None, retry=None, network=None, hypervisor=None, on_silence=None, silence=None,
+    destination=".",
 )  # fmt: skip
 
 JOB = """
@@ -140,3 +141,11 @@ def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("A", "=b"):
         with pytest.raises(click.BadParameter):
             PairType().convert(wrong, None, None)
+
+
+def test_a_silence_that_no_beat_could_break_is_refused(here: Path) -> None:
+    asked = {"image": "xmm", "command": ("true",), "on_silence": "replace"}
+    assert make_request(flags(**asked)).spec.silence == "5m"
+    assert make_request(flags(**asked, silence="30s")).spec.on_silence == "replace"
+    with pytest.raises(click.UsageError, match="silence: 29s is too short"):
+        make_request(flags(**asked, silence="29s"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
+import msgspec
 import pytest
 
 from gridhypervisor.model import records
@@ -25,7 +27,18 @@ from gridhypervisor.model.wire import EntryView, ExitRecord, ImageManifest, Owne
 from gridhypervisor.model.wire import Outcome as WireOutcome
 from gridhypervisor.planning.draft import TRANSITIONS, JobPlan
 from gridhypervisor.planning.reconcile import plan
-from gridhypervisor.planning.world import Absent, Batch, Case, Observed, Outcome, Policy, Result, Seen, SiteFacts
+from gridhypervisor.planning.world import (
+    Absent,
+    Batch,
+    Case,
+    Observed,
+    Outcome,
+    Policy,
+    Result,
+    Seen,
+    SiteFacts,
+    Unknown,
+)
 
 S = AllocationState
 A = ActionKind
@@ -88,8 +101,10 @@ def test_the_reading_of_diagrams_tells_an_arrow_from_a_line() -> None:
     assert arrows("ONEE ──so──▶ TWOO ── FOUR\n  └──────▶ THREE") == {("ONEE", "TWOO"), ("ONEE", "THREE")}
 
 
-def case(state: AllocationState, sight: Observed, *, wish: Wish = Wish.RUN, retries: int = 1) -> Case:
-    spec = JobSpec("image", ("true",), resources=ResourcesSpec(walltime=f"{WALLTIME}s"), retry=RetrySpec(retries))
+def case(state: AllocationState, sight: Observed, *, wish: Wish = Wish.RUN, retries: int = 1, silence: int = 0) -> Case:
+    """`silence`: seconds after which it is replaced; 0: it is kept."""
+    spec = JobSpec("image", ("true",), resources=ResourcesSpec(walltime=f"{WALLTIME}s"), retry=RetrySpec(retries),
+                   on_silence="replace" if silence else "keep", silence=f"{silence}s")  # fmt: skip
     job = Job("j1", "me", "default", "test", spec, "/home", "/home", ImageManifest(()), "0" * 64, 0.0,
               JobState.RUNNING, wish, attempts=1, version=3)  # fmt: skip
     times = Times(900.0, submitting=900.0, running=900.0, since=900.0)
@@ -288,3 +303,75 @@ def test_a_pilot_that_waited_until_its_lender_no_longer_let_it_start_is_replaced
         found = plan(now, {"site": SITE}, Policy(), NOW, "g")
         epochs = [r.epoch for r in found.records if isinstance(r, Allocation)]
         assert epochs == ([tries, tries + 1] if again else [tries])
+
+
+# -- silence, where a job is to be replaced ----------------------------------------------------------------------------
+
+SILENCE = 40
+HEARD = Observed(view=owned("pilot"), view_at=NOW, news_at=NOW, batch=seen(BatchState.RUNNING))
+POLICY = Policy()
+OVER = NOW + SILENCE + POLICY.grant_margin
+
+
+def silent(
+    state: AllocationState, now: float, sight: Observed = HEARD, *, up: bool = True, watched: float = 0.0, **of: Any
+) -> JobPlan:
+    """The next step of a job that is replaced on silence, last heard of at NOW."""
+    facts = replace(SITE, up=up, watched=watched)
+    long = replace(case(state, sight, silence=SILENCE, **of))
+    spec = msgspec.structs.replace(long.job.spec, resources=ResourcesSpec(walltime="10h"))
+    return plan(replace(long, job=replace(long.job, spec=spec)), {"site": facts}, POLICY, now, "g")
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_job_that_is_kept_is_never_fenced(up: bool) -> None:
+    assert became(step(S.RUNNING, HEARD, now=NOW + 60.0, up=up)) == []
+
+
+def test_a_run_is_fenced_when_nothing_was_heard_of_it_for_as_long_as_its_grant_lasts() -> None:
+    early = silent(S.RUNNING, NOW + SILENCE - 1.0)
+    assert became(early) == [] and early.wake_at == NOW + SILENCE
+    assert became(silent(S.RUNNING, NOW + SILENCE)) == [S.FENCING]
+    lost = replace(HEARD, batch=seen(BatchState.NODE_LOST))
+    assert became(silent(S.RUNNING, NOW + SILENCE, lost)) == [S.FENCING]
+    assert became(silent(S.RUNNING, NOW + SILENCE, replace(HEARD, batch=Unknown("cut")), up=False)) == [S.FENCING]
+
+
+def test_a_new_controller_waits_anew_for_a_word_of_it() -> None:
+    unheard = Observed(batch=Unknown())
+    assert became(silent(S.RUNNING, NOW + SILENCE - 1.0, unheard, up=False, watched=NOW)) == []
+    assert became(silent(S.RUNNING, NOW + SILENCE, unheard, up=False, watched=NOW)) == [S.FENCING]
+    assert became(silent(S.FENCING, OVER - 1.0, unheard, up=False, watched=NOW)) == []
+    assert became(silent(S.FENCING, OVER, unheard, up=False, watched=NOW)) == [S.FENCED]
+
+
+def test_a_fenced_run_is_over_when_its_last_grant_is_and_then_there_may_be_another() -> None:
+    waiting = silent(S.FENCING, OVER - 1.0)
+    assert became(waiting) == [] and waiting.wake_at == OVER and "surely over" in waiting.waiting
+    late = replace(HEARD, news_at=NOW + 5.0)  # perhaps answered before it was fenced
+    assert became(silent(S.FENCING, OVER, late)) == []
+    found = silent(S.FENCING, OVER, up=False)
+    assert became(found) == [S.FENCED]
+    assert [r.state for r in found.records if isinstance(r, Job)] == [JobState.PENDING]
+    spent = silent(S.FENCING, OVER, retries=0)
+    assert [(r.state, r.reason) for r in spent.records if isinstance(r, Job)] == [(JobState.FAILED, Reason.LOST)]
+    ended = silent(S.FENCING, OVER, wish=Wish.CANCEL, up=False)
+    assert [r.state for r in ended.records if isinstance(r, Job)] == [JobState.CANCELLED]
+
+
+def test_the_last_word_of_a_run_that_is_being_fenced_counts() -> None:
+    view = replace(owned("pilot"), exit=ExitRecord("g-j1-1", 1, "c", WireOutcome.COMPLETED, Reason.EXITED))
+    assert became(silent(S.FENCING, NOW + SILENCE + 1.0, replace(HEARD, view=view))) == [S.ENDED]
+
+
+def test_what_is_left_of_a_fenced_run_goes_when_nothing_more_can_come_of_it() -> None:
+    view = replace(owned("pilot"), exit=ExitRecord("g-j1-1", 1, "c", WireOutcome.FAILED, Reason.GRANT))
+    done = replace(HEARD, batch=seen(BatchState.ENDED, since=OVER))
+    assert wants(silent(S.FENCED, OVER + 1.0, replace(HEARD, view=view))) == [A.CLEAN]
+    assert wants(silent(S.FENCED, OVER + SITE.spool_lag - 1.0, done)) == []
+    assert wants(silent(S.FENCED, OVER + SITE.spool_lag, done)) == [A.CLEAN]
+    for sight in (HEARD, replace(HEARD, batch=seen(BatchState.NODE_LOST)), replace(HEARD, batch=Unknown())):
+        assert wants(silent(S.FENCED, OVER + 1.0, sight)) == [], "it ends by itself"
+    assert wants(silent(S.FENCED, OVER + 1.0, HEARD, wish=Wish.DELETE)) == [A.BATCH_CANCEL]
+    assert wants(silent(S.FENCED, OVER + 36_000.0, HEARD)) == [A.BATCH_CANCEL]
+    assert wants(silent(S.FENCED, OVER + 36_000.0, replace(HEARD, batch=seen(BatchState.NODE_LOST)))) == [A.CLEAN]

@@ -47,6 +47,16 @@ def test_jobs_are_numbered_and_found_again_as_they_were(store: SqliteStore) -> N
     assert store.job("j3") is None
 
 
+def test_how_allocations_stand_is_read_as_it_is_committed(store: SqliteStore) -> None:
+    assert store.states(["v1.1"]) == {}
+    store.commit([planned(new_job(store)), planned(new_job(store))])
+    assert store.states(["v1.1", "v2.1", "v3.1"]) == dict.fromkeys(("v1.1", "v2.1"), AllocationState.PLANNED)
+    [first, _] = store.alive()
+    moved_on = dataclasses.replace(first.allocations[0], version=2, state=AllocationState.FENCING)
+    assert store.commit([Commit((moved_on,))]) == [True]
+    assert store.states(["v1.1"]) == {"v1.1": AllocationState.FENCING}
+
+
 def test_a_finished_attempt_is_found_again_in_every_part(store: SqliteStore) -> None:
     new = new_job(store)
     commit = planned(new)

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gridhypervisor.agent import spool
+from gridhypervisor.agent import entries, spool
 from gridhypervisor.agent.ending import leave_sentinel, settle
 from gridhypervisor.agent.lender import forbidden
 from gridhypervisor.agent.relayfiles import Files, Refused, remove
@@ -72,6 +72,10 @@ class Carried:
             case _:
                 raise Refused("request", f"no such operation: {op!r}", "is the bundle another version's?")
 
+    def granted(self) -> int | None:
+        """The beat of the pilot's that was answered last; None: none was."""
+        return entries.granted(self._entry / wire.CONTROL)
+
     def wish(self) -> str | None:
         """Why somebody wants the job to end; None: nobody does."""
         with contextlib.suppress(OSError):
@@ -95,7 +99,8 @@ class Carried:
             return {"owner": standing}
         self._claim, self._manifest = record.claim, manifest
         no = forbidden(self._files.workdir, manifest)
-        return {"owner": standing, "manifest": plain, "cancel": self.wish(), "forbidden": no}
+        wish, grant = self.wish(), self.granted()
+        return {"owner": standing, "manifest": plain, "cancel": wish, "grant": grant, "forbidden": no}
 
     def _get(self, request: dict[str, Any]) -> tuple[int, bytes]:
         path, manifest = str(request["path"]), self._manifest

@@ -37,6 +37,7 @@ from gridhypervisor.agent.report import process_start
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import (
     CANCEL_NOTE,
+    GRANT_NOTE,
     PIECE,
     Carry,
     ExitRecord,
@@ -205,6 +206,8 @@ class Courier:
             raise _Ours(f"yield: {standing.by} {standing.claim} owns {self._name} {standing.why}".rstrip())
         if claimed["cancel"] is not None:
             self._noted({"note": CANCEL_NOTE, "why": claimed["cancel"]})
+        if claimed.get("grant") is not None:
+            self._noted({"note": GRANT_NOTE, "beat": claimed["grant"]})
         return claimed
 
     def _until_answered(self, work: Callable[[], T], deadline: float = float("inf")) -> T:
@@ -238,6 +241,8 @@ class Courier:
         if note.get("note") == CANCEL_NOTE:
             self._wish = str(note.get("why", ""))
             self._obey()
+        elif note.get("note") == GRANT_NOTE and self._entry is not None:  # before there is one, no beat was sent
+            entries.leave_grant(self._entry / wire.CONTROL, int(note["beat"]))
 
     def _obey(self) -> None:
         """Leave the wish where the pilot looks for it."""

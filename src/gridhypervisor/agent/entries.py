@@ -5,6 +5,7 @@ Each blocks, belongs in a thread, and has the effect of once however often it is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -42,6 +43,35 @@ def leave_wish(path: Path, why: str) -> None:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     if not path.exists():
         spool.write_durable(path, why.encode())
+
+
+def leave_grant(control: Path, beat: int) -> None:
+    """Say that the beat of this number was answered. Nothing happens where the entry is gone, or a later one was.
+
+    Not durable: what a crash takes back, the next answer says again.
+    """
+    try:
+        standing = sorted(name for name in os.listdir(control) if name.startswith(wire.GRANT))
+    except FileNotFoundError:
+        return
+    if any(int(name.removeprefix(wire.GRANT)) >= beat for name in standing):
+        return
+    new = control / f"{wire.GRANT}{beat}"
+    if not standing:
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return
+    with contextlib.suppress(FileNotFoundError):  # the answer before, or the entry, was removed in this moment
+        os.rename(control / standing.pop(), new)
+    for name in standing:
+        (control / name).unlink(missing_ok=True)
+
+
+def granted(control: Path) -> int | None:
+    """The number of the beat that was answered last; None: none was."""
+    with contextlib.suppress(OSError):
+        names = (name.removeprefix(wire.GRANT) for name in os.listdir(control) if name.startswith(wire.GRANT))
+        return max(map(int, names), default=None)
+    return None
 
 
 def remove(entry: Path, settle: Callable[[Path], None], *, known: str, force: bool, discard: bool) -> None:

@@ -23,7 +23,7 @@ from gridhypervisor.agent.carried import Carried
 from gridhypervisor.agent.relayfiles import Files, Refused
 from gridhypervisor.agent.tls import gate_context
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import CANCEL_NOTE
+from gridhypervisor.model.wire import CANCEL_NOTE, GRANT_NOTE
 
 PATIENCE = 30.0
 """Seconds for a peer to say who it is."""
@@ -190,11 +190,13 @@ class _Courier:
             await self._writer.drain()
 
     async def tell(self) -> None:
-        """Pass a wish on. One that is lost with its connection is told at the next CLAIM."""
-        why = await asyncio.to_thread(self.carried.wish)
-        if why is not None:
-            with contextlib.suppress(OSError):
+        """Pass on what was left. What is lost with its connection is told at the next CLAIM."""
+        why, beat = await asyncio.to_thread(lambda: (self.carried.wish(), self.carried.granted()))
+        with contextlib.suppress(OSError):
+            if why is not None:
                 await self.send({"note": CANCEL_NOTE, "why": why})
+            if beat is not None:
+                await self.send({"note": GRANT_NOTE, "beat": beat})
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:

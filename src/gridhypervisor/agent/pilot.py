@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from gridhypervisor.agent import channel, processes, scratchdisk, spool
 from gridhypervisor.agent.ending import Ending, instead, leave_in_any_case, leave_sentinel, now, settle
+from gridhypervisor.agent.grant import Grant
 from gridhypervisor.agent.limits import Limits
 from gridhypervisor.agent.loop import Loop
 from gridhypervisor.agent.node import MARGIN, Node, remove
@@ -104,6 +105,7 @@ class Pilot:
         self.trouble: Ending | None = None  # with the outputs
         self.unmatched: list[str] = []  # patterns that matched nothing
         self.wishes: Inotify | None = None
+        self.grant: Grant | None = None  # None: the guest needs none
 
     def run(self) -> int:
         """Run it all; the process's exit code."""
@@ -111,6 +113,8 @@ class Pilot:
         try:
             self.manifest = self._read_manifest()
             self.limits = Limits.of(self.manifest, self.report.started, self.carrying)
+            if self.manifest.grant:
+                self.report.grant = self.grant = Grant(self.manifest.grant)
             self._hear_signals()
             owner = OwnerRecord("pilot", self.claim, self.manifest.epoch, os.uname().nodename)
             standing = spool.take_owner(self.entry, owner)
@@ -283,6 +287,8 @@ class Pilot:
             raise Ending(Reason.LENDER, f"start the guest on {os.uname().nodename}: {no[0]}", no[1])
 
     def _boot(self, vm: Vm, machine: Machine) -> None:
+        if self.grant is not None:
+            self._await_grant(self.grant)
         self.report.enter(Phase.BOOT, self.report.note)
         self.vm = vm
         vm.start(machine)
@@ -297,6 +303,22 @@ class Pilot:
                 "see console.log; a longer boot timeout helps where the node is only slow",
             )
         self.report.ready()
+
+    def _await_grant(self, grant: Grant) -> None:
+        """No guest before somebody has said that it may run: the allocation may have been given up long ago."""
+        if self.wishes is None:
+            self._hear_wishes()
+        self.report.note = "waiting for the service's word that its guest may run"
+        self.loop.wait(lambda: self._stopped() or now() < grant.until, now() + grant.seconds)
+        self._check_stop()
+        if now() >= grant.until:
+            raise Ending(
+                Reason.GRANT,
+                f"boot the guest: the service has not answered for {grant.seconds:.0f} s, and with "
+                "`on_silence: replace` no guest starts without its word",
+                "see that the service runs and reaches the site; a longer `silence` bears longer interruptions",
+            )
+        self.report.note = ""
 
     def _stage_in(self, vm: Vm) -> None:
         self.report.enter(Phase.STAGE_IN)
@@ -420,10 +442,13 @@ class Pilot:
             self.log(f"{what}: stop, reason {self.stop}")
 
     def _cancelled(self) -> bool:
+        return wire.CANCEL in self._left_in_control()
+
+    def _left_in_control(self) -> list[str]:
         # A listing asks the file server, where a look at one name may be answered from the memory of its absence.
         with contextlib.suppress(OSError):
-            return wire.CANCEL in os.listdir(self.entry / wire.CONTROL)
-        return False
+            return os.listdir(self.entry / wire.CONTROL)
+        return []
 
     def _announced(self) -> None:
         assert self.wishes is not None
@@ -431,7 +456,9 @@ class Pilot:
         self._look()
 
     def _look(self) -> None:
-        """Look for wishes, and at the time."""
+        """Look for wishes and answers, and at the time."""
+        if self.grant is not None and self.grant.heard(self._left_in_control()):
+            self.watchdog.grant(self.grant.until, self.grant.seconds)
         if self.stop is None and now() >= self.limits.soft:
             self._wish(Reason.WALLTIME, "the walltime is nearly over")
         elif self.stop in (None, Reason.EVICTED) and self._cancelled():

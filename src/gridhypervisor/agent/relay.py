@@ -72,7 +72,7 @@ class Relay:
             Op.LINK_IN: self._link_in, Op.GET: self._get, Op.PREPARE: self._prepare, Op.REVOKE: self._revoke,
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch_output, Op.LIST_OUT: self._list_out,
             Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
-            Op.LENT: self._lent, Op.LISTEN: self._listen,
+            Op.LENT: self._lent, Op.LISTEN: self._listen, Op.GRANT: self._grant,
         }  # fmt: skip
 
     async def run(self) -> int:
@@ -215,6 +215,19 @@ class Relay:
         await asyncio.to_thread(entries.leave_wish, entry / wire.CONTROL / wire.CANCEL, str(request.get("why", "")))
         if self._gate is not None:
             self._gate.tell(entry.name)
+        return {}, b""
+
+    async def _grant(self, request: dict[str, Any], _: bytes) -> Answer:
+        beats = {self._entry({"entry": name}): int(beat) for name, beat in request["grants"].items()}
+
+        def leave() -> None:
+            for entry, beat in beats.items():
+                entries.leave_grant(entry / wire.CONTROL, beat)
+
+        await asyncio.to_thread(leave)
+        if self._gate is not None:
+            for entry in beats:
+                self._gate.tell(entry.name)
         return {}, b""
 
     async def _scan(self, request: dict[str, Any], _: bytes) -> Answer:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gridhypervisor.agent import spool
 from gridhypervisor.agent.ending import now
+from gridhypervisor.agent.grant import Grant
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import HypervisorUsed, OwnerRecord, Phase, PhaseTime, Status
 
@@ -24,6 +25,7 @@ class Report:
         self.note = ""
         self.ready_at: float | None = None
         self.owner: OwnerRecord | None = None
+        self.grant: Grant | None = None  # that answers to the beats renew
         self._phases = [PhaseTime(Phase.PREPARE, 0.0)]
         self._sequence = 0
 
@@ -54,6 +56,8 @@ class Report:
         if self.owner is None:
             return
         self._sequence += 1
+        if self.grant is not None:
+            self.grant.sent(self._sequence, now())
         status = Status(
             entry=self.entry.name, epoch=self.owner.epoch, claim=self.owner.claim, sequence=self._sequence,
             phase=self._phases[-1].phase, phases=tuple(self._phases), elapsed=self.elapsed, node=self.owner.node,

@@ -2,12 +2,13 @@
 
 Forked from the pilot before anything else, single-threaded (PR_SET_PDEATHSIG follows the *thread* that spawned), deaf
 to the signals that batch systems send to every process of a job. It starts the hypervisor, says when it has ended, and
-enforces two things though the pilot be stopped or dead: the walltime, and that no guest outlives its pilot. It decides
-nothing else. `Watchdog` below is the pilot's end of it.
+enforces three things though the pilot be stopped or dead: the walltime, the grant where the guest needs one, and that
+no guest outlives its pilot. It decides nothing else. `Watchdog` below is the pilot's end of it.
 
 Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's descriptors: there they are 10, 11, ….
 
     pilot -> watchdog    arm {entry, run, claim, epoch, node, started, deadline}
+                         grant {until, seconds}
                          spawn {argv, environment, walls, seats, log} · kill {} · done {}
     watchdog -> pilot    exited {status, cpu, own_cpu}
 """
@@ -57,6 +58,11 @@ class Watchdog:
     def arm(self, **what: Any) -> None:
         """Give the watchdog what it needs to speak for the pilot, and the deadline (CLOCK_BOOTTIME)."""
         self._send({"op": "arm", **what})
+
+    def grant(self, until: float, seconds: float) -> None:
+        """From now on a guest may run until then (CLOCK_BOOTTIME), and no longer; a grant lasts so many seconds."""
+        with contextlib.suppress(OSError):  # one that is gone has taken the guest along
+            self._send({"op": "grant", "until": until, "seconds": seconds})
 
     def spawn(self, command: Command, descriptors: list[int], log: Path) -> None:
         """Start a hypervisor where none runs; `exited` follows, also where it cannot be started (status 127 << 8)."""
@@ -110,6 +116,8 @@ class _Process:
         self.status: int | None = None  # with which it ended, while others of its family may yet be ending
         self.cpu = 0.0
         self.duty: dict[str, Any] = {}
+        self.granted: dict[str, Any] = {}
+        self.speaking = False  # it says itself how all ended: the pilot shall not come before it, who knows less
         self.buffer = b""
         self.descriptors: list[int] = []
         self.seat: seats.Seat | None = None
@@ -141,8 +149,7 @@ class _Process:
         poll.register(self.pilot, select.POLLIN)
         poll.register(wake, select.POLLIN)
         while True:
-            deadline = self.duty.get("deadline")
-            left = 5.0 if deadline is None else min(5.0, deadline - now())
+            left = min(5.0, self._until(guest=self.hypervisor != 0) - now())
             if left <= 0:
                 return self._overdue()
             for descriptor, _ in poll.poll(max(1, int(left * 1000))):
@@ -171,7 +178,12 @@ class _Process:
             match message["op"]:
                 case "arm":
                     self.duty = message
+                case "grant":
+                    self.granted = message
                 case "spawn":
+                    if now() >= self._until(guest=True):  # it may have been frozen since it last looked
+                        self._overdue()
+                        return False
                     self._spawn(message)
                 case "kill":
                     self._kill()
@@ -181,6 +193,11 @@ class _Process:
                 case unknown:
                     raise ValueError(f"the pilot asks for {unknown!r}")
         return True
+
+    def _until(self, *, guest: bool) -> float:
+        """Until when all may go on as it is. Without a guest no grant is needed: what it had made is brought out."""
+        limits = [self.duty.get("deadline"), self.granted.get("until") if guest else None]
+        return min((limit for limit in limits if limit is not None), default=float("inf"))
 
     def _spawn(self, message: dict[str, Any]) -> None:
         log = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -242,8 +259,9 @@ class _Process:
             if self.seat is not None:
                 self.seat.leave()
                 self.seat = None
-            with contextlib.suppress(OSError):
-                self.pilot.send(json.dumps(word).encode() + b"\n", socket.MSG_DONTWAIT)
+            if not self.speaking:
+                with contextlib.suppress(OSError):
+                    self.pilot.send(json.dumps(word).encode() + b"\n", socket.MSG_DONTWAIT)
 
     def _kill(self) -> None:
         if self.hypervisor and self.status is None:
@@ -257,14 +275,24 @@ class _Process:
             self._reap(wait=True)
 
     def _overdue(self) -> None:
-        """The walltime is over and the pilot has not ended: it is stopped, or hangs."""
+        """The walltime is over and the pilot has not ended: it is stopped, or hangs. Or nobody renewed the grant."""
+        self.speaking = True
         self._end_hypervisor()
-        self._speak(
-            Outcome.STOPPED,
-            Reason.WALLTIME,
-            "run the guest: the walltime is over, and the pilot was stopped or hung, so outputs could not be taken",
-            "find out why the job was stopped on its node, and submit again, with a longer walltime if it needs one",
-        )
+        if now() >= self._until(guest=False):
+            self._speak(
+                Outcome.STOPPED,
+                Reason.WALLTIME,
+                "run the guest: the walltime is over, and the pilot was stopped or hung, so outputs could not be taken",
+                "find out why the job was stopped on its node; submit again, with a longer walltime if it needs one",
+            )
+        else:
+            self._speak(
+                Outcome.FAILED,
+                Reason.GRANT,
+                f"run the guest: the service was not heard from for {self.granted['seconds']:.0f} s, and with "
+                "`on_silence: replace` the guest may not run on then",
+                "another attempt follows where its retries allow; a longer `silence` bears longer interruptions",
+            )
         # Never before the sentinel: our parent's end may be what the batch system waits for to kill us.
         os.kill(self.pilot_pid, signal.SIGKILL)
 

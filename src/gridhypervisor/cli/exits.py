@@ -74,6 +74,7 @@ def of_reason(reason: Reason | None, exit_code: int | None) -> int:
             | Reason.LOST
             | Reason.SUBMIT
             | Reason.BUSY
+            | Reason.GRANT
             | Reason.LENDER
         ):
             return Exit.INFRASTRUCTURE

@@ -36,6 +36,8 @@ class Flags(msgspec.Struct, frozen=True):
     retry: int | None
     network: Literal["none", "restricted", "outbound"] | None
     hypervisor: Literal["auto", "kvm", "uml", "tcg"] | None
+    on_silence: Literal["keep", "replace"] | None
+    silence: str | None
     destination: str
 
 
@@ -85,6 +87,8 @@ def _override(base: JobSpec, flags: Flags) -> JobSpec:
         "retry": msgspec.structs.replace(base.retry, **_present({"times": flags.retry})),
         "network": flags.network,
         "hypervisor": flags.hypervisor,
+        "on_silence": flags.on_silence,
+        "silence": flags.silence,
     }  # fmt: skip
     return msgspec.structs.replace(base, **_present(given))
 

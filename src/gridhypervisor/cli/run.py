@@ -72,6 +72,12 @@ from gridhypervisor.model.wire import Phase
     type=click.Choice(["auto", "kvm", "uml", "tcg"]),
     help="What runs the guest: kvm and uml compute at native speed, tcg emulates.  [default: auto]",
 )
+@click.option(
+    "--on-silence",
+    type=click.Choice(["keep", "replace"]),
+    help="When nothing is heard of it: wait, or end its guest and try again.  [default: keep]",
+)
+@click.option("--silence", type=DURATION, metavar="TIME", help="How long, for `replace`.  [default: 5m]")
 @click.option("--detach", is_flag=True, help="Hand in the job, print its id, and leave.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @format_option

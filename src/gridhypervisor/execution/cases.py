@@ -71,6 +71,11 @@ class Cases(Mapping[str, Case]):
         """An entry's job, and the only site that may speak for it; empty, where nobody knows it."""
         return self._homes.get(entry, ("", ""))
 
+    def allocation(self, entry: str) -> str:
+        """The id of an entry's allocation; empty, where nobody knows it."""
+        case = self._cases.get(self.home(entry)[0])
+        return next((a.id for a in case.allocations if a.pilot_job == entry), "") if case is not None else ""
+
     def attended(self, site: str) -> list[tuple[str, str]]:
         """Entries of which the site's batch system should say something, with their jobs."""
         return [(entry, self._homes[entry][0]) for entry in self._attended.get(site, ())]

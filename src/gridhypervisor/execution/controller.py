@@ -16,6 +16,7 @@ from gridhypervisor.execution.bill import Bill
 from gridhypervisor.execution.births import Births
 from gridhypervisor.execution.cases import Cases
 from gridhypervisor.execution.followers import Followers
+from gridhypervisor.execution.grants import Grants
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.observer import Observer
 from gridhypervisor.execution.output import Output
@@ -77,9 +78,11 @@ class Controller:
         self._actions = Actions(self.sessions, self.cases, self.touch, clock, steps)
         self._births = Births(store, self.in_store, self._welcome, steps)
         self._bill = Bill(cpu, self.sessions)
+        self._grants = Grants(store, self.in_store, self.sessions, self.cases, clock)
         self.observer = Observer(
-            self.cases, self._places, self._strays, self.output, self.touch, self.followers.announce
-        )
+            self.cases, self._places, self._strays, self.output, self.touch, self.followers.announce,
+            self._grants.heard, clock,
+        )  # fmt: skip
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -96,6 +99,7 @@ class Controller:
     async def close(self) -> None:
         await self._actions.close()
         await self._strays.close()
+        await self._grants.close()
         self.output.close()
         self.in_store.close()
 

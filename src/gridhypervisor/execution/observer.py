@@ -25,7 +25,8 @@ ALIVE = (BatchState.PENDING, BatchState.HELD, BatchState.RUNNING)
 
 
 class Observer:
-    """The sessions' Listener. `touch` has a job planned; `announce` only tells who follows it."""
+    """The sessions' Listener. `touch` has a job planned; `announce` only tells who follows it; `beat` is told of each
+    beat: site, job, entry, and its number."""
 
     def __init__(
         self,
@@ -35,9 +36,11 @@ class Observer:
         output: Output,
         touch: Callable[[str], None],
         announce: Callable[[str], None],
+        beat: Callable[[str, str, str, int], None],
+        clock: Callable[[], float],
     ) -> None:
         self._cases, self._places, self._strays = cases, places, strays
-        self._touch, self._announce = touch, announce
+        self._touch, self._announce, self._beat, self._clock = touch, announce, beat, clock
         self.output = output.take
 
     def site_changed(self, site: str) -> None:
@@ -64,10 +67,12 @@ class Observer:
             before,
             view=now,
             view_at=at,
-            news_at=at if news else before.news_at,
+            news_at=self._clock() if news else before.news_at,  # not before it was sent, as `at` may be
             unreadable_at=(before.unreadable_at or at) if unreadable else None,
         )
         self._cases.observe(job, view.entry, after)
+        if news and now.status is not None and now.exit is None:
+            self._beat(site, job, view.entry, now.status.sequence)
         # A beat alone decides nothing; it is shown to who follows, and matters to a pending verdict on silence.
         if old is None or now.owner != old.owner or now.exit != old.exit or isinstance(before.batch, Absent):
             self._touch(job)

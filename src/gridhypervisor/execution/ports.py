@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from gridhypervisor.execution.meter import Meter
 from gridhypervisor.model.batch import Limits, Listing, Rates, Submission, Submitted
 from gridhypervisor.model.commit import Birth, Commit, JobRecords
-from gridhypervisor.model.records import Event, Job, Ledger, Site
+from gridhypervisor.model.records import AllocationState, Event, Job, Ledger, Site
 from gridhypervisor.model.views import (
     EventView,
     Explanation,
@@ -59,6 +59,9 @@ class Store(Protocol):
 
     def jobs(self, *, states: Sequence[str] = (), before: str = "", limit: int = 100) -> list[JobRecords]:
         """Newest first, below the id `before`."""
+
+    def states(self, allocations: Sequence[str]) -> dict[str, AllocationState]:
+        """How these allocations stand at this moment; one that is not known is left out."""
 
     def ledger(self, job: str) -> Ledger | None: ...
 
@@ -254,6 +257,9 @@ class Session(Protocol):
 
     def attend(self, entry: str, urgent: bool | None) -> None:
         """How much the batch system's word on an entry matters from now on; None: no more."""
+
+    async def grant(self, beats: Mapping[str, int]) -> bool:
+        """Answer these beats, by entry, all in one message. Whether the site has them."""
 
     def withdraw(self, entry: str) -> None:
         """Do not submit it any more, if the batch system has not been given it yet. Its submission ends, refused."""

@@ -33,6 +33,7 @@ from gridhypervisor.model.wire import (
     canonical,
     to_plain,
 )
+from gridhypervisor.planning.grants import beat_of, grant_of
 from gridhypervisor.planning.sites import carried
 from gridhypervisor.planning.world import Case
 
@@ -158,7 +159,8 @@ class Prolog:
             ),
             network=spec.network,
             boot_timeout=parse_duration(spec.boot_timeout),
-            on_silence=spec.on_silence,
+            beat=beat_of(job),
+            grant=grant_of(job),
             hypervisor=spec.hypervisor,
             owner=job.owner,
             probe=job.probe,

@@ -8,7 +8,7 @@ deadline.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -81,6 +81,7 @@ class Session:
         self.relay_cpu = Meter()
         self._make_driver = make_driver
         self._facts = SiteFacts(site.name, up=False)
+        self._watched = clock()
         self._lending: tuple[Lending | None, float] = None, 0.0  # what the relay said last, and when it came
         self._connection: Connection | None = None
         self._errands: Errands | None = None  # there as long as the connection is
@@ -105,8 +106,9 @@ class Session:
             frozenset(str(each.kind) for each in probed.hypervisors if not each.works) if probed else frozenset[str]()
         )
         return replace(
-            self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending, busy=busy, lacks=lacks
-        )
+            self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending, busy=busy, lacks=lacks,
+            watched=self._watched,
+        )  # fmt: skip
 
     @property
     def there(self) -> FrontEnd:
@@ -397,6 +399,16 @@ class Session:
             why = f"{purpose(action)}: {self.why or 'not connected'}"
             return Outcome(Result.UNKNOWN, self.clock(), message=why)
         return await self._errands.run(action, case)
+
+    async def grant(self, beats: Mapping[str, int]) -> bool:
+        connection = self._connection
+        if connection is None:
+            return False
+        try:
+            await connection.ask(Op.GRANT, {"grants": dict(beats)})
+        except (LinkLost, LinkError):
+            return False  # the next beats are answered
+        return True
 
     def withdraw(self, entry: str) -> None:
         if self._errands is not None:

@@ -8,15 +8,17 @@ one `Allocation`, held by one `PilotJob` at one site. See docs/never-two-guests.
 
     Allocation:
 
-                            ┌──────────────────owner: pilot─────────────────┐
-                            │                                               ▼
-    PLANNED ──prolog──▶ SUBMITTING ──accepted──▶ QUEUED ──owner: pilot──▶ RUNNING ──exit sentinel──▶ ENDED
-       │                    │                      │                        ▲                          │ results home
-       │ cancelled          └─────────┬────────────┘ cancelled,             │ owner: pilot             ▼
-       │                              ▼              refused, vanished      │                       COLLECTED
-       │                          REVOKING ─────────────────────────────────┘                          │ entry removed
-       │                              ▼ owner: controller                                              ▼
-       └─────────────────────────▶ REVOKED ──────────────────entry removed─────────────────────────▶ CLEANED
+                            ┌──────────────────owner: pilot─────────────────┐  ┌───unheard───▶ FENCING ──over───▶ FENCED
+                            │                                               ▼  │                     ▼                 │
+    PLANNED ──prolog──▶ SUBMITTING ──accepted──▶ QUEUED ──owner: pilot──▶ RUNNING ──exit sentinel──▶ ENDED             │
+       │                    │                      │                        ▲                          │ results home  │
+       │ cancelled          └─────────┬────────────┘ cancelled,             │ owner: pilot             ▼               │
+       │                              ▼              refused, vanished      │                       COLLECTED          │
+       │                          REVOKING ─────────────────────────────────┘                          │ entry removed │
+       │                              ▼ owner: controller                                              ▼               │
+       └─────────────────────────▶ REVOKED ──────────────────entry removed─────────────────────────▶ CLEANED           │
+                                                                                                        ▲              │
+                                                                                                        └──────────────┘
 """
 
 from __future__ import annotations

@@ -28,6 +28,10 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
+LEAST_SILENCE = 30
+"""Seconds: the way of a beat and of its answer over a network file system takes a good part of that."""
+
+
 def parse_size(text: str) -> int:
     """Bytes of a size such as 512M, 512Mi, 2GiB or 1048576. K, M, G and T are binary, with or without the i.
 
@@ -90,7 +94,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     site: str = ""  # only there
     retry: RetrySpec = RetrySpec()
     boot_timeout: Duration = "3m"
-    on_silence: Literal["keep"] = "keep"
+    on_silence: Literal["keep", "replace"] = "keep"
+    silence: Duration = "5m"  # of `replace`
 
 
 def problems(spec: JobSpec) -> list[tuple[str, str]]:
@@ -109,6 +114,8 @@ def problems(spec: JobSpec) -> list[tuple[str, str]]:
     for i, pattern in enumerate(spec.outputs):
         if unsafe(pattern):
             found.append((f"outputs[{i}]", f"{pattern!r} must be a relative path that stays inside the job's folder"))
+    if spec.on_silence == "replace" and parse_duration(spec.silence) < LEAST_SILENCE:
+        found.append(("silence", f"{spec.silence} is too short: a guest needs a word every {LEAST_SILENCE} s at least"))
     if refusal := unsuited(spec):
         found.append(("hypervisor", "; ".join(refusal)))
     for key in spec.environment:

@@ -37,6 +37,8 @@ class AllocationState(enum.StrEnum):
     SUBMITTING = "submitting"  # the intent to submit is written; whether the site has it is not known
     QUEUED = "queued"  # the batch system has it
     RUNNING = "running"  # a pilot took the ownership
+    FENCING = "fencing"  # nobody lets its guest run any more: waiting until its last grant is surely over
+    FENCED = "fenced"  # that is over: it can never run a guest again, whatever its silent site or node has of it
     ENDED = "ended"  # how it ended is known; results may still be at the site
     COLLECTED = "collected"  # the results are home
     REVOKING = "revoking"  # the controller is about to take the ownership

@@ -39,6 +39,10 @@ TRANSITIONS: frozenset[tuple[AllocationState, AllocationState]] = frozenset(
         (S.REVOKING, S.REVOKED),
         (S.REVOKING, S.RUNNING),
         (S.RUNNING, S.ENDED),
+        (S.RUNNING, S.FENCING),
+        (S.FENCING, S.ENDED),
+        (S.FENCING, S.FENCED),
+        (S.FENCED, S.CLEANED),
         (S.ENDED, S.COLLECTED),
         (S.COLLECTED, S.CLEANED),
         (S.REVOKED, S.CLEANED),
@@ -46,10 +50,10 @@ TRANSITIONS: frozenset[tuple[AllocationState, AllocationState]] = frozenset(
 )
 """Every way in which an allocation's state may change; the diagram in model/records.py shows the same."""
 
-OVER = frozenset({S.ENDED, S.COLLECTED, S.REVOKED, S.CLEANED})
+OVER = frozenset({S.ENDED, S.COLLECTED, S.REVOKED, S.FENCED, S.CLEANED})
 """States in which an allocation can never run a guest (again)."""
 
-HOLDS_PLACE = frozenset({S.PLANNED, S.SUBMITTING, S.QUEUED, S.RUNNING, S.REVOKING})
+HOLDS_PLACE = frozenset({S.PLANNED, S.SUBMITTING, S.QUEUED, S.RUNNING, S.REVOKING, S.FENCING})
 """States in which an allocation counts against its site's limit."""
 
 
@@ -135,7 +139,7 @@ class Draft:
                 times = replace(times, collected=self.now)
             case S.CLEANED:
                 times = replace(times, cleaned=self.now)
-            case S.PLANNED | S.REVOKING | S.REVOKED:
+            case S.PLANNED | S.REVOKING | S.REVOKED | S.FENCING | S.FENCED:
                 pass
             case _:
                 assert_never(to)

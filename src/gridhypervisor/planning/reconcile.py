@@ -3,7 +3,7 @@
 The rules are those of docs/never-two-guests.md. Three hold throughout: an effect is asked for only when the record that
 warrants it is committed (the loop acts after the commit); SUBMIT is asked for exactly once per allocation, in the step
 that commits SUBMITTING, so a controller that finds SUBMITTING in the store never submits again; and a new allocation is
-made only when every older one is revoked, or ended by its own sentinel or by the batch system's word.
+made only when every older one is revoked, fenced, or ended by its own sentinel or by the batch system's word.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gridhypervisor.model.records import (
 from gridhypervisor.model.spec import parse_duration
 from gridhypervisor.model.wire import RETRYABLE, ExitRecord, Outcome, Reason
 from gridhypervisor.planning.draft import OVER, Action, Draft, JobPlan
+from gridhypervisor.planning.grants import grant_of
 from gridhypervisor.planning.placement import place
 from gridhypervisor.planning.world import Absent, Case, Observed, Policy, Result, Seen, SiteFacts, Unknown
 from gridhypervisor.planning.world import Outcome as ActionOutcome
@@ -129,6 +130,10 @@ class _Step(Draft):
                 self.in_queue(a, sight)
             case S.RUNNING:
                 self.running(a, sight)
+            case S.FENCING:
+                self.fencing(a, sight)
+            case S.FENCED:
+                self.fenced(a, sight)
             case S.REVOKING:
                 self.revoking(a, sight)
             case S.REVOKED:
@@ -249,6 +254,7 @@ class _Step(Draft):
             self.waiting = "stopping: the guest shuts down, outputs so far come back"
         gone = self.gone(a, sight)
         if gone is None:
+            self.mind_silence(a, sight)
             return
         since, words = gone
         # The sentinel may still be on its way through the site's file system: one more look after the lag.
@@ -307,6 +313,68 @@ class _Step(Draft):
                 return fence, f"{words}, and its walltime is over"
             case _:
                 return None
+
+    def mind_silence(self, a: Allocation, sight: Observed) -> None:
+        """Where another attempt is wanted when nothing is heard of this one: nobody may let its guest run on.
+
+        Its grant has run out by then, for that counts from when a beat was sent, and this from when the last one came.
+        """
+        grant = grant_of(self.job)
+        if not grant:
+            return
+        word = self.last_word(a, sight)
+        if self.now < word + grant:
+            self.wakes.append(word + grant)
+            if self.waiting or not self.sites[a.site].up:
+                self.waiting = (
+                    f"nothing is heard of it from {a.site}; another attempt follows when that lasts {grant} s"
+                )
+            return
+        words = f"nothing was heard of it for {self.now - word:.0f} s, so its guest may not run on"
+        self.move(a, S.FENCING, message=words)
+
+    def fencing(self, a: Allocation, sight: Observed) -> None:
+        """No beat of it is answered any more: once that is committed, its guest is over soon."""
+        if sight.view is not None and sight.view.exit is not None:
+            self.finish(a, sight.view.exit)
+            return
+        over = self.last_word(a, sight) + grant_of(self.job) + self.policy.grant_margin
+        if self.now < over:
+            self.wakes.append(over)
+            self.waiting = f"nothing is heard of it from {a.site}: its guest is surely over in {over - self.now:.0f} s"
+            return
+        words = f"run {a.id} at {a.site}: nothing was heard of it any more, and its guest's grant is over"
+        self.give_up(a, Reason.LOST, words, f"see what became of {a.site}", to=S.FENCED)
+
+    def last_word(self, a: Allocation, sight: Observed) -> float:
+        """When its pilot was heard last, or an earlier controller may have heard it: no later beat was answered."""
+        return max(sight.news_at, self.sites[a.site].watched)
+
+    def fenced(self, a: Allocation, sight: Observed) -> None:
+        """It can do no harm: what is left of it at its site ends by itself, and is removed when that can be seen.
+
+        Results of a run that had completed may yet come from a node that was cut off; they are waited for until its
+        walltime is over.
+        """
+        settled, alive = self.fence(a), False
+        match sight.batch:
+            case _ if sight.view is not None and sight.view.exit is not None:
+                settled = self.now
+            case Unknown():
+                return  # the next listing says whether something of it is left
+            case Seen(job, since) if job.state is BatchState.ENDED and not job.restarts:
+                settled = since + self.spool_lag(a.site)
+            case Seen(job):
+                alive = job.state not in (BatchState.ENDED, BatchState.NODE_LOST)
+            case Absent(_, _, times):
+                if times < 2:
+                    return
+        if alive and (self.now > settled or self.job.wish is not Wish.RUN):
+            self.want(a, sight, A.BATCH_CANCEL, why="nobody waits for it any more")
+        elif self.now < settled:
+            self.wakes.append(settled)
+        else:
+            self.clean(a, sight)
 
     def finish(self, a: Allocation, exit: ExitRecord) -> None:
         self.move(a, S.ENDED, exit=exit, reason=exit.reason, message=exit.message)
@@ -439,9 +507,9 @@ class _Step(Draft):
         moved = self.move(a, S.REVOKING, why=why, note=f"{note}; {hint}" if hint else note, reason=why, message=note)
         self.actions.append(Action(A.REVOKE, moved, why=note))
 
-    def give_up(self, a: Allocation, why: Reason, note: str, hint: str = "") -> None:
+    def give_up(self, a: Allocation, why: Reason, note: str, hint: str = "", to: AllocationState = S.REVOKED) -> None:
         """The allocation can never run. What becomes of the job depends on why."""
-        moved = self.move(a, S.REVOKED, why=why, note=note, reason=why, message=note)
+        moved = self.move(a, to, why=why, note=note, reason=why, message=note)
         if a.epoch != self.case.vm.epoch:
             return
         if why is Reason.CANCELLED or self.job.wish is not Wish.RUN:

@@ -71,6 +71,7 @@ class Observed:
     outcomes: Mapping[ActionKind, Outcome] = field(default_factory=dict)
     busy: frozenset[ActionKind] = frozenset()
     news_at: float = 0.0  # when the pilot was last seen to have said something new
+    granted_at: float = 0.0  # when the newest beat came that was answered
     unreadable_at: float | None = None  # since when there is an `owner` that cannot be read
 
 
@@ -116,6 +117,7 @@ class SiteFacts:
     login: bool = False  # it is not up until a person has logged in
     lending: Lending | None = None  # what its relay said last; None: nobody limits the account
     lacks: frozenset[str] = frozenset()  # hypervisors that did not work on the node that was probed
+    watched: float = 0.0  # since when this controller looks after it, whether it has answered or not
     own: Share = NO_SHARE  # of the allocations counted in `alive`: the relay may not know of all of them yet
 
     @property
@@ -140,6 +142,7 @@ class Policy:
     clean_patience: float = 10.0  # a job's end waits that long for the site's clean-up
     stop_patience: float = 45.0  # that a pilot may say nothing after a cancel, before the batch system is to end it
     fence_margin: float = 120.0  # beyond its walltime, when a guest that nobody can see is surely gone
+    grant_margin: float = 30.0  # beyond its grant, when a guest that nobody can see is surely gone
     collect_tries: int = 5  # (a number) to bring results home that will not come, before the job ends without them
     free_losses: int = 2  # (a number) submissions lost before anybody had the job, that cost it no retry
     refused_pause: float = 10.0  # after a site's lender has refused a job, before it asks there again

@@ -1,7 +1,7 @@
 """A pilot's life on a node: one run of a batch job. It keeps the real one's promises, and can be hurt as the real one.
 
-The watchdog is part of it: what must hold although the pilot is stopped or killed (walltime, a sentinel) is done in
-its name. The guest's program is read from its command: `sleep SECONDS [EXIT-CODE]`; anything else runs one second.
+The watchdog is part of it: what must hold although the pilot is stopped or killed (walltime, grant, a sentinel) is done
+in its name. The guest's program is read from its command: `sleep SECONDS [EXIT-CODE]`; anything else runs one second.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ class Pilot:
         self._left = 0.0  # of the present phase, while paused
         self._walltime: asyncio.TimerHandle | None = None
         self._beat: asyncio.TimerHandle | None = None
+        self._sent: dict[int, float] = {}  # beats that may be answered, where the guest needs a grant
+        self._granted = float("-inf")  # until when
+        self._expiry: asyncio.TimerHandle | None = None
         self._ending: ExitRecord | None = None
         self._script = self._live()
         self._go()
@@ -109,6 +112,7 @@ class Pilot:
             return
         self.entry = entry
         entry.on_cancel = lambda: self.stop(Reason.CANCELLED, "cancelled by the user")
+        entry.on_grant = self._hear_grant
         self._walltime = self.loop.call_later(
             self.manifest.resources.walltime, lambda: self._finish(Outcome.STOPPED, Reason.WALLTIME, "walltime is over")
         )
@@ -127,6 +131,14 @@ class Pilot:
         lengths = (tempo.prepare, tempo.boot, tempo.stage, seconds, tempo.stage, tempo.shut_down)
         self._tick()
         for phase, length in zip(WRAPPER, lengths, strict=True):
+            if phase is Phase.BOOT and self.manifest.grant:
+                patience = self.loop.time() + self.manifest.grant
+                while self.loop.time() >= self._granted:
+                    if self.loop.time() >= patience:
+                        self._finish(Outcome.FAILED, Reason.GRANT, "nobody answered")
+                        return
+                    self._wait(0.5)
+                    yield
             self._enter(phase)
             self._wait(length)
             yield
@@ -147,6 +159,7 @@ class Pilot:
         if self.cut or not self._phases:
             return
         self._sequence += 1
+        self._sent[self._sequence] = self.loop.time()
         self.spool.say(
             self.entry,
             Status(
@@ -166,6 +179,21 @@ class Pilot:
         if not self.paused:
             self._say()
 
+    def _hear_grant(self, beat: int) -> None:
+        if self.alive and not self.paused and not self.cut and beat in self._sent and self.manifest.grant:
+            self._granted = max(self._granted, self._sent[beat] + self.manifest.grant)
+            self._mind_grant()
+
+    def _mind_grant(self) -> None:
+        """The watchdog's part: it is there although the pilot be stopped or killed."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self._in_guest and self.manifest.grant:
+            told = "nobody was heard from"
+            self._expiry = self.loop.call_at(
+                self._granted, lambda: self._finish(Outcome.FAILED, Reason.GRANT, told, by="watchdog")
+            )
+
     def _guest_runs(self, runs: bool) -> None:
         if runs != self._in_guest:
             self._in_guest = runs
@@ -174,6 +202,7 @@ class Pilot:
                 if runs and self.spool.entries.get(self.name) is not self.entry:
                     self.spool.harm.append(f"a guest of {self.name} began after its removal")
             self._guest(self.manifest.vm, 1 if runs else -1)
+            self._mind_grant()
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
@@ -214,6 +243,9 @@ class Pilot:
         if self.cut:
             self._step = self.loop.call_later(5.0, self._write, outputs)
             return
+        if self.spool.entries.get(self.name) is not self.entry:
+            self._over(1)  # it was removed: there is nowhere to write to
+            return
         for path, data in outputs.items():
             self.spool.write(self.entry, f"out/{path}", data)
         self.spool.write(self.entry, "stdout", self._printed())
@@ -231,7 +263,7 @@ class Pilot:
             self._done(code)
 
     def _cancel_timers(self) -> None:
-        for timer in (self._step, self._walltime, self._beat):
+        for timer in (self._step, self._walltime, self._beat, self._expiry):
             if timer is not None:
                 timer.cancel()
 

@@ -106,7 +106,7 @@ class Relay:
             Op.LINK_IN: self._link_in, Op.GET: self._get, Op.PREPARE: self._prepare, Op.REVOKE: self._revoke,
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch, Op.LIST_OUT: self._list_out,
             Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
-            Op.LENT: self._lent,
+            Op.LENT: self._lent, Op.GRANT: self._grant,
         }  # fmt: skip
 
     def close(self) -> None:
@@ -224,6 +224,12 @@ class Relay:
 
     def _request(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         self._account.spool.wish(self._account.entry(request["entry"]))
+        return {}, b""
+
+    def _grant(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        for name, beat in request["grants"].items():
+            if (entry := self._account.spool.entries.get(name)) is not None:
+                self._account.spool.grant(entry, int(beat))
         return {}, b""
 
     def _scan(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:

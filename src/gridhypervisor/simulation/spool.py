@@ -31,6 +31,7 @@ class Entry:
     guest: bool = False  # one runs for it
     files: dict[str, File] = field(default_factory=dict)
     on_cancel: Callable[[], None] | None = None  # the pilot that watches control/
+    on_grant: Callable[[int], None] | None = None  # the same
 
     def __post_init__(self) -> None:
         self.seen = EntryView(self.name)  # by the relay
@@ -92,6 +93,10 @@ class Spool:
         if not entry.cancel:
             entry.cancel = True
             self._later(lambda: entry.on_cancel() if entry.on_cancel is not None else None)
+
+    def grant(self, entry: Entry, beat: int) -> None:
+        """`control/grant-N`: the pilot sees it after the lag."""
+        self._later(lambda: entry.on_grant(beat) if entry.on_grant is not None else None)
 
     def remove(self, entry: Entry) -> None:
         if entry.guest:

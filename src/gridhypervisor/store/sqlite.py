@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from gridhypervisor.model.commit import Birth, Commit, JobRecords, StoreError
-from gridhypervisor.model.records import Event, Job, Ledger, Site, Vm
+from gridhypervisor.model.records import AllocationState, Event, Job, Ledger, Site, Vm
 from gridhypervisor.store import failure, migrate, place, schema, statements
 from gridhypervisor.store.rows import EVENT, JOB, LEDGER, PILOT_JOB, SITE, VM, number_of
 
@@ -125,6 +125,11 @@ class SqliteStore:
         with self._read(f"read job {job}") as connection:
             found = statements.job_records(connection, select(JOB.key).where(JOB.key == job))
         return found[0] if found else None
+
+    def states(self, allocations: Sequence[str]) -> dict[str, AllocationState]:
+        """How these allocations stand at this moment; one that is not known is left out."""
+        with self._read("read how allocations stand") as connection:
+            return statements.states(connection, allocations)
 
     def jobs(self, *, states: Sequence[str] = (), before: str = "", limit: int = 100) -> list[JobRecords]:
         """Newest first, below the id `before`.

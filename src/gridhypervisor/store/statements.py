@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
 from gridhypervisor.model.commit import Commit, JobRecords
-from gridhypervisor.model.records import Allocation, Event, Job, PilotJob
+from gridhypervisor.model.records import Allocation, AllocationState, Event, Job, PilotJob
 from gridhypervisor.store import schema
 from gridhypervisor.store.rows import ALLOCATION, BY_KIND, EVENT, JOB, LEDGER, PILOT_JOB, VERSIONED, VM, Row, Rows
 
@@ -48,6 +48,16 @@ def job_records(connection: Connection, jobs: Select[tuple[str]]) -> list[JobRec
         return tuple(pilots[name] for name in names)
 
     return [JobRecords(job, vms[job.id], tuple(allocations[job.id]), pilots_of(job)) for job in found]
+
+
+def states(connection: Connection, allocations: Sequence[str]) -> dict[str, AllocationState]:
+    """The states of these allocations, by id; one that is not known is left out."""
+    found: dict[str, AllocationState] = {}
+    for start in range(0, len(allocations), _AT_ONCE):
+        wanted = ALLOCATION.key.in_(allocations[start : start + _AT_ONCE])
+        rows = connection.execute(select(ALLOCATION.key, schema.allocation.c.state).where(wanted))
+        found |= {key: AllocationState(state) for key, state in rows}
+    return found
 
 
 def apply(connection: Connection, commits: Sequence[Commit]) -> list[bool]:

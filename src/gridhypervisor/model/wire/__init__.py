@@ -47,7 +47,7 @@ _STORIES = {
     "hypervisors": "HypervisorKind Capabilities CAPABILITIES Needs HypervisorUsed",
     "layout": (
         "MANIFEST TICKET OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
-        "BURIED SPOOL CACHE BUNDLES CHARGES"
+        "GRANT BURIED SPOOL CACHE BUNDLES CHARGES"
     ),
     "manifest": "Layer ImageManifest Input Program Resources Manifest",
     "node": "Proven Reached NodeReport",
@@ -55,7 +55,7 @@ _STORIES = {
     "requests": "Op Note Command CommandResult",
     "plain": "WireError to_plain from_plain is_text canonical",
     "frames": "MAX_LINE MAX_PAYLOAD encode Decoder",
-    "carrying": "Carry CANCEL_NOTE GATE_PORTS RELAY_NAME Ticket PIECE",
+    "carrying": "Carry CANCEL_NOTE GRANT_NOTE GATE_PORTS RELAY_NAME Ticket PIECE",
     "outputs": "declared leads_inside",
     "lending": "Period Share NO_SHARE Terms Use Lending Charge obstacle",
 }

@@ -19,8 +19,9 @@ class Carry(enum.StrEnum):
 
     PING = "ping"  # {} -> {}; whether the relay answers: the one request that is not for the entry's owner alone
     # `owner` as it stands: this courier's if the claim is the same. The rest only then. `cancel`: why the job is wished
-    # to end, or null; `forbidden`: why the lender does not let it start, and whom to ask, or null.
-    CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, forbidden}
+    # to end, or null; `grant`: the beat that was answered last, or null; `forbidden`: why the lender does not let it
+    # start, and whom to ask, or null.
+    CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, grant, forbidden}
     GET = "get"  # {path, offset, length} -> {size} + payload; the entry's inputs, and its image's files in the cache
     STATUS = "status"  # {} + payload: the status file -> {}
     APPEND = "append"  # {name, offset} + payload -> {}; what comes next in stdout, stderr or one of the logs
@@ -29,8 +30,8 @@ class Carry(enum.StrEnum):
     LEAVE = "leave"  # {} -> {}; what was put as `exit.json` becomes the sentinel, durably. Refused: incomplete
 
 
-CANCEL_NOTE = "cancel"
-"""What the gate says unasked: {note: 'cancel', why}."""
+CANCEL_NOTE, GRANT_NOTE = "cancel", "grant"
+"""What the gate says unasked: {note: 'cancel', why}; {note: 'grant', beat}."""
 
 GATE_PORTS = (7750, 7765)
 """Where a relay listens, unless the site's configuration says otherwise: the first of these that is free."""

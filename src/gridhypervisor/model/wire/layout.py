@@ -11,7 +11,7 @@ One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 0700:
     console.log     the guest's serial console
     pilot.log       the pilot's own log
     batch.log       what the batch script printed, e.g. why the bundle could not start
-    control/        the controller's wishes, one file each: `cancel`
+    control/        the controller's wishes, one file each: `cancel`; and `grant-N`: the beat of number N was answered
     out/            the outputs, complete before `exit.json` appears
     exit.json       the exit sentinel: written once, durably, last
 """
@@ -22,6 +22,10 @@ from __future__ import annotations
 MANIFEST, TICKET, OWNER, STATUS, EXIT = "manifest.json", "ticket.json", "owner", "status.json", "exit.json"
 STDOUT, STDERR, CONSOLE, PILOT_LOG, BATCH_LOG = "stdout", "stderr", "console.log", "pilot.log", "batch.log"
 INPUTS, OUTPUTS, CONTROL, CANCEL = "in", "out", "control", "cancel"
+
+GRANT = "grant-"
+"""Before a beat's number, in control/. A name and no file's content: a listing is the freshest that a network file
+system gives."""
 
 BURIED = ".buried"
 """Below the spool: the names of removed entries, so that nothing late can bring one back to life."""

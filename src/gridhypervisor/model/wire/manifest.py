@@ -83,7 +83,7 @@ class Manifest:
     boot_timeout: int = 180  # seconds until the guest must have reported ready
     stop_grace: int = 20  # seconds that the program has between TERM and KILL, and the guest to power off
     beat: int = 10  # seconds between heartbeats
-    on_silence: str = "keep"
+    grant: int = 0  # seconds that the guest may run after a beat that was answered; 0: it needs no answers
     hypervisor: str = "auto"  # or a HypervisorKind
     owner: str = ""  # whose it is, as the installation calls its user; for the site's accounts
     probe: bool = False  # boot nothing: look at the node, and report

@@ -27,6 +27,9 @@ class Op(enum.StrEnum):
     PREPARE = "prepare"  # {entry, manifest} -> {}; makes the entry's folder and writes its manifest durably
     REVOKE = "revoke"  # {entry, epoch, by?, why?} -> {owner: OwnerRecord as it now stands}; makes the entry if need be
     REQUEST = "request"  # {entry, what: 'cancel', why} -> {}; leaves a wish in control/
+    # For each entry the number of a beat of its pilot's: answered, so its guest may run on. Entries that are gone are
+    # passed over.
+    GRANT = "grant"  # {grants: {entry: beat}} -> {}
     # Every entry of this installation (named 'INSTALLATION-...'), sorted by name, in pages; a page behind `after` is of
     # the look that the first one took.
     SCAN = "scan"  # {after?: entry} -> {entries: [EntryView], more}

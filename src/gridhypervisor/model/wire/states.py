@@ -61,6 +61,7 @@ class Reason(enum.StrEnum):
     LOST = "lost"  # the batch system says it ended and no sentinel came; said by the controller
     SUBMIT = "submit"  # the batch system refused the job; said by the controller
     BUSY = "busy"  # the batch system took no jobs just then; said by the controller
+    GRANT = "grant"  # `on_silence: replace`, and the service was not heard from in time; said by pilot or watchdog
     LENDER = "lender"  # the site's lender does not allow it, or not now
     STAGING = "staging"  # inputs or results could not be moved; said by the controller
 
@@ -78,6 +79,7 @@ RETRYABLE = frozenset(
         Reason.LOST,
         Reason.SUBMIT,
         Reason.BUSY,
+        Reason.GRANT,
         Reason.LENDER,
     }
 )
