@@ -128,7 +128,7 @@ class LateSpool:
     def _held(self, path: str) -> bool:
         """Whether nothing new is to be seen there."""
         try:
-            return self._hold.read_text() in path
+            return any(part in path for part in self._hold.read_text().split("\n"))
         except FileNotFoundError:
             return False
 

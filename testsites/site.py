@@ -156,11 +156,11 @@ class ClusterSite(ABC):
         return [float(seconds) for seconds, _, path in rows if PurePath(path).match(pattern)]
 
     @contextlib.contextmanager
-    def unseen(self, part: str = "") -> Iterator[None]:
+    def unseen(self, *parts: str) -> Iterator[None]:
         """While this lasts the front-end sees nothing new of what the nodes write, however long it is there: nothing
-        at all, or nothing below paths with this text."""
+        at all, or nothing below paths with one of these texts."""
         new = self._hold.with_name(f"{self._hold.name}.new")
-        new.write_text(part)
+        new.write_text("\n".join(parts))
         new.rename(self._hold)
         try:
             yield

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gridhypervisor.agent import spool
+from gridhypervisor.model import wire
 from tests.e2e.cluster import (
     RERUN,
     cut_after_the_submission,
     cut_before_the_submission,
     joined,
-    reasons,
     without_its_batch_system_for_a_minute,
 )
 from tests.e2e.installation import guests, wait_for
@@ -31,6 +33,9 @@ DELAY = 2
 
 WALLTIME = 90
 """Seconds, of the job whose node is cut off: it still runs when that is done, on a slow machine too."""
+
+SILENCE = 150
+"""Seconds without a word after which the other job there is replaced, half a minute later."""
 
 
 class CutLab(GridEngineLab):
@@ -54,40 +59,74 @@ def grid(shared_grid: CutLab) -> Iterator[CutLab]:
 
 
 def test_a_node_is_cut_off_and_other_things_go_wrong_meanwhile(grid: CutLab) -> None:
-    """Nobody can know that the guest on that node is gone but by its walltime: until then its job has no second one.
-    Waiting for that, connections are cut in submissions, and the queue master is away for a minute."""
+    """Nobody can know that the guests there are gone but by their walltime, or by the grant that one of them needs:
+    until then its job has no second one. Waiting for that, connections are cut in submissions, and the queue master is
+    away for a minute."""
     seconds = grid.work / "seconds"
     seconds.write_text("1000\n")
-    words = ("--walltime", f"{WALLTIME}s", "--retry", "1", "--in", "seconds", "--out", "made", "--to", "cut")
-    job = grid.detach(*TINY, *words, "--", "sh", "-c", RERUN)
-    grid.wait_word(job)
-    grid.wait_state(job, "running")
+    words = (*TINY, "--retry", "5", "--in", "seconds", "--out", "made")
+    program = ("--", "sh", "-c", RERUN)
+    with grid.one_node():
+        kept = grid.detach(*words, "--walltime", f"{WALLTIME}s", "--to", "kept", *program)
+        replaced = grid.detach(
+            *words, "--on-silence", "replace", "--silence", f"{SILENCE}s", "--to", "replaced", *program
+        )
+        for job in (replaced, kept):
+            grid.wait_word(job)
+            grid.wait_state(job, "running")
     seconds.write_text("0\n")
-    [attempt] = grid.job(job)["attempts"]
-    node, first = attempt["node"], grid.entry(job)
-    assert first is not None
-    with grid.site.unseen(first.name):
+    [node] = {grid.job(job)["attempts"][0]["node"] for job in (kept, replaced)}
+    first, other = grid.entry(kept), grid.entry(replaced)
+    assert first is not None and other is not None
+    with grid.site.unseen(first.name, other.name):
         grid.site.connect(node, False)
         try:
-            assert grid.guests(first), "the guest runs on"
+            assert grid.guests(first) and grid.guests(other), "the guests run on"
             wait_for("Grid Engine's verdict", lambda: node not in grid.site.ready_nodes())
-            wait_for("that it is told", lambda: b"waiting until its walltime" in grid.ghv("explain", job).out)
-            with grid.counting(job) as most:
+            wait_for("that it is told", lambda: b"waiting until its walltime" in grid.ghv("explain", kept).out)
+            with grid.counting(kept) as most, grid.counting(replaced) as most_replaced:
+                cut_before_the_submission(grid, "qsub")  # long before there is another submission that it could meet
                 cut_after_the_submission(grid, "qsub")
-                cut_before_the_submission(grid, "qsub")
-                away, back = partial(grid.site.signal, "qmaster"), partial(grid.site.start, "qmaster")
-                without_its_batch_system_for_a_minute(grid, away, back)
+                without_its_batch_system_for_a_minute(grid, partial(_away, grid), partial(_back, grid, node))
                 wait_for("the end of the guest, by its watchdog", lambda: not grid.guests(first))
-                wait_for("the second attempt", lambda: len(grid.job(job)["attempts"]) == 2, 300)
-                found = grid.wait(job)
-            assert max(most) == 1
+                wait_for("the second attempt", lambda: len(grid.job(kept)["attempts"]) > 1, 300)
+                found, found_replaced = grid.wait(kept), grid.wait(replaced)
+            assert max(most) == max(most_replaced) == 1
+            last_word = spool.read_json(other / wire.EXIT, wire.ExitRecord)
+            assert last_word is not None and (last_word.reason, last_word.by) == ("grant", "watchdog"), last_word
         finally:
             grid.site.connect(node, True)
-    assert (found["job"]["state"], reasons(found)) == ("done", ["lost", "exited"]), found
-    assert "its walltime is over" in found["attempts"][0]["message"]
-    running, planned = (next(e["at"] for e in grid.events(job) if (e["subject"], e["after"]) == (attempt["id"], after))
-                        for attempt, after in zip(found["attempts"], ("running", "planned"), strict=True))  # fmt: skip
-    assert planned > running + WALLTIME, "it was planned when the first guest might have been running"
-    assert found["attempts"][1]["node"] != node
-    assert (grid.work / "cut/made").read_text() == "run\n"
+    for each, why in ((found, "its walltime is over"), (found_replaced, "its guest's grant is over")):
+        first_try, *_, last_try = each["attempts"]
+        assert each["job"]["state"] == "done", grid.story(each["job"]["id"])
+        assert (first_try["reason"], last_try["reason"]) == ("lost", "exited") and why in first_try["message"], each
+        assert last_try["node"] != node
+        assert _attempts(grid, each, "running") == [first_try["id"], last_try["id"]]
+    assert (grid.work / "kept/made").read_text() == (grid.work / "replaced/made").read_text() == "run\n"
+    moments = {(e["subject"], e["after"]): float(e["at"]) for e in grid.events(kept)}
+    began, next_began = ((found["attempts"][n]["id"], state) for n, state in enumerate(("running", "planned")))
+    assert moments[next_began] > moments[began] + WALLTIME, (
+        "it was planned when the first guest might have been running"
+    )
+    order = [(e["subject"], e["after"]) for e in grid.events(replaced) if e["kind"] == "allocation"]
+    first_id, next_id = (found_replaced["attempts"][n]["id"] for n in (0, 1))
+    assert order.index((first_id, "fencing")) < order.index((first_id, "fenced")) < order.index((next_id, "planned"))
     grid.site.wait_ready()
+
+
+def _away(grid: CutLab) -> None:
+    """The queue master ends. What is to begin again waits until it is back: the submission would meet nobody."""
+    grid.ghv("site", "drain", "gridengine")
+    grid.site.signal("qmaster")
+
+
+def _back(grid: CutLab, node: str) -> None:
+    """It is back, and has noticed again that a node is missing: before, it might send a job there."""
+    grid.site.start("qmaster")
+    wait_for("Grid Engine's verdict", lambda: node not in grid.site.ready_nodes())
+    grid.ghv("site", "drain", "gridengine", "--undo")
+
+
+def _attempts(grid: CutLab, found: dict[str, Any], state: str) -> list[str]:
+    """Those that have come to this state, in the order in which they did."""
+    return [e["subject"] for e in grid.events(found["job"]["id"]) if e["kind"] == "allocation" and e["after"] == state]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gridhypervisor.agent import entries
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Outcome, Phase, Reason, Resources
 from tests.e2e import guestkit
@@ -54,6 +55,48 @@ def test_a_pilot_stopped_beyond_its_walltime_is_ended_by_the_watchdog(site: Site
     assert record.elapsed < 60  # the watchdog has a margin, and the machine may have others to run
     assert pilot.wait(60) == -signal.SIGKILL
     site.is_clean(entry)
+
+
+@pytest.mark.parametrize("site", ["uml"], indirect=True)
+def test_a_guest_that_needs_a_grant_lives_as_long_as_its_beats_are_answered(site: Site) -> None:
+    grant = 16  # seconds: this process, or a pilot, may be kept waiting for most of that
+    unanswered = site.prepare("sleep 1000", grant=4, beat=1)
+    answered = [site.prepare("sleep 1000", grant=grant, beat=1) for _ in range(2)]
+    alone, *pilots = (site.start(entry) for entry in (unanswered, *answered))
+
+    def answer() -> list[wire.Status]:
+        found = [status for entry in answered if (status := site.status(entry)) is not None]
+        for entry, status in zip(answered, found, strict=True):
+            entries.leave_grant(entry / wire.CONTROL, status.sequence)
+        return found
+
+    def wait_for_a_word(entry: Path) -> bool:
+        status = site.status(entry)
+        return status is not None and "word" in status.note
+
+    guestkit.wait_for(lambda: all(map(wait_for_a_word, answered)), 120, "the pilots to wait for a word")
+    assert not any(map(site.hypervisors, answered))
+    first = answer()
+    past = [status.elapsed + grant + 2 for status in first]
+    guestkit.wait_for(
+        lambda: all(status.elapsed > limit for status, limit in zip(answer(), past, strict=True)), 180,
+        "guests that outlive their first grant",
+    )  # fmt: skip
+    for entry in answered:
+        assert site.hypervisors(entry) and not (entry / wire.EXIT).exists()
+    os.kill(pilots[0].pid, signal.SIGSTOP)  # the one can do nothing; the other lives, and nobody answers it
+    last = answer()
+    for entry, pilot, status in zip(answered, pilots, last, strict=True):
+        record = site.sentinel(entry, 180)
+        assert site.hypervisors(entry) == []  # whoever reads the sentinel may start another
+        assert (record.outcome, record.reason, record.by) == (Outcome.FAILED, Reason.GRANT, "watchdog"), record
+        assert record.elapsed < status.elapsed + grant + 30  # the machine may have others to run
+        assert pilot.wait(60) == -signal.SIGKILL
+        site.is_clean(entry)
+    assert alone.wait(60) == 1
+    record = site.sentinel(unanswered)
+    assert (record.outcome, record.reason, record.by) == (Outcome.FAILED, Reason.GRANT, "pilot"), record
+    assert Phase.BOOT not in {each.phase for each in record.phases}, "a guest began without a word"
 
 
 def test_a_job_that_was_stopped_for_a_while_goes_on(site: Site) -> None:

@@ -75,7 +75,9 @@ def test_a_job_with_inputs_outputs_and_streams_runs_whole(tcp: SlurmLab) -> None
 
 
 def test_a_cancel_reaches_a_guest_whose_relay_was_killed_and_came_back(tcp: SlurmLab) -> None:
-    job = tcp.detach(*TINY, "--out", "result", "--to", "cancelled", "--", "sh", "-c", PATIENT)
+    # `replace`: so the service's answers reach its pilot too, or no guest would have begun.
+    words = ("--on-silence", "replace", "--out", "result", "--to", "cancelled")
+    job = tcp.detach(*TINY, *words, "--", "sh", "-c", PATIENT)
     tcp.wait_word(job)
     carrier = courier(tcp, job)
     secret = b"PRIVATE KEY"
