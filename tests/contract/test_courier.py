@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from gridhypervisor.agent import delivery as delivering
 from gridhypervisor.agent import spool
-from gridhypervisor.agent.delivery import Delivery
-from gridhypervisor.agent.line import Away, Gate, Line
+from gridhypervisor.agent.delivery import CARRYING, Delivery
+from gridhypervisor.agent.ending import now
+from gridhypervisor.agent.line import Away, Declined, Gate, Line
 from gridhypervisor.agent.reach import reach
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import (
@@ -27,8 +29,10 @@ from gridhypervisor.model.wire import (
     Outcome,
     OutputFile,
     OwnerRecord,
+    Phase,
     Reached,
     Reason,
+    Status,
     Ticket,
 )
 from gridhypervisor.sites.authority import Authority
@@ -284,6 +288,128 @@ def test_a_node_without_a_place_for_the_job_says_so_in_the_sentinel(site: Site) 
     own.chmod(0o755)
     assert site.courier().wait(120) == 1
     assert (site.sentinel().reason, str(own) in site.sentinel().message) == ("node-disk", True)
+
+
+class Home:
+    """What a run that has ended left on its node, and its line to the relay, which owns the entry for it."""
+
+    def __init__(self, site: Site, *, size: int = 1000, by: str = "pilot") -> None:
+        prepare(site.start())
+        site.listen()
+        self.site, self.data, self.notes = site, os.urandom(size), list[dict[str, Any]]()
+        self.entry = site.folder / "node" / NAME
+        (self.entry / "out").mkdir(parents=True)
+        (self.entry / "out/result").write_bytes(self.data)
+        (self.entry / "stdout").write_bytes(b"words\n")
+        output = OutputFile("result", size, 0o640, hashlib.sha256(self.data).hexdigest())
+        record = ExitRecord(
+            NAME, 1, "mine", Outcome.COMPLETED if by == "pilot" else Outcome.STOPPED,
+            Reason.EXITED if by == "pilot" else Reason.WALLTIME, outputs=(output,) if by == "pilot" else (),
+            streams={"stdout": 6}, by=by,
+        )  # fmt: skip
+        (self.entry / "exit.json").write_bytes(wire.canonical(record))
+        self.last = Status(NAME, 1, "mine", 7, Phase.SHUT_DOWN, (), 1.0)
+        (self.entry / "status.json").write_bytes(wire.canonical(self.last))
+        owner = OwnerRecord("pilot", "mine", 1, "node")
+        self.line = Line(Gate(site.address, PORT, PORT + 3), site.authority.entry(NAME), self.notes.append)
+        self.line.connect()
+        self.line.call(Carry.CLAIM, owner=wire.to_plain(owner))
+        self.delivery = Delivery(self.entry, owner, None, now())
+
+    def deliver(self, tries: int, until: float) -> int:
+        """Try so often at most; how often it took. Fails where it is given up."""
+        for number in range(1, tries + 1):
+            try:
+                self.delivery.finish(self.line)
+                return number
+            except Declined as error:
+                if not self.delivery.refused(error, until):
+                    raise
+        return 0
+
+    def is_home(self) -> bool:
+        return (self.site.entry / "out/result").read_bytes() == self.data
+
+
+@pytest.fixture
+def home(site: Site) -> Iterator[Home]:
+    made = Home(site)
+    yield made
+    made.line.close()
+
+
+def test_results_on_their_way_are_told_of_piece_by_piece(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is silent after a cancellation is ended by force."""
+    monkeypatch.setattr(delivering, "BEAT", 0.0)
+    home = Home(site, size=5 << 19)
+    home.delivery.advance(home.line)
+    assert home.deliver(1, 0.0) == 1 and home.is_home()
+    status = spool.read_json(site.entry / wire.STATUS, Status)
+    assert status is not None and (status.phase, status.note) == (Phase.SHUT_DOWN, CARRYING)
+    assert status.sequence >= home.last.sequence + 3, "one for each piece at least"
+    home.line.close()
+
+
+def test_a_site_that_lost_what_it_had_acknowledged_gets_it_again(home: Home) -> None:
+    """A front-end that crashed: what was appended was not on its disk."""
+    home.delivery.advance(home.line)
+    (home.site.entry / "stdout").write_bytes(b"wo")
+    assert home.deliver(2, 0.0) == 2
+    record = home.site.sentinel()
+    assert (record.outcome, record.streams) == (Outcome.COMPLETED, {"stdout": 6}) and home.is_home()
+    assert (home.site.entry / "stdout").read_bytes() == b"words\n"
+
+
+def test_trouble_at_the_site_that_passes_costs_no_results(home: Home) -> None:
+    trouble = home.site.entry / "out"
+    trouble.write_bytes(b"")  # no folder can be made there
+    assert home.deliver(10, now() + 3600) == 0
+    assert not (home.site.entry / wire.EXIT).exists()
+    trouble.unlink()
+    assert home.deliver(1, now() + 3600) == 1 and home.is_home()
+    assert home.site.sentinel().outcome is Outcome.COMPLETED
+
+
+@pytest.mark.parametrize("by", ["pilot", "watchdog"])
+def test_trouble_that_lasts_to_the_end_is_told_in_a_sentinel_that_says_less(site: Site, by: str) -> None:
+    home = Home(site, by=by)
+    (site.entry / "out").write_bytes(b"")
+    assert home.deliver(10, now()) == 5
+    record = site.sentinel()
+    told = (Outcome.FAILED, Reason.PILOT) if by == "pilot" else (Outcome.STOPPED, Reason.WALLTIME)
+    assert (record.outcome, record.reason, record.outputs, record.streams) == (*told, (), {})
+    assert "carry the results to the relay" in record.message
+    home.line.close()
+
+
+def test_when_not_even_the_end_can_be_told_the_next_try_is_of_all_again(home: Home) -> None:
+    trouble = home.site.entry / ".carried"
+    trouble.write_bytes(b"")
+    assert home.deliver(5, now()) == 0  # the last one was of less
+    trouble.unlink()
+    assert home.deliver(1, now()) == 1 and home.is_home()
+    assert home.site.sentinel().outcome is Outcome.COMPLETED
+
+
+def test_a_wish_that_another_relay_was_told_of_is_heard(home: Home) -> None:
+    with Peer([*ROLE, "relay", "--workdir", str(home.site.workdir)]) as newer:
+        newer.hello()
+        newer.ask(Op.REQUEST, entry=NAME, what="cancel", why="enough")
+    home.delivery.advance(home.line)
+    assert home.notes == [{"note": "cancel", "why": "enough"}]
+
+
+def test_a_courier_waits_for_a_site_in_trouble_and_says_so(site: Site) -> None:
+    prepare(site.start())
+    site.listen()
+    trouble = site.entry / ".carried"
+    trouble.write_bytes(b"")
+    courier = site.courier()
+    words = CARRYING.encode() + b": put"
+    wait("its word", lambda: (site.entry / wire.STATUS).exists() and words in (site.entry / wire.STATUS).read_bytes())
+    trouble.unlink()
+    assert courier.wait(120) == 1
+    assert (site.sentinel().reason, "carry" in site.sentinel().message) == ("image", False), "all that there was"
 
 
 class Dying(Line):

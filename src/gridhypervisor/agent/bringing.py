@@ -29,8 +29,11 @@ class Carrier(Protocol):
     def piece(self, path: str, offset: int) -> tuple[int, bytes]:
         """A file's size at the relay, and a piece of it. Raises Declined, Stopped."""
 
+    def keep_line(self) -> None:
+        """Find the relay again if it was lost. Raises Declined."""
+
     def is_stopped(self) -> bool: ...
-    def wait(self, seconds: float) -> None: ...
+    def wait(self, seconds: float) -> bool: ...
     def say(self, words: str) -> None: ...
 
 
@@ -82,6 +85,7 @@ class Bringing:
             while not _locked(descriptor):
                 if self._carrier.is_stopped():
                     raise Stopped
+                self._carrier.keep_line()
                 self._carrier.wait(0.2)
             yield
         finally:

@@ -57,7 +57,7 @@ class Carried:
                 return {"size": size}, data
             case Carry.STATUS:
                 spool.write_replace(self._entry / wire.STATUS, payload)
-                return {}, b""
+                return {"cancel": self.wish()}, b""
             case Carry.APPEND:
                 self._append(str(request["name"]), int(request["offset"]), payload)
                 return {}, b""

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from gridhypervisor.agent import entries, processes, spool
 from gridhypervisor.agent.bringing import Bringing, Stopped
-from gridhypervisor.agent.delivery import Delivery, leave, unbegun
+from gridhypervisor.agent.delivery import PASSING, Delivery, leave, unbegun
 from gridhypervisor.agent.ending import Ending, now
 from gridhypervisor.agent.inotify import CREATE, MODIFY, MOVED_TO, Inotify
 from gridhypervisor.agent.limits import Limits
@@ -56,8 +56,14 @@ FIRST, MOST = 1.0, 30.0
 LOOK = 2.0
 """Seconds between looks at what the pilot wrote, where nothing tells of it."""
 
-PASSING = ("io", "space", "permission")
-"""Why a relay may decline a claim now and not later; whether it was taken, it says when it is asked again."""
+GAP = 0.2
+"""Seconds at least between two looks: a guest that prints line by line must not keep the relay busy."""
+
+LAST = 30.0
+"""Seconds before the walltime's end up to which trouble at the site is waited for that may pass."""
+
+WISHED = 60.0
+"""Seconds that it is waited for where somebody wants the job to end."""
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """What batch systems say to a job is the pilot's to hear."""
@@ -103,11 +109,12 @@ class Courier:
         self._claim = f"{_host()}:{os.getpid()}:{os.urandom(8).hex()}"
         self._pilot = 0  # its process, while it lives
         self._status = 1  # with which it ended
-        self._signals: list[int] = []  # that came before there was a pilot
+        self._signals: list[int] = []  # that came
         self._folder: Path | None = None  # on this node, of this run
         self._entry: Path | None = None  # in that folder
         self._wish: str | None = None
         self._pause = 0.0  # before the relay is tried again
+        self._again = 0.0  # when, on CLOCK_BOOTTIME
         self._wake, self._waker = os.pipe()
         self._told: Inotify | None = None
 
@@ -161,7 +168,7 @@ class Courier:
         delivery = Delivery(entry, self._owner(), words, self._started)
         self._start_pilot(refused, Limits.carrying(manifest))
         self._carry_while_it_lives(delivery)
-        self._deliver(delivery)
+        self._deliver(delivery, self._started + manifest.resources.walltime)
         return self._status
 
     def _settle_in(self, manifest: dict[str, Any]) -> tuple[Node, Path]:
@@ -203,12 +210,24 @@ class Courier:
             raise
         standing = wire.from_plain(OwnerRecord, claimed["owner"])
         if standing.claim != self._claim:
-            raise _Ours(f"yield: {standing.by} {standing.claim} owns {self._name} {standing.why}".rstrip())
-        if claimed["cancel"] is not None:
-            self._noted({"note": CANCEL_NOTE, "why": claimed["cancel"]})
+            raise _Ours(f"yield: a {standing.by} owns {self._name} {standing.why}".rstrip())
         if claimed.get("grant") is not None:
             self._noted({"note": GRANT_NOTE, "beat": claimed["grant"]})
         return claimed
+
+    def keep_line(self) -> None:
+        """Find the relay again if it was lost, and it is time to: wishes come by the line.
+
+        Raises:
+            Declined: it does not want this courier any more.
+        """
+        if now() < self._again:
+            return
+        try:
+            self._join()
+            self._pause = 0.0
+        except Away as error:
+            self._later(error)
 
     def _until_answered(self, work: Callable[[], T], deadline: float = float("inf")) -> T:
         """Do it as soon as the relay is there.
@@ -236,6 +255,10 @@ class Courier:
         if not self._pause:
             self.say(f"{error}; it is tried again")
         self._pause = min(MOST, 2 * self._pause or FIRST) * random.uniform(0.75, 1.25)
+
+    def _later(self, error: Exception) -> None:
+        self._back_off(error)
+        self._again = now() + self._pause
 
     def _noted(self, note: dict[str, Any]) -> None:
         if note.get("note") == CANCEL_NOTE:
@@ -293,25 +316,25 @@ class Courier:
 
     def _carry_while_it_lives(self, delivery: Delivery) -> None:
         """Carry what the pilot writes, until neither it nor any process of the guest's is left."""
-        again = 0.0
         while self._reap():
             more = False
-            try:
-                if self._line.connected or now() >= again:
+            if now() >= self._again:
+                try:
                     self._join()
                     self._line.hear()
                     more = delivery.advance(self._line)
                     self._pause = 0.0
-            except (Away, Declined, OSError) as error:
-                self._check_gone(error)
-                self._line.close()
-                self._back_off(error)
-                again = now() + self._pause
-            if not more:
+                except (Away, Declined, OSError) as error:
+                    self._check_gone(error)
+                    self._later(error)
+            if not more and not self.wait(GAP, told=False):
                 self.wait(LOOK)
 
-    def _deliver(self, delivery: Delivery) -> None:
-        """Carry the rest, however long the relay is away: the site ends this process when its time is over."""
+    def _deliver(self, delivery: Delivery, end: float) -> None:
+        """Carry the rest, however long the relay is away: the site ends this process when its time is over, at the
+        moment `end`. What the relay refuses may pass: it is waited for until shortly before, but not for long where
+        somebody wants the job to end, and not at all where the site does."""
+        since: float | None = None  # the first refusal
         while True:
             try:
                 self._join()
@@ -319,14 +342,24 @@ class Courier:
                 return
             except (Away, Declined, OSError) as error:
                 self._check_gone(error)
-                if not isinstance(error, Away) and not delivery.reduce(error):
-                    self.say(f"leave the sentinel: {error}")
-                    return
-                self._line.close()
+                until = end - LAST
+                if not isinstance(error, Away):
+                    since = since or now()
+                    if self._wish is not None:
+                        until = min(until, since + WISHED)
+                    if self._signals:
+                        until = 0.0
+                    if not delivery.refused(error, until):
+                        self.say(f"leave the sentinel: {error}")
+                        return
                 self._back_off(error)
-                until = now() + self._pause
-                while (left := until - now()) > 0:
-                    self.wait(left)
+                self._rest(min(self._pause, max(FIRST, (end - now()) / 4)))
+
+    def _rest(self, seconds: float) -> None:
+        """Until it is time to try again, or the site says that there is no time left."""
+        until, heard = now() + seconds, len(self._signals)
+        while (left := until - now()) > 0 and len(self._signals) == heard:
+            self.wait(left)
 
     @staticmethod
     def _check_gone(error: Exception) -> None:
@@ -364,11 +397,10 @@ class Courier:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
 
     def _pass_on(self, number: int, _: object) -> None:
+        self._signals.append(number)
         if self._pilot:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pilot, number)
-        else:
-            self._signals.append(number)
 
     def is_stopped(self) -> bool:
         return bool(self._signals) or self._wish is not None
@@ -379,11 +411,12 @@ class Courier:
             self._told = Inotify()
             self._told.add(self._entry, MODIFY | CREATE | MOVED_TO)
 
-    def wait(self, seconds: float) -> None:
-        """Until something happens: a signal, a word of the relay's, a file that changed; or for so long."""
+    def wait(self, seconds: float, *, told: bool = True) -> bool:
+        """Until something happens: a signal, a word of the relay's, with `told` a file that changed; or for so long,
+        then False."""
         sources: list[Any] = [self._wake]
         sources += [self._line] if self._line.connected else []
-        sources += [self._told] if self._told is not None else []
+        sources += [self._told] if told and self._told is not None else []
         ready, _, _ = select.select(sources, [], [], max(0.0, seconds))
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
@@ -393,6 +426,7 @@ class Courier:
         if self._line in ready:
             with contextlib.suppress(Away):  # found again at the next try
                 self._line.hear()
+        return bool(ready)
 
     def say(self, words: str) -> None:
         """A line in pilot.log, or where the batch script's words go as long as there is none."""

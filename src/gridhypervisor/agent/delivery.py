@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,13 +20,31 @@ from gridhypervisor.agent import spool
 from gridhypervisor.agent.ending import Ending, instead, now, settle
 from gridhypervisor.agent.line import Declined, Line
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import PIECE, Carry, ExitRecord, Outcome, OutputFile, OwnerRecord, Reason, WireError
+from gridhypervisor.model.wire import (
+    PIECE,
+    Carry,
+    ExitRecord,
+    Outcome,
+    OutputFile,
+    OwnerRecord,
+    Reason,
+    Status,
+    WireError,
+)
 
 BEAT = 10.0
 """Seconds after which the status is sent again though it is the same: then both ends know that the line holds."""
 
 TRIES = 4
 """How often a relay may decline before the sentinel says less."""
+
+PASSING = frozenset({"io", "space", "permission", "internal"})
+"""Why a relay may decline now and not later: its disk is full, its file server is away, somebody mends its folder."""
+
+LOST_THERE = frozenset({"incomplete", "offset", "digest", "missing"})
+"""Why a relay declines that has lost what it had acknowledged: its machine crashed."""
+
+CARRYING = "carrying the results home"
 
 
 class Delivery:
@@ -37,10 +56,14 @@ class Delivery:
         if words is not None:
             self._growing[wire.BATCH_LOG] = words
         self._sent: dict[str, int] = {}  # bytes that the relay has, by name
-        self._status, self._beat = b"", 0.0
+        self._status, self._beaten = b"", 0.0  # what was sent last, and when
         self._there: set[str] = set()  # outputs that the relay has
-        self._declined, self._reduced = 0, False
-        self._record: ExitRecord | None = None
+        self._declined = self._waited = 0  # refusals that will last, and that may pass
+        self._record: ExitRecord | None = None  # that is to stand
+        self._less: ExitRecord | None = None  # that is to stand instead, at the next try
+        self._files: list[OutputFile] | None = None  # that go to the relay
+        self._last: Status | None = None  # the pilot's last word; then what is added to it
+        self._note = CARRYING
 
     def advance(self, line: Line) -> bool:
         """Send what is new, a piece of each at most; whether there is more.
@@ -51,9 +74,83 @@ class Delivery:
         status = b""
         with contextlib.suppress(OSError):
             status = (self._entry / wire.STATUS).read_bytes()
-        if status and (status != self._status or now() - self._beat > BEAT):
+        if status and (status != self._status or now() - self._beaten > BEAT):
             line.call(Carry.STATUS, status)
-            self._status, self._beat = status, now()
+            self._status, self._beaten = status, now()
+        return self._grow(line)
+
+    def finish(self, line: Line) -> None:
+        """Send all the rest. To be called when no process of the VM is left.
+
+        Raises:
+            Away, Declined: see `Line.call`; to be called again.
+        """
+        if self._less is not None:
+            leave(line, self._less)
+            return
+        if self._record is None:
+            self._record, self._beaten = self._ending(), 0.0
+            with contextlib.suppress(OSError, WireError):
+                self._last = spool.read_json(self._entry / wire.STATUS, Status)
+
+        def beat() -> None:
+            self._beat(line)
+
+        beat()
+        while self._grow(line):
+            beat()
+        if self._files is None:
+            self._files = self._outputs(self._record, beat)
+        for output in self._files:
+            if output.path not in self._there:
+                with (self._entry / wire.OUTPUTS / output.path).open("rb") as file:
+                    _put(line, f"{wire.OUTPUTS}/{output.path}", file, output, beat)
+                self._there.add(output.path)
+        leave(line, self._record)
+
+    def refused(self, error: Declined | OSError, until: float) -> bool:
+        """The relay would not have it, or it cannot be read here: decide what the next try sends.
+
+        All of it again, mostly: trouble that may pass is waited for up to the moment `until`. Then, or when it is
+        refused often for what will not pass, a sentinel that says less; and where that is refused too, all again.
+        False: no more can be done.
+        """
+        kind = error.kind if isinstance(error, Declined) else ""
+        passing = kind in PASSING
+        self._waited += passing
+        self._declined += not passing
+        self._note, self._beaten = f"{CARRYING}: {error}", 0.0
+        if kind in LOST_THERE:
+            self._sent.clear()
+            self._there.clear()
+        if self._less is not None:
+            self._less = None
+        elif self._record is not None and (
+            self._declined >= TRIES or (passing and self._waited >= TRIES and now() >= until)
+        ):
+            self._less = self._reduced(self._record, error)
+        return self._declined <= 2 * TRIES
+
+    @staticmethod
+    def _reduced(record: ExitRecord, error: Declined | OSError) -> ExitRecord:
+        reason, hint = Reason.NODE_DISK, "look at the node's scratch, and retry"
+        if isinstance(error, Declined):
+            reason, hint = Reason.NODE_DISK if error.kind == "space" else Reason.PILOT, error.hint
+        less = instead(record, reason, f"carry the results to the relay: {error}", hint)
+        return dataclasses.replace(less, outputs=(), streams={})
+
+    def _beat(self, line: Line) -> None:
+        """Say that the results are on their way: who is silent after a cancellation is ended by force."""
+        if self._last is None or now() - self._beaten < BEAT:
+            return
+        self._last = dataclasses.replace(
+            self._last, sequence=self._last.sequence + 1, elapsed=now() - self._started, note=self._note
+        )
+        line.call(Carry.STATUS, wire.canonical(self._last))
+        self._beaten = now()
+
+    def _grow(self, line: Line) -> bool:
+        """Send what was added to streams and logs, a piece of each at most; whether there is more."""
         more = False
         for name, path in self._growing.items():
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
@@ -69,40 +166,6 @@ class Delivery:
                     self._sent[name] = sent + len(data)
                     more = more or len(data) == PIECE
         return more
-
-    def finish(self, line: Line) -> None:
-        """Send all the rest. To be called when no process of the VM is left.
-
-        Raises:
-            Away, Declined: see `Line.call`; to be called again.
-        """
-        record = self._record = self._record or self._ending()
-        while not self._reduced and self.advance(line):
-            pass
-        for output in self._outputs(record):
-            if output.path not in self._there:
-                with (self._entry / wire.OUTPUTS / output.path).open("rb") as file:
-                    _put(line, f"{wire.OUTPUTS}/{output.path}", file, output)
-                self._there.add(output.path)
-        leave(line, record)
-
-    def reduce(self, error: Declined | OSError) -> bool:
-        """The relay would not have it, or it cannot be read here. Let the sentinel say less, once that has happened
-        often; False: it says so little that no more can be done."""
-        self._declined += 1
-        if self._declined < TRIES:
-            return True
-        record = self._record
-        if record is None or self._declined > 2 * TRIES:
-            return False
-        if not self._reduced:
-            self._reduced = True
-            reason, hint = Reason.NODE_DISK, "look at the node's scratch, and retry"
-            if isinstance(error, Declined):
-                reason, hint = Reason.NODE_DISK if error.kind == "space" else Reason.PILOT, error.hint
-            less = instead(record, reason, f"carry the results to the relay: {error}", hint)
-            self._record = dataclasses.replace(less, outputs=(), streams={})
-        return True
 
     def _ending(self) -> ExitRecord:
         """The sentinel that the pilot or the watchdog left; or that they were both killed."""
@@ -123,7 +186,7 @@ class Delivery:
         usage = dataclasses.replace(record.usage, pilot=record.usage.pilot + own.ru_utime + own.ru_stime)
         return dataclasses.replace(record, usage=usage)
 
-    def _outputs(self, record: ExitRecord) -> list[OutputFile]:
+    def _outputs(self, record: ExitRecord, beat: Callable[[], None]) -> list[OutputFile]:
         """The files of which the sentinel says that they are there; all of them, where somebody else than the pilot
         wrote it, who does not know. A link is in the sentinel alone."""
         if record.by == "pilot":
@@ -133,6 +196,7 @@ class Delivery:
         for folder, _, names in os.walk(out):
             for path in (Path(folder, name) for name in names):
                 if path.is_file() and not path.is_symlink():
+                    beat()
                     with path.open("rb") as file:
                         digest = hashlib.file_digest(file, "sha256").hexdigest()
                     status = path.stat()
@@ -148,7 +212,7 @@ def leave(line: Line, record: ExitRecord) -> None:
     """
     data = wire.canonical(record)
     described = OutputFile("", len(data), 0o600, hashlib.sha256(data).hexdigest())
-    _put(line, wire.EXIT, io.BytesIO(data), described)
+    _put(line, wire.EXIT, io.BytesIO(data), described, lambda: None)
     line.call(Carry.LEAVE)
 
 
@@ -165,13 +229,14 @@ def unbegun(owner: OwnerRecord, entry: str, error: Exception, elapsed: float) ->
     )
 
 
-def _put(line: Line, path: str, source: BinaryIO, file: OutputFile) -> None:
-    """Send one file, going on where an earlier try was cut short."""
+def _put(line: Line, path: str, source: BinaryIO, file: OutputFile, beat: Callable[[], None]) -> None:
+    """Send one file, going on where an earlier try was cut short; `beat` before each piece."""
     reply, _ = line.call(Carry.HAVE, path=path)
     offset = min(int(reply["size"]), max(0, file.size - 1)) // PIECE * PIECE
     source.seek(offset)
     last = False
     while not last:
+        beat()
         data = source.read(PIECE)
         last = offset + len(data) >= file.size or not data
         line.call(

@@ -14,13 +14,16 @@ from typing import Any
 
 from gridhypervisor.agent.tls import courier_context
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import RELAY_NAME, Carry, WireError
+from gridhypervisor.model.wire import CANCEL_NOTE, RELAY_NAME, Carry, WireError
 
 CONNECT, ANSWER = 20.0, 1800.0
 """Seconds that a connection and an answer may take: a relay verifies a large output before it answers."""
 
-KEEP_ALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 6}
-"""A front-end that has vanished is noticed in one and a half minutes; a relay that was killed at once."""
+ALIVE = {
+    socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 6, socket.TCP_USER_TIMEOUT: 90_000,
+}  # fmt: skip
+"""A front-end that has vanished is noticed in one and a half minutes, whether something was said to it or not; a relay
+that was killed at once."""
 
 
 class Away(Exception):
@@ -100,7 +103,7 @@ class Line:
                     break
                 continue
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in KEEP_ALIVE.items():
+            for option, value in ALIVE.items():
                 plain.setsockopt(socket.IPPROTO_TCP, option, value)
             try:
                 self._socket = self._context.wrap_socket(plain, server_hostname=RELAY_NAME)
@@ -134,7 +137,10 @@ class Line:
                         self._noted(message)
             if error := reply[0].get("error"):
                 raise Declined(str(error["kind"]), str(error["message"]), str(error.get("hint", "")))
-            return dict(reply[0]["ok"]), reply[1]
+            answer = dict(reply[0]["ok"])
+            if answer.get("cancel") is not None:  # the note of it may have gone by another relay
+                self._noted({"note": CANCEL_NOTE, "why": answer["cancel"]})
+            return answer, reply[1]
         except (OSError, EOFError, WireError, KeyError) as problem:
             self.close()
             raise Away(f"{op}: {str(problem) or type(problem).__name__}") from problem
