@@ -20,7 +20,7 @@ from tests.contract.relay_peer import Peer
 from testsites.site import free_address
 
 PORT = 7750
-UTILITIES = ("cat", "chmod", "id", "ls", "mkdir", "mv", "rm", "sleep")
+UTILITIES = ("cat", "chmod", "date", "id", "ls", "mkdir", "mv", "rm", "sleep")
 START = b'printf "%s\\n" "$0" "$@"; /bin/cat; exit 5\n'
 """What the bundle's start script is here: it tells how it was called, and what it could read."""
 
@@ -100,6 +100,29 @@ def test_a_node_fetches_the_bundle_by_what_it_has_and_keeps_it(
     assert [path.name for path in bundle.parent.iterdir()] == [digest]
 
 
+@pytest.mark.parametrize("trouble", ["start", "SUMS", "empty", "changed", "half"])
+def test_a_kept_bundle_that_is_not_whole_is_made_whole(tmp_path: Path, address: str, digest: str, trouble: str) -> None:
+    """Cleaners of /tmp remove single files, a disk that was full leaves empty ones."""
+    node = Node(tmp_path, "curl", "sha256sum")
+    bundle = node.own / "bundle" / digest
+    assert node.run(address, digest)[0] == 5
+    match trouble:
+        case "start" | "SUMS":
+            (bundle / trouble).unlink()
+        case "empty":
+            (bundle / "start").write_bytes(b"")
+        case "changed":
+            (bundle / "busybox").write_bytes(b"another")
+        case "half":
+            shutil.rmtree(bundle / "zstd")
+            (bundle / "SUMS").unlink()
+    assert node.run(address, digest)[0] == 5
+    assert (bundle / "start").read_bytes() == START and (bundle / "busybox").read_bytes() == b"no program"
+    assert hashlib.sha256((bundle / "SUMS").read_bytes()).hexdigest() == digest
+    assert (bundle / "zstd/zstd").stat().st_size == 1 << 20
+    assert [path.name for path in bundle.parent.iterdir()] == [digest], "nothing else stays"
+
+
 def test_nothing_is_run_that_is_not_what_the_script_names(
     tmp_path: Path, relay: Peer, address: str, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +140,7 @@ def test_nothing_is_run_that_is_not_what_the_script_names(
 @pytest.mark.parametrize(
     ("programs", "words"),
     [
-        (("sha256sum",), "neither curl, wget, bash, python3 nor perl"),
+        (("sha256sum",), "neither curl, wget, python3, perl nor bash"),
         (("curl",), "neither sha256sum, shasum nor openssl"),
     ],
 )

@@ -2,7 +2,8 @@
 
 It brings the bundle from the relay into the node's scratch, unless an earlier job did, and becomes the courier. Of the
 node it needs POSIX's shell and utilities, something that speaks HTTP, and something that computes SHA-256; nothing of
-the bundle is run before its digest was seen to be the one that stands in the script.
+the bundle is run before its digest was seen to be the one that stands in the script, and of a bundle that is kept there
+is fetched anew what somebody has removed or changed.
 
 The ticket is in the script as well, which batch systems keep from other users (docs/sites.md says which), and reaches
 the courier on its stdin: never an argument, a file, or the environment.
@@ -40,67 +41,66 @@ else die 72 "this node has neither sha256sum, shasum nor openssl, so nothing tha
 fi >/dev/null
 sum() { $with | { read -r word _ && printf %%s "$word"; }; }
 
-# One file over HTTP, by the means $1, from port $2.
+# One file over HTTP, by the means $1, from port $2. None waits for ever for an address that swallows what it is sent.
+limit=''
+! command -v timeout >/dev/null || limit='timeout 600'
 ask() {
     case $1 in
-    curl) curl -fsS --noproxy '*' --connect-timeout 10 --max-time 1800 "http://$host:$2/$3" ;;
-    wget) http_proxy='' wget -q -T 60 -O - "http://$host:$2/$3" ;;
-    bash) bash -c 'exec 3<>"/dev/tcp/$1/$2" || exit
+    curl) curl -fsS --noproxy '*' --connect-timeout 10 --max-time 600 "http://$host:$2/$3" ;;
+    wget) http_proxy='' wget -q -t 1 -T 30 -O - "http://$host:$2/$3" ;;
+    bash) $limit bash -c 'exec 3<>"/dev/tcp/$1/$2" || exit
         printf "GET /%%s HTTP/1.0\r\n\r\n" "$3" >&3
         read -r _ status _ <&3 && [ "$status" = 200 ] || exit
         while read -r line <&3 && [ ${#line} -gt 1 ]; do :; done
         cat <&3' bash "$host" "$2" "$3" ;;
     python3) python3 -I -c 'import shutil, sys, urllib.request as r
 open = r.build_opener(r.ProxyHandler({})).open
-shutil.copyfileobj(open("http://%%s:%%s/%%s" %% tuple(sys.argv[1:]), timeout=60), sys.stdout.buffer)' \
+shutil.copyfileobj(open("http://%%s:%%s/%%s" %% tuple(sys.argv[1:]), timeout=30), sys.stdout.buffer)' \
         "$host" "$2" "$3" ;;
-    perl) perl -MIO::Socket::INET -e '
+    perl) perl -MIO::Socket::INET -e 'alarm 600;
         $s = IO::Socket::INET->new(PeerAddr => $ARGV[0], PeerPort => $ARGV[1], Timeout => 10) or die "$@\n";
         print $s "GET /$ARGV[2] HTTP/1.0\r\n\r\n"; $s->flush; <$s> =~ / 200 / or exit 1;
         while (<$s>) { last if /^\r?$/ } binmode STDOUT; $/ = \65536; print while <$s>' "$host" "$2" "$3" ;;
     esac
 }
 
-# The file $1 of the bundle, whose SHA-256 is $2, by whatever means this node has and from whichever port answers.
-fetch() {
-    for means in $known curl wget bash python3 perl; do
+# The file $1 of the bundle, whose SHA-256 is $2: the one that is kept here, or else by whatever means this node has and
+# from whichever port answers. It is put in its place whole, so two jobs may do this at once.
+part() {
+    [ ! -f "$bundle/$1" ] || [ "$(sum <"$bundle/$1")" != "$2" ] || return 0
+    tried=''
+    for means in $known curl wget python3 perl bash; do
         command -v "$means" >/dev/null || continue
-        for port in $at $ports; do
-            ask "$means" "$port" "$digest/$1" >"$new/$1" 2>"$own/why-$entry" &&
-                [ "$(sum <"$new/$1")" = "$2" ] && known=$means at=$port && return
-        done
         tried="$tried $means"
+        for port in $at $ports; do
+            { ask "$means" "$port" "$digest/$1" >"$new" && [ "$(sum <"$new")" = "$2" ] && chmod 0700 "$new" &&
+                mv -f "$new" "$bundle/$1"; } 2>"$new.why" && known=$means at=$port && return
+            [ "$(date +%%s)" -lt "$end" ] || return
+        done
     done
     return 1
 }
 
 bring() {
-    new=$own/bundle/.$digest.$entry known='' at='' tried=''
-    rm -rf "$new"
-    mkdir -p "$new/zstd" || die 73 "cannot write to $own; free space, or configure another scratch"
-    fetch SUMS "$digest" || return
-    while read -r expected part; do
-        fetch "$part" "$expected" || return
-    done <"$new/SUMS"
-    chmod 0700 "$new/busybox" "$new"/zstd/*
-    # Two jobs may race: the first one's stands.
-    [ -e "$bundle" ] || mv "$new" "$bundle" 2>/dev/null
-    rm -rf "$new" "$bundle/.$digest".*
+    known='' at=''
+    mkdir -p "$bundle/zstd" || die 73 "cannot write to $own; free space, or configure another scratch"
+    part SUMS "$digest" || return
+    while read -r expected file; do
+        part "$file" "$expected" || return
+    done <"$bundle/SUMS"
 }
 
-left=%(wait)d pause=2
-until [ -e "$bundle/SUMS" ]; do
-    bring
-    [ ! -e "$bundle/SUMS" ] || break
-    rm -rf "$new"
-    [ -n "$tried" ] || die 72 "this node has neither curl, wget, bash, python3 nor perl to fetch from the relay with"
-    [ "$left" -gt 0 ] ||
-        die 69 "cannot fetch the bundle from $host, ports $ports, by$tried: $(cat "$own/why-$entry")"
+new=$own/bundle/.$digest.$entry.$$
+end=$(($(date +%%s) + %(wait)d)) pause=2
+until bring; do
+    rm -f "$new"
+    [ -n "$tried" ] || die 72 "this node has neither curl, wget, python3, perl nor bash to fetch from the relay with"
+    [ "$(date +%%s)" -lt "$end" ] ||
+        die 69 "cannot fetch the bundle from $host, ports $ports, by$tried: $(cat "$new.why"; rm -f "$new.why")"
     sleep "$pause"
-    left=$((left - pause))
     [ "$pause" -ge 30 ] || pause=$((2 * pause))
 done
-rm -f "$own/why-$entry"
+rm -f "$new.why"
 exec /bin/sh "$bundle/start" courier --scratch "$base" --gate "$host:%(gate)s" --entry "spool/$entry" \
     --words "$words"%(patience)s <<'TICKET'
 %(ticket)s
