@@ -113,7 +113,7 @@ def test_a_kept_bundle_that_is_not_whole_is_made_whole(tmp_path: Path, address: 
             (bundle / "start").write_bytes(b"")
         case "changed":
             (bundle / "busybox").write_bytes(b"another")
-        case "half":
+        case _:
             shutil.rmtree(bundle / "zstd")
             (bundle / "SUMS").unlink()
     assert node.run(address, digest)[0] == 5

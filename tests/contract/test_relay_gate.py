@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import http.client
+import os
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gridhypervisor.agent.gate import FETCHING, LARGE, OF_ONE_ENTRY, VERIFYING, WAITING
 from gridhypervisor.agent.tls import courier_context, gate_context
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import RELAY_NAME, Carry, ExitRecord, Op, Outcome, OutputFile, OwnerRecord, Reason
+from gridhypervisor.model.wire import (
+    RELAY_NAME,
+    Carry,
+    Command,
+    ExitRecord,
+    Op,
+    Outcome,
+    OutputFile,
+    OwnerRecord,
+    Reason,
+)
 from gridhypervisor.sites.authority import Authority
 from tests.contract.relay_peer import Peer, Refusal, manifest
 from testsites.site import free_address
@@ -221,6 +235,97 @@ def test_the_bundle_is_there_for_everybody_and_nothing_else_is(
     relay.upload("cache/secret", b"secret")
     for path in ("/cache/secret", f"/{digest}/../../cache/secret", f"/{digest}/zstd/../SUMS", "/", f"/{'b' * 64}/SUMS"):
         assert get(path) == (404, b""), path
+
+
+def fetcher(address: str, digest: str) -> socket.socket:
+    """A peer that asks for a file of the bundle and reads nothing of it."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.settimeout(60)
+    made.connect((address, PORT))
+    made.sendall(f"GET /{digest}/world.tar.zst HTTP/1.0\r\n\r\n".encode())
+    return made
+
+
+def open_files(relay: Peer) -> int:
+    return len(os.listdir(f"/proc/{relay.process.pid}/fd"))
+
+
+def settled(what: str, holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_peers_that_anybody_can_send_do_not_shut_out_the_controller_or_couriers(
+    relay: Peer, authority: Authority, address: str
+) -> None:
+    digest = "a" * 64
+    listen(relay, address, authority)
+    relay.upload(f"bundle/{digest}/world.tar.zst", bytes(16 << 20))
+    relay.ask(Op.PREPARE, entry=NAME, manifest=manifest(NAME))
+    before, most = open_files(relay), WAITING + 2 * FETCHING
+    with contextlib.ExitStack() as peers:
+        for _ in range(most + 200):
+            peers.enter_context(fetcher(address, digest))
+        settled("those who are too many are sent away", lambda: open_files(relay) <= before + most)
+        courier = Courier(address, authority.entry(NAME))
+        assert courier.claim("mine")["owner"]["claim"] == "mine"
+        assert relay.ask(Op.EXEC, commands=[wire.to_plain(Command(("/bin/true",)))])["results"][0]["code"] == 0
+        assert [view["entry"] for view in relay.ask(Op.SCAN)["entries"]] == [NAME]
+    settled("what they held is given back", lambda: open_files(relay) <= before + 2)
+
+
+def test_one_ticket_holds_a_few_connections_open_and_the_newest_is_heard(
+    relay: Peer, authority: Authority, address: str
+) -> None:
+    listen(relay, address, authority)
+    relay.ask(Op.PREPARE, entry=NAME, manifest=manifest(NAME))
+    ticket = authority.entry(NAME)
+    before = open_files(relay)
+    couriers = []
+    for _ in range(12):
+        couriers.append(Courier(address, ticket))
+        couriers[-1].claim("mine")
+    settled("the others are sent away", lambda: open_files(relay) <= before + OF_ONE_ENTRY)
+    for courier in couriers[-OF_ONE_ENTRY:]:
+        courier.claim("mine")
+    with pytest.raises((OSError, EOFError)):
+        couriers[0].claim("mine")
+
+
+def test_couriers_large_files_do_not_hold_up_the_controller(
+    relay: Peer, tmp_path: Path, authority: Authority, address: str
+) -> None:
+    """Each file is verified where a lock, which is the test's, keeps that from going on."""
+    listen(relay, address, authority)
+    couriers: list[Courier] = []
+    with contextlib.ExitStack() as held:
+        for number in range(33):  # more than Python has threads for such work
+            name = f"inst-j{number}-1"
+            relay.ask(Op.PREPARE, entry=name, manifest=manifest(name))
+            couriers.append(Courier(address, authority.entry(name)))
+            couriers[-1].claim("mine")
+            staged = tmp_path / "work/spool" / name / ".carried"
+            staged.mkdir()
+            part = held.enter_context((staged / f"{hashlib.sha256(b'out/big').hexdigest()}.part").open("wb"))
+            part.truncate(LARGE)
+            fcntl.flock(part, fcntl.LOCK_EX)
+            last = {"path": "out/big", "offset": LARGE - 1, "last": True, "size": LARGE, "sha256": "", "mode": 0o600}
+            couriers[-1].socket.sendall(wire.encode({"id": 1, "op": Carry.PUT, **last}, b"x"))
+        settled("they are at it", lambda: waiting_for_locks(relay) >= VERIFYING)
+        assert len(relay.ask(Op.SCAN)["entries"]) == 33
+        assert relay.ask(Op.REVOKE, entry="inst-j99-1", epoch=1)["owner"]["by"] == "controller"
+    for number, courier in enumerate(couriers):
+        while not courier.hear():
+            pass
+        assert (tmp_path / f"work/spool/inst-j{number}-1/out/big").stat().st_size == LARGE
+
+
+def waiting_for_locks(relay: Peer) -> int:
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return sum(line[1] == "->" and line[5] == str(relay.process.pid) for line in lines)
 
 
 def test_a_taken_port_is_passed_over_and_where_none_is_free_that_is_said(

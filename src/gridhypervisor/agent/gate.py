@@ -4,7 +4,8 @@ It is opened by a request of the controller and closes with the relay. A courier
 installation's authority made for one entry, which entry that is; the relay proves itself to it likewise. On the same
 port anybody may fetch the bundle by plain HTTP: it is no secret, and whoever fetches it verifies it by its digest.
 
-It decides nothing: what a courier may do with its entry is in `carried`.
+It decides nothing: what a courier may do with its entry is in `carried`. What anybody may open, keep open or have
+written to the log is bounded: everybody on the site's network may come here.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gridhypervisor.agent.carried import Carried
 from gridhypervisor.agent.relayfiles import Files, Refused
 from gridhypervisor.agent.tls import gate_context
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import CANCEL_NOTE, GRANT_NOTE
+from gridhypervisor.model.wire import CANCEL_NOTE, GRANT_NOTE, Carry
 
 PATIENCE = 30.0
 """Seconds for a peer to say who it is."""
@@ -31,8 +34,21 @@ PATIENCE = 30.0
 SILENCE = 180.0
 """Seconds without a word after which a courier's connection is taken for lost; it comes again if it lives."""
 
-STRANGERS, FETCHING = 128, 16
-"""Peers at once that have not yet said who they are, and those that fetch the bundle."""
+STALLED = 60.0
+"""Seconds for a peer that fetches to take a piece."""
+
+STRANGERS, WAITING, FETCHING = 128, 256, 16
+"""Peers at once that have not yet said who they are, that wait for their turn to fetch the bundle, that fetch it."""
+
+OF_ONE_ENTRY = 4
+"""Connections at once of one entry's couriers: the oldest ends, for it is one that was lost and does not know."""
+
+VERIFYING, LARGE = 4, 64 << 20
+"""Files of couriers of so many bytes that are verified at once, in threads of their own: the controller's requests need
+the others."""
+
+OPEN_FILES = 65536
+"""That the relay may have open, where the system lets it: each courier is one."""
 
 _HANDSHAKE = b"\x16"  # the first byte of TLS
 _REQUEST = re.compile(rb"GET /([0-9a-f]{64})/((?:zstd/)?[A-Za-z0-9_.-]+) HTTP/1\.[01]\r?\n")
@@ -49,7 +65,10 @@ class Gate:
         self._context: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._strangers, self._fetching = asyncio.Semaphore(STRANGERS), asyncio.Semaphore(FETCHING)
-        self._couriers: dict[str, set[_Courier]] = {}  # by entry: two, where one connection is lost and does not know
+        self._waiting = 0  # to fetch
+        self._couriers: dict[str, list[_Courier]] = {}  # by entry, the oldest first
+        self._verifying = ThreadPoolExecutor(VERIFYING, "verify")
+        self._complaints = _Complaints()
 
     def open(self, host: str, first: int, last: int, certificate: str, key: str, authority: str) -> int:
         """Listen at the first free port; its number. Asked again, it goes on listening where it does, with the new
@@ -64,6 +83,7 @@ class Gate:
             raise Refused("request", f"listen at {host}: the certificates cannot be used: {error}") from error
         self._context = context
         if self._socket is None:
+            _allow_open_files()
             self._socket = _listen(host, first, last)
             self._spawn(self._serve(self._socket))
         return int(self._socket.getsockname()[1])
@@ -77,6 +97,7 @@ class Gate:
         """Hear nobody any more."""
         for task in self._tasks:
             task.cancel()
+        self._verifying.shutdown(wait=False, cancel_futures=True)
         if self._socket is not None:
             self._socket.close()
 
@@ -93,7 +114,7 @@ class Gate:
                 peer, _ = await loop.sock_accept(listening)
             except OSError as error:  # too many open files, for one: those that are open go on
                 self._strangers.release()
-                sys.stderr.write(f"relay: accept a connection: {error}\n")
+                self._complaints.say(f"accept a connection: {error}")
                 await asyncio.sleep(1.0)
                 continue
             peer.setblocking(False)
@@ -113,21 +134,39 @@ class Gate:
             if secure:
                 await self._attend(_entry_of(writer), reader, writer)
             else:
-                async with self._fetching:
-                    await self._give(request, writer)
-        except (OSError, ValueError, EOFError) as error:  # ssl.SSLError and WireError among them
-            sys.stderr.write(f"relay: a peer at the gate: {type(error).__name__}: {error}\n")
+                await self._let_fetch(request, writer)
+                await _farewell(writer)
+        except (OSError, ValueError, EOFError) as error:  # ssl.SSLError, TimeoutError and WireError among them
+            self._complaints.say(f"a peer at the gate: {type(error).__name__}: {error}")
         finally:
             stranger.close()
             if writer is not None:
-                writer.close()
+                writer.transport.abort()  # not `close`, which waits for a peer that does not read
             else:
                 peer.close()
+
+    async def _let_fetch(self, request: bytes, writer: asyncio.StreamWriter) -> None:
+        """Give what is asked for, when it is its turn. Who is turned away comes again."""
+        if self._waiting >= WAITING:
+            raise ConnectionError(f"{WAITING} peers wait to fetch the bundle")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._fetching.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            await self._give(request, writer)
+        finally:
+            self._fetching.release()
 
     async def _attend(self, entry: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one courier's requests, one after another."""
         courier = _Courier(Carried(self._files, entry), writer)
-        self._couriers.setdefault(entry, set()).add(courier)  # before it asks: then it misses no wish
+        known = self._couriers.setdefault(entry, [])
+        known.append(courier)  # before it asks: then it misses no wish
+        if len(known) > OF_ONE_ENTRY:
+            known.pop(0).leave()
         decoder = wire.Decoder()
         try:
             while True:
@@ -139,17 +178,20 @@ class Gate:
                     await self._paced(len(payload))
                     await self._answer(courier, message, payload)
         except TimeoutError:
-            sys.stderr.write(f"relay: the courier of {entry} has been silent for {SILENCE:.0f} s\n")
+            self._complaints.say(f"the courier of {entry} has been silent for {SILENCE:.0f} s")
         finally:
-            self._couriers[entry].discard(courier)
-            if not self._couriers[entry]:
-                del self._couriers[entry]
+            if courier in known:
+                known.remove(courier)
+            if not known:
+                self._couriers.pop(entry, None)
 
     async def _answer(self, courier: _Courier, message: dict[str, Any], payload: bytes) -> None:
         reply: dict[str, Any] = {"id": message.get("id")}
         data = b""
         try:
-            reply["ok"], data = await asyncio.to_thread(courier.carried.answer, message, payload)
+            pool = self._verifying if _takes_long(message) else None
+            work = asyncio.get_running_loop().run_in_executor(pool, courier.carried.answer, message, payload)
+            reply["ok"], data = await work
             await self._paced(len(data))
         except Exception as error:
             reply["error"] = self._explain(message, error)
@@ -161,17 +203,18 @@ class Gate:
         try:
             if found is None:
                 raise Refused("path", "only files of bundles are here")
-            path = self._files.existing(f"{wire.BUNDLES}/{found[1].decode()}/{found[2].decode()}")
+            name = f"{wire.BUNDLES}/{found[1].decode()}/{found[2].decode()}"
+            path = await asyncio.to_thread(self._files.existing, name)
         except Refused:
             writer.write(b"HTTP/1.0 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()
             return
-        with path.open("rb") as file:
+        with await asyncio.to_thread(path.open, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % size)
             while data := await asyncio.to_thread(file.read, wire.PIECE):
                 await self._paced(len(data))
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(STALLED):
                     writer.write(data)
                     await writer.drain()
 
@@ -189,6 +232,10 @@ class _Courier:
             self._writer.write(data)
             await self._writer.drain()
 
+    def leave(self) -> None:
+        """Drop the connection; who attends to it sees that it ended."""
+        self._writer.transport.abort()
+
     async def tell(self) -> None:
         """Pass on what was left. What is lost with its connection is told at the next CLAIM."""
         why, beat = await asyncio.to_thread(lambda: (self.carried.wish(), self.carried.granted()))
@@ -197,6 +244,46 @@ class _Courier:
                 await self.send({"note": CANCEL_NOTE, "why": why})
             if beat is not None:
                 await self.send({"note": GRANT_NOTE, "beat": beat})
+
+
+def _takes_long(message: dict[str, Any]) -> bool:
+    size = message.get("size")
+    return message.get("op") == Carry.PUT and bool(message.get("last")) and isinstance(size, int) and size >= LARGE
+
+
+class _Complaints:
+    """Lines in the relay's log about peers: one a second at most, however many peers there are."""
+
+    def __init__(self) -> None:
+        self._next, self._unsaid = 0.0, 0
+
+    def say(self, words: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self._next:
+            self._unsaid += 1
+            return
+        more = f" (and {self._unsaid} like it before)" if self._unsaid else ""
+        sys.stderr.write(f"relay: {words}{more}\n")
+        self._next, self._unsaid = now + 1.0, 0
+
+
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _farewell(writer: asyncio.StreamWriter) -> None:
+    """Until the peer has all that it was sent.
+
+    Raises:
+        OSError: it does not take it.
+    """
+    writer.close()
+    async with asyncio.timeout(PATIENCE):
+        await writer.wait_closed()
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:
