@@ -90,7 +90,6 @@ class App(Jobs):
         self.stopping = asyncio.Event()
         self._builders = ThreadPoolExecutor(BUILDERS, thread_name_prefix="build")
         self.bundle = BundleSource(data, self._builders)
-        self.authority = Authority(data / "authority.pem")
         self._stager: Stager | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -278,7 +277,7 @@ class App(Jobs):
             layers=self,
             inputs=self,
             logs=self.logs,
-            tickets=self.authority,
+            tickets=Authority(self.data / "authority" / f"{site.name}.pem"),
             clock=self.clock,
             jitter=lambda: random.uniform(0.75, 1.25),
             progress=self.note,

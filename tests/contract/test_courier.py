@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from gridhypervisor.agent import delivery as delivering
 from gridhypervisor.agent import spool
+from gridhypervisor.agent.courier import GAP, Courier
 from gridhypervisor.agent.delivery import CARRYING, Delivery
 from gridhypervisor.agent.ending import now
 from gridhypervisor.agent.line import Away, Declined, Gate, Line
@@ -410,6 +412,50 @@ def test_a_courier_waits_for_a_site_in_trouble_and_says_so(site: Site) -> None:
     trouble.unlink()
     assert courier.wait(120) == 1
     assert (site.sentinel().reason, "carry" in site.sentinel().message) == ("image", False), "all that there was"
+
+
+def test_a_courier_that_waits_for_its_turn_at_a_layer_hears_a_wish_also_of_the_next_relay(site: Site) -> None:
+    made = manifest(NAME)
+    made["image"]["layers"] = [layer(b"bytes")]
+    prepare(site.start(), **made)
+    site.listen()
+    cache = site.scratch / f"ghv-{os.getuid()}" / "cache"
+    cache.mkdir(mode=0o700, parents=True)
+    cache.parent.chmod(0o700)
+    with (cache / f".turn-{made['image']['layers'][0]['digest']}").open("wb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # another courier's
+        courier = site.courier()
+        wait("the claim", (site.entry / wire.OWNER).exists)
+        site.kill_relay()
+        relay = site.start()
+        site.listen()
+        relay.ask(Op.REQUEST, entry=NAME, what="cancel", why="enough")
+        assert courier.wait(120) == 1
+    assert site.sentinel().reason == "cancelled"
+
+
+def test_a_guest_that_prints_line_by_line_does_not_keep_the_relay_busy(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, name = Gate(home.site.address, PORT, PORT + 3), "inst-j2-1"
+    assert home.site.relay is not None
+    home.site.relay.ask(Op.PREPARE, entry=name, manifest=manifest(name))
+    courier = Courier(name, gate, home.site.authority.entry(name), home.site.scratch, 0.0)
+    courier._entry = home.entry
+    courier._watch()
+    began, looks = now(), list[float]()
+    monkeypatch.setattr(courier, "_reap", lambda: now() - began < 2)
+
+    def look(line: Line) -> bool:
+        looks.append(now())
+        with (home.entry / "stdout").open("ab") as file:  # there is more as soon as it has looked
+            file.write(b"a line\n")
+        return home.delivery._grow(home.line)
+
+    monkeypatch.setattr(home.delivery, "advance", look)
+    courier._carry_while_it_lives(home.delivery)
+    assert len(looks) > 1 and len(looks) <= (now() - began) / GAP + 1
+    courier._line.close()
 
 
 class Dying(Line):

@@ -7,6 +7,7 @@ what a pilot would do itself where it sees the spool. All of it blocks and belon
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -33,7 +34,7 @@ class Carried:
         self._files, self.name = files, name
         self._entry = files.workdir / wire.SPOOL / name
         self._claim = ""  # by which this courier owns the entry, once it does
-        self._manifest: Manifest | None = None
+        self._mine: dict[str, str] = {}  # what it may GET: the path in its words, and in the workdir
 
     def answer(self, request: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
         """Do what one request asks for.
@@ -88,7 +89,7 @@ class Carried:
         if record.by != "pilot" or not record.claim:
             raise Refused("request", f"claim {self.name}: for {record.by!r}, not for a pilot")
         if buried := spool.buried(self._entry):
-            return {"owner": buried}
+            return {"owner": _unnamed(buried)}
         try:
             plain = json.loads((self._entry / wire.MANIFEST).read_bytes())
         except FileNotFoundError as error:
@@ -96,21 +97,24 @@ class Carried:
         manifest = wire.from_plain(Manifest, plain)
         standing = spool.take_owner(self._entry, record)
         if standing.claim != record.claim:
-            return {"owner": standing}
-        self._claim, self._manifest = record.claim, manifest
+            return {"owner": _unnamed(standing)}
+        self._claim, self._mine = record.claim, self._sources(manifest)
         no = forbidden(self._files.workdir, manifest)
         wish, grant = self.wish(), self.granted()
         return {"owner": standing, "manifest": plain, "cancel": wish, "grant": grant, "forbidden": no}
 
+    def _sources(self, manifest: Manifest) -> dict[str, str]:
+        inputs = (f"{wire.INPUTS}/{item.path}" for item in manifest.program.inputs)
+        layers = (f"{wire.CACHE}/{layer.digest}" for layer in manifest.image.layers)
+        return {path: f"{wire.SPOOL}/{self.name}/{path}" for path in inputs} | {
+            path: path for layer in layers for path in (layer, f"{layer}.chunks")
+        }
+
     def _get(self, request: dict[str, Any]) -> tuple[int, bytes]:
-        path, manifest = str(request["path"]), self._manifest
-        assert manifest is not None
-        mine = {f"{wire.INPUTS}/{item.path}": f"{wire.SPOOL}/{self.name}/" for item in manifest.program.inputs}
-        for layer in manifest.image.layers:
-            mine |= {f"{wire.CACHE}/{layer.digest}": "", f"{wire.CACHE}/{layer.digest}.chunks": ""}
-        if path not in mine:
+        path = str(request["path"])
+        if path not in self._mine:
             raise Refused("path", f"get {path}: neither an input of {self.name} nor of its image")
-        return self._files.get(mine[path] + path, int(request["offset"]), int(request["length"]))
+        return self._files.get(self._mine[path], int(request["offset"]), int(request["length"]))
 
     def _append(self, name: str, offset: int, payload: bytes) -> None:
         if name not in GROWING:
@@ -165,6 +169,11 @@ class Carried:
             raise Refused("incomplete", f"leave {self.name}: {short[0]} is not all here", "send it again")
         leave_sentinel(self._entry, record)
         (self._entry / STAGED / wire.EXIT).unlink(missing_ok=True)
+
+
+def _unnamed(owner: OwnerRecord) -> OwnerRecord:
+    """An owner as somebody else may know it: by its claim anybody with the ticket could act for it."""
+    return dataclasses.replace(owner, claim="")
 
 
 def _size(path: Path) -> int:

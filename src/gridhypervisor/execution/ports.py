@@ -209,7 +209,7 @@ class Driver(Protocol):
 
 
 class Tickets(Protocol):
-    """Certificates for relays that listen and for the entries whose couriers come; PEM. Raises OSError, ValueError."""
+    """A site's certificates, for its relays that listen and the couriers that come; PEM. Raises OSError, ValueError."""
 
     @property
     def certificate(self) -> str:

@@ -36,7 +36,11 @@ A = ActionKind
 START_FAILURES: Mapping[int, tuple[Reason, str]] = {
     78: (Reason.BUNDLE, "the bundle at the site is damaged (exit code 78); it is placed anew at the next attempt"),
     64: (Reason.BUNDLE, "the bundle's start script was called wrongly (exit code 64); see `ghv logs --stream batch`"),
-    69: (Reason.RELAY, "the node did not reach the relay (exit code 69): see the site's option `listen`"),
+    69: (
+        Reason.RELAY,
+        "the node did not reach the relay (exit code 69): a firewall before the site's `listen`, or a service that was "
+        "away for ten minutes",
+    ),
     72: (Reason.LOST, "the node has no program to fetch the bundle with, or none to verify it (exit code 72)"),
     73: (Reason.NODE_DISK, "the node's scratch is full or cannot be written (exit code 73)"),
     77: (Reason.BUNDLE, "the node's scratch is not ours to use (exit code 77); set another with `scratch`"),

@@ -60,7 +60,7 @@ def gate_of(site: Site, front_end: str) -> Gate | None:
     if found is None:
         raise ValueError(f"options.listen: {listen!r} is not HOST[:PORT[-PORT]], e.g. login1:{GATE_PORTS[0]}")
     first, last = GATE_PORTS if found[2] is None else (int(found[2]), int(found[3] or found[2]))
-    if not 1024 <= first <= last < 1 << 16 or last - first > MOST_PORTS:
+    if not 1024 <= first <= last < 1 << 16 or last - first >= MOST_PORTS:
         raise ValueError(f"options.listen: {listen!r}: ports are from 1024 to 65535, and {MOST_PORTS} at most")
     return Gate(found[1] or front_end, first, last)
 

@@ -1,7 +1,8 @@
-"""Who may come in at a relay's gate: this installation's own authority, and what it makes certificates for.
+"""Who may come in at a site's gate: the site's own authority, and what it makes certificates for.
 
 Its key lies in a 0600 file of the service and never leaves it. A relay gets a certificate over the connection on which
-it was started, an entry's courier its own with the batch script. Each side believes this authority alone.
+it was started, an entry's courier its own with the batch script. Each side believes this authority alone, so what leaks
+at one site opens nothing at another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from gridhypervisor.model.wire import RELAY_NAME
 
 
 class Authority:
-    """Of one installation: see `execution.ports.Tickets`. `file` holds it; it is made when it is first needed."""
+    """Of one site: see `execution.ports.Tickets`. `file` holds it; it is made when it is first needed."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -54,3 +55,8 @@ class Authority:
             file.flush()
             os.fsync(file.fileno())
         new.rename(self._file)
+        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:  # jobs will be at sites that believe this one alone
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -18,9 +18,9 @@ class Carry(enum.StrEnum):
     """
 
     PING = "ping"  # {} -> {}; whether the relay answers: the one request that is not for the entry's owner alone
-    # `owner` as it stands: this courier's if the claim is the same. The rest only then. `cancel`: why the job is wished
-    # to end, or null; `grant`: the beat that was answered last, or null; `forbidden`: why the lender does not let it
-    # start, and whom to ask, or null.
+    # `owner` as it stands: this courier's if the claim is the same; another's is not told. The rest only if it is ours.
+    # `cancel`: why the job is wished to end, or null; `grant`: the beat that was answered last, or null; `forbidden`:
+    # why the lender does not let it start, and whom to ask, or null.
     CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, grant, forbidden}
     GET = "get"  # {path, offset, length} -> {size} + payload; the entry's inputs, and its image's files in the cache
     STATUS = "status"  # {} + payload: the status file -> {cancel}, as in CLAIM: another relay may have been told of it
