@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gridhypervisor.agent.gate import FETCHING, LARGE, OF_ONE_ENTRY, VERIFYING, WAITING
+from gridhypervisor.agent.gate import FETCHING, LARGE, OF_ONE_ENTRY, STRANGERS, VERIFYING, WAITING
 from gridhypervisor.agent.tls import courier_context, gate_context
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import (
@@ -271,7 +271,9 @@ def test_peers_that_anybody_can_send_do_not_shut_out_the_controller_or_couriers(
     with contextlib.ExitStack() as peers:
         for _ in range(most + 200):
             peers.enter_context(fetcher(address, digest))
-        settled("those who are too many are sent away", lambda: open_files(relay) <= before + most)
+        for _ in range(STRANGERS + 50):  # and such as say nothing at all
+            peers.enter_context(socket.create_connection((address, PORT), 60))
+        settled("those who are too many are sent away", lambda: open_files(relay) <= before + most + STRANGERS)
         courier = Courier(address, authority.entry(NAME))
         assert courier.claim("mine")["owner"]["claim"] == "mine"
         assert relay.ask(Op.EXEC, commands=[wire.to_plain(Command(("/bin/true",)))])["results"][0]["code"] == 0

@@ -64,8 +64,8 @@ class Gate:
         self._socket: socket.socket | None = None
         self._context: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers, self._fetching = asyncio.Semaphore(STRANGERS), asyncio.Semaphore(FETCHING)
-        self._waiting = 0  # to fetch
+        self._strangers: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._fetching, self._waiting = asyncio.Semaphore(FETCHING), 0
         self._couriers: dict[str, list[_Courier]] = {}  # by entry, the oldest first
         self._verifying = ThreadPoolExecutor(VERIFYING, "verify")
         self._complaints = _Complaints()
@@ -101,36 +101,42 @@ class Gate:
         if self._socket is not None:
             self._socket.close()
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _serve(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._strangers.acquire()
             try:
                 peer, _ = await loop.sock_accept(listening)
             except OSError as error:  # too many open files, for one: those that are open go on
-                self._strangers.release()
                 self._complaints.say(f"accept a connection: {error}")
                 await asyncio.sleep(1.0)
                 continue
             peer.setblocking(False)
-            self._spawn(self._meet(peer))
+            task = self._spawn(self._meet(peer))
+            self._strangers[task] = None
+            task.add_done_callback(lambda done: self._strangers.pop(done, None))
+            if len(self._strangers) > STRANGERS:  # whoever has said nothing for longest makes room
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.cancel()
+            await asyncio.sleep(0)  # so that each has begun before it may have to go
 
     async def _meet(self, peer: socket.socket) -> None:
         """Find out who it is that came, and hear what it wants."""
-        stranger = contextlib.ExitStack()
-        stranger.callback(self._strangers.release)
+        me = asyncio.current_task()
+        assert me is not None
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(PATIENCE):
                 secure = await _first_byte(peer) == _HANDSHAKE
                 reader, writer = await _streams(peer, self._context if secure else None)
                 request = b"" if secure else await _request(reader)
-            stranger.close()
+            self._strangers.pop(me, None)
             if secure:
                 await self._attend(_entry_of(writer), reader, writer)
             else:
@@ -139,7 +145,6 @@ class Gate:
         except (OSError, ValueError, EOFError) as error:  # ssl.SSLError, TimeoutError and WireError among them
             self._complaints.say(f"a peer at the gate: {type(error).__name__}: {error}")
         finally:
-            stranger.close()
             if writer is not None:
                 writer.transport.abort()  # not `close`, which waits for a peer that does not read
             else:
