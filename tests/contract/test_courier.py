@@ -393,12 +393,13 @@ def test_when_not_even_the_end_can_be_told_the_next_try_is_of_all_again(home: Ho
     assert home.site.sentinel().outcome is Outcome.COMPLETED
 
 
-def test_a_wish_that_another_relay_was_told_of_is_heard(home: Home) -> None:
+def test_a_wish_and_a_grant_that_another_relay_was_told_of_are_heard(home: Home) -> None:
     with Peer([*ROLE, "relay", "--workdir", str(home.site.workdir)]) as newer:
         newer.hello()
         newer.ask(Op.REQUEST, entry=NAME, what="cancel", why="enough")
+        newer.ask(Op.GRANT, grants={NAME: 7})
     home.delivery.advance(home.line)
-    assert home.notes == [{"note": "cancel", "why": "enough"}]
+    assert home.notes == [{"note": "cancel", "why": "enough"}, {"note": "grant", "beat": 7}]
 
 
 def test_a_courier_waits_for_a_site_in_trouble_and_says_so(site: Site) -> None:

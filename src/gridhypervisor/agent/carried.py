@@ -58,7 +58,7 @@ class Carried:
                 return {"size": size}, data
             case Carry.STATUS:
                 spool.write_replace(self._entry / wire.STATUS, payload)
-                return {"cancel": self.wish()}, b""
+                return {"cancel": self.wish(), "grant": self.granted()}, b""
             case Carry.APPEND:
                 self._append(str(request["name"]), int(request["offset"]), payload)
                 return {}, b""

@@ -210,8 +210,6 @@ class Courier:
         standing = wire.from_plain(OwnerRecord, claimed["owner"])
         if standing.claim != self._claim:
             raise _Ours(f"yield: a {standing.by} owns {self._name} {standing.why}".rstrip())
-        if claimed.get("grant") is not None:
-            self._noted({"note": GRANT_NOTE, "beat": claimed["grant"]})
         return claimed
 
     def keep_line(self) -> None:

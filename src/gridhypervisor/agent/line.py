@@ -14,7 +14,7 @@ from typing import Any
 
 from gridhypervisor.agent.tls import courier_context
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import CANCEL_NOTE, RELAY_NAME, Carry, WireError
+from gridhypervisor.model.wire import CANCEL_NOTE, GRANT_NOTE, RELAY_NAME, Carry, WireError
 
 CONNECT, ANSWER = 20.0, 1800.0
 """Seconds that a connection and an answer may take: a relay verifies a large output before it answers."""
@@ -138,8 +138,10 @@ class Line:
             if error := reply[0].get("error"):
                 raise Declined(str(error["kind"]), str(error["message"]), str(error.get("hint", "")))
             answer = dict(reply[0]["ok"])
-            if answer.get("cancel") is not None:  # the note of it may have gone by another relay
-                self._noted({"note": CANCEL_NOTE, "why": answer["cancel"]})
+            # The note of it may have gone by another relay.
+            for note, word in ((CANCEL_NOTE, "why"), (GRANT_NOTE, "beat")):
+                if answer.get(note) is not None:
+                    self._noted({"note": note, word: answer[note]})
             return answer, reply[1]
         except (OSError, EOFError, WireError, KeyError) as problem:
             self.close()

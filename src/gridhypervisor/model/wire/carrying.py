@@ -23,7 +23,7 @@ class Carry(enum.StrEnum):
     # why the lender does not let it start, and whom to ask, or null.
     CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, grant, forbidden}
     GET = "get"  # {path, offset, length} -> {size} + payload; the entry's inputs, and its image's files in the cache
-    STATUS = "status"  # {} + payload: the status file -> {cancel}, as in CLAIM: another relay may have been told of it
+    STATUS = "status"  # {} + payload: the status file -> {cancel, grant}, as in CLAIM: another relay may have been told
     APPEND = "append"  # {name, offset} + payload -> {}; what comes next in stdout, stderr or one of the logs
     HAVE = "have"  # {path} -> {size}: bytes of an output that are here of an upload that was cut short
     PUT = "put"  # {path, offset, last, size, sha256, mode} + payload -> {size}; an output, or `exit.json` as a file
