@@ -20,12 +20,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gridhypervisor.execution.steps import STEPS
 from gridhypervisor.model import wire
 from tests.making import BUILD
 
 REPOSITORY = Path(__file__).parents[2]
 CACHES = ("images", "bundle")  # of a data folder: packages and programs that never change, shared by all
 FINAL = ("done", "failed", "cancelled")
+FENCES = frozenset(step for step in STEPS if "fenc" in step)
+"""Steps of `on_silence: replace`, which take minutes of real silence: the service dies at them in simulation, in
+`tests/properties/test_planner_crashes.py`. At all others it dies here."""
 T = TypeVar("T")
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from gridhypervisor.execution.steps import STEPS
-from tests.e2e.installation import wait_for
+from tests.e2e.installation import FENCES, wait_for
 from tests.e2e.slurmsite import RERUN, TINY, SlurmLab
 from tests.e2e.webserver import WebServer
 
@@ -118,9 +118,10 @@ def cancelled_in_prolog_and_queue_and_as_it_begins(slurm: SlurmLab) -> None:
     found = slurm.wait(begins, 600)
     assert (found["job"]["state"], str(in_the_way) in found["job"]["message"]) == ("cancelled", True), found
     assert "revoking>running" in slurm.story(begins)
-    in_the_way.unlink()
     assert not slurm.deaths_to_come()
     slurm.die_at(*DELETED)
+    slurm.ghv("recover", begins)  # in vain, but not forgotten: a service that was just started may then be faster
+    in_the_way.unlink()
     slurm.ghv("recover", begins)
     wait_for("the clean site", lambda: slurm.job(begins)["attempts"][0]["state"] == "cleaned")
     assert (in_the_way / "result").read_text() == "saved\n"
@@ -144,7 +145,7 @@ STORIES = (
 
 
 def test_every_step_has_its_kill_at_slurm() -> None:
-    assert set(STEPS) == {step for story in STORIES for step in story.steps}
+    assert set(STEPS) - FENCES == {step for story in STORIES for step in story.steps}
 
 
 @pytest.mark.timeout(1800)
