@@ -11,7 +11,25 @@ import importlib
 from benchmarks import report
 
 QUICK = 3
-FIGURES = ("science", "ready", "overhead", "hypervisors", "simulated", "latency", "array", "beats")
+FIGURES = (
+    "science",
+    "ready",
+    "instant",
+    "freeze",
+    "warm",
+    "overhead",
+    "hypervisors",
+    "simulated",
+    "latency",
+    "array",
+    "beats",
+    "policies",
+    "placing",
+    "planning",
+    "listing",
+    "trace",
+    "gangs",
+)
 
 
 def main() -> None:

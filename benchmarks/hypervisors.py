@@ -25,7 +25,7 @@ LOOP = "i=0; while [ $i -lt 500000 ]; do i=$((i + 1)); done"
 def guest(lab: Lab, kind: str, *words: str) -> tuple[float, float]:
     """Seconds of the program in its guest, and of the whole `ghv run`."""
     began = time.perf_counter()
-    record = json.loads(lab.ghv("run", "-q", "-o", "json", "--hypervisor", kind, *words))
+    record = json.loads(lab.ghv("run", "-q", "-o", "json", "--instant", "never", "--hypervisor", kind, *words))
     whole = time.perf_counter() - began
     ledger = record["ledger"]
     if not ledger["hypervisor"].endswith(f", {kind}"):

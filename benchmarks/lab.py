@@ -44,6 +44,7 @@ class Lab:
             "GHV_DATA": str(self.data),
             "GHV_RUNTIME": str(runtime),
             "TMPDIR": str(self.scratch),
+            "GHV_IDLE": "0",  # each job pays its whole start, but where a figure says otherwise
         }
 
     @property

@@ -28,7 +28,8 @@ IMAGE, RUNS = "xmm", 15
 
 def through_ghv(lab: Lab, kind: wire.HypervisorKind) -> tuple[float, float]:
     """Seconds to guest-ready, and how many of them passed before QEMU was started."""
-    began, status = lab.until_ready(lab.workdir, "--image", IMAGE, "--hypervisor", kind, "--", "true")
+    words = ("--image", IMAGE, "--hypervisor", kind, "--instant", "never", "--", "true")
+    began, status = lab.until_ready(lab.workdir, *words)
     assert status.ready_at is not None
     [boot] = [phase for phase in status.phases if phase.phase is wire.Phase.BOOT]
     assert boot.end is not None

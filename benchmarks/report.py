@@ -31,6 +31,7 @@ class Figure:
     low: float
     high: float
     target: str = ""  # what it is measured against, in words
+    values: tuple[float, ...] = ()  # run by run
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Report:
 
 def figure(name: str, unit: str, values: Sequence[float], target: str = "") -> Figure:
     low, high = interval(values)
-    return Figure(name, unit, len(values), statistics.median(values), low, high, target)
+    return Figure(name, unit, len(values), statistics.median(values), low, high, target, tuple(values))
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

@@ -46,3 +46,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
         return (yield)
     finally:
         _offline_test = None
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name a failure at once, with its last line: the whole story comes at the end, which is long to wait for."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        last = report.longreprtext.rstrip().rpartition("\n")[2]
+        print(
+            f"\nfailed: {report.nodeid} ({report.when}, {report.duration:.0f} s) {last}",
+            file=sys.__stderr__,
+            flush=True,
+        )

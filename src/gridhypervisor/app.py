@@ -26,8 +26,9 @@ from gridhypervisor import __version__
 from gridhypervisor.agent.bundle import BundleError, BundleInfo
 from gridhypervisor.agent.bundle import build as build_bundle
 from gridhypervisor.execution.controller import Controller
+from gridhypervisor.execution.decisions import Decisions
 from gridhypervisor.execution.garbage import spare_records
-from gridhypervisor.execution.jobs import Jobs
+from gridhypervisor.execution.groupjobs import GroupJobs
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.operations import Operations, Progress
 from gridhypervisor.execution.ports import Driver, Link, StagedInput, Store, Transport
@@ -52,6 +53,7 @@ from gridhypervisor.model.views import (
     ServiceView,
     SiteChange,
     SiteLogin,
+    SiteRemoval,
     SiteRequest,
     SiteUsage,
     SiteView,
@@ -74,7 +76,7 @@ BUILDERS = 4
 """Images and bundles that are built, imported or verified at once."""
 
 
-class App(Jobs):
+class App(GroupJobs):
     """The backend of the API, and the life of everything behind it. `sockets`: a folder for those that SSH needs."""
 
     def __init__(self, data: Path, sockets: Path, store: Store, steps: Callable[[str], None]) -> None:
@@ -83,7 +85,8 @@ class App(Jobs):
         self.clock = open_clock(data / "clock.json", alive=bool(store.jobs(states=states, limit=1)))
         self.started = time.time()
         self.repository = Repository(data / "images")
-        controller = Controller(store, {}, Logs(data / "jobs"), clock=self.clock, cpu=time.process_time, steps=steps)
+        controller = Controller(store, {}, Logs(data / "jobs"), clock=self.clock, cpu=time.process_time, steps=steps,
+                                decisions=Decisions(data / "decisions.jsonl"))  # fmt: skip
         super().__init__(controller, self.resolve_image, owner=getpass.getuser(), project="default")
         self.operations = Operations(describe)
         self.accounts = Sites(controller, self.operations, self, owner=self.owner, project=self.project)
@@ -195,12 +198,13 @@ class App(Jobs):
             damages = await self._building(self.repository.verify, reference)
             if not damages:
                 return [Check(f"the bytes of {reference} are those of its digest", True, "every chunk was read")]
-            return [Check(damage.part, False, str(damage)) for damage in damages]
+            return [Check(damage.part, False, str(damage), "build or import the image again") for damage in damages]
 
         return self.operations.start(work)
 
     async def delete_image(self, reference: str) -> None:
         in_use = {case.job.image_digest for case in self.controller.cases.values() if not case.job.state.final}
+        in_use |= {group.image_digest for group in self.controller.groups.alive()}
         with problems_of(f"delete image {reference}", 409, "conflict"):
             await asyncio.to_thread(self.repository.delete, reference, in_use=in_use)
 
@@ -249,8 +253,8 @@ class App(Jobs):
     async def login_site(self, name: str) -> SiteLogin:
         return await self.accounts.login(name)
 
-    async def remove_site(self, name: str, *, abandon: bool) -> None:
-        await self.accounts.remove(name, abandon=abandon)
+    async def remove_site(self, name: str, *, abandon: bool) -> SiteRemoval:
+        return await self.accounts.remove(name, abandon=abandon)
 
     async def check_site(self, name: str, *, patience: int) -> Operation:
         return await self.accounts.check(name, patience)
@@ -362,7 +366,8 @@ def describe(error: Exception) -> Problem:
     if isinstance(error, ServiceError):
         return error.problem
     if isinstance(error, SpecError):
-        return Problem(str(error), 422, "invalid", "", "mend the lines named")
+        status, code = (404, "not-found") if error.missing else (422, "invalid")
+        return Problem(str(error), status, code, "", "mend the lines named")
     hint = getattr(error, "hint", "")
     if isinstance(error, ImageError):
         return Problem(error.message, error.status, error.code, "", hint)

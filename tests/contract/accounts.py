@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from gridhypervisor.execution.submissions import Submissions
 from gridhypervisor.model.batch import BatchJob, BatchState, Carried, Listing, Submission, Submitted
+from gridhypervisor.model.capacity import Capacity
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, Op
 from gridhypervisor.planning.sites import Gate, gate_of
@@ -199,6 +200,16 @@ class Connected:
                 return listing
             assert time.monotonic() < deadline, f"no listing after {seconds} s: {problem}"
             await asyncio.sleep(0.1)
+
+    async def surveyed(self, holds: Callable[[Capacity], bool], seconds: float = 90) -> Capacity:
+        """What the site says that it has, once that is so."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = self.driver.capacity(await self.link.commands(self.driver.survey()))
+            if found is not None and holds(found):
+                return found
+            assert time.monotonic() < deadline, f"not after {seconds} s; at last it said: {found}"
+            await asyncio.sleep(0.5)
 
     async def cancel(self, *names: str) -> None:
         listing = await self.lists()

@@ -102,6 +102,39 @@ def test_detach_prints_the_id_alone(ghv: Ghv) -> None:
     assert (result.stdout, result.stderr, result.exit_code) == ("j1\n", "", 0)
 
 
+def test_what_no_site_can_give_is_a_warning_at_once(ghv: Ghv) -> None:
+    for detached in (True, False):
+        words = ("--detach",) if detached else ()
+        result = ghv("run", *words, "--cpus", "64", "--image", "xmm", "print", "x")
+        assert "warning: no site can take it as it is: here: it asks for 64 CPUs" in result.stderr
+        assert (result.stdout, result.exit_code) == ("j1\n" if detached else "x", 0)
+
+
+def test_an_array_is_run_shown_and_waited_for_as_one(ghv: Ghv) -> None:
+    ran = ghv("run", "--image", "xmm", "--array", "1-3", "--", "print", "task ${TASK_ID}", "exit", "${TASK_ID}")
+    assert ran.exit_code == 1 and ran.stdout == "", "what tasks print is in their logs"
+    assert re.search(r"a1000 done after \d+s: 0 of 3 well, 3 not", ran.stderr)
+    assert [line.split()[0] for line in ghv("list").stdout.splitlines()] == ["ID", "a1000"]
+    tasks = json.loads(ghv("list", "a1000", "-o", "json").stdout)
+    assert [(task["member"], task["exit_code"]) for task in tasks] == [("3", 3), ("2", 2), ("1", 1)]
+    assert ghv("logs", "a1000.2").stdout == ghv("logs", "a1000[2]").stdout == "task 2"
+    assert ghv("wait", "a1000").exit_code == 1
+    assert ghv("show", "a1").exit_code == ghv("show", "a1000.4").exit_code == 66
+    assert ghv("list", "j1").exit_code == 64
+
+    held = ghv("run", "--detach", "--image", "xmm", "--array", "1-2", "hold")
+    assert held.stdout == "a1001\n"
+    told = ghv("explain", "a1001").stdout
+    assert re.search(r"^ +2 +\w+ +\S+ +j4$", told, re.MULTILINE), "those that wait for the same, in one line"
+    [alike] = json.loads(ghv("explain", "a1001", "-o", "json").stdout)["alike"]
+    assert alike["jobs"] == ["j5", "j4"]
+    ended = ghv("explain", "a1000").stdout
+    assert "0 of 3 well" in ended and "j1" not in ended, "who has ended waits for nothing"
+    assert ghv("cancel", "a1001.1").stdout == "j4  cancelled\n"
+    assert ghv("cancel", "a1001").exit_code == 0 and ghv("wait", "a1001").exit_code == 130
+    assert ghv("delete", "a1001").exit_code == 0 and ghv("show", "a1001").exit_code == 66
+
+
 def test_a_job_file_with_faults_names_file_line_and_field(ghv: Ghv, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("image: xmm\ncommand: [true]\nresources: {memory: lots}\nimaeg: x\n")
     for verb in ("run", "validate"):
@@ -109,6 +142,11 @@ def test_a_job_file_with_faults_names_file_line_and_field(ghv: Ghv, tmp_path: Pa
         assert result.exit_code == 65
         assert 'job.yaml:3: resources.memory: "lots" is not a size' in result.stderr
         assert 'job.yaml:4: imaeg: unknown field; did you mean "image"?' in result.stderr
+    (tmp_path / "job.yaml").write_text("image: x\ncommand: [true]\ninputs: [nowhere]\nsite: mars\n")
+    missing = ghv("validate", "-f", "job.yaml")
+    assert missing.exit_code == 66
+    for words in ("1: image: there is no such image", "3: inputs[0]: there is no such file", "4: site: there is no"):
+        assert f"job.yaml:{words}" in missing.stderr
 
 
 def test_wrong_words_end_with_64_and_missing_things_with_66(ghv: Ghv) -> None:
@@ -122,13 +160,22 @@ def test_wrong_words_end_with_64_and_missing_things_with_66(ghv: Ghv) -> None:
     ]  # fmt: skip
     assert ghv("events", "j9").exit_code == ghv("events", "-w", "j9").exit_code == 66
     assert ghv("run", "--image", "none", "true").exit_code == 66
-    assert ghv("run", "--in", "no-such-file", "--image", "xmm", "true").exit_code == 66
+    for words in (
+        ["run", "--in", "nowhere", "--image", "xmm", "true"], ["run", "-f", "nowhere"], ["run", "--dag", "nowhere"],
+        ["run", "--image", "xmm", "--template", "nowhere"], ["validate", "-f", "nowhere"], ["match", "-f", "nowhere"],
+        ["policy", "set", "nowhere"], ["image", "build", "nowhere"], ["image", "import", "nowhere", "--tag", "d"],
+    ):  # fmt: skip
+        told = ghv(*words)
+        title, why, *_ = told.stderr.splitlines()
+        assert title.startswith("error: open ") and title.endswith("nowhere"), told.stderr
+        assert (why, told.exit_code) == ("  there is no such file or folder", 66), words
 
 
 def test_lists_and_details_come_as_tables_json_and_yaml(ghv: Ghv) -> None:
     ghv(*run("print", "x"))
     for verb in (["list"], ["show", "j1"], ["explain", "j1"], ["events", "j1"], ["wait", "j1"], ["ledger"],
-                 ["ledger", "j1"], ["image", "list"], ["image", "show", "xmm"], ["image", "verify", "xmm"],
+                 ["ledger", "j1"], ["history", "j1"], ["accounting", "--until", "2026-11-01"],
+                 ["image", "list"], ["image", "show", "xmm"], ["image", "verify", "xmm"],
                  ["site", "list"], ["site", "show", "here"], ["site", "check", "here"], ["site", "usage", "here"],
                  ["site", "usage"], ["service", "status"]):  # fmt: skip
         shown, as_json, as_yaml = (ghv(*verb, "-o", kind) for kind in ("table", "json", "yaml"))
@@ -199,12 +246,35 @@ def test_watching_a_job_ends_with_it(ghv: Ghv) -> None:
 def test_cancel_recover_and_delete(ghv: Ghv) -> None:
     ghv("run", "--detach", "--image", "xmm", "hold")
     assert ghv("recover", "j1").exit_code == 0
+    assert ghv("move", "j1", "--to", "other", "-o", "json").exit_code == 0
     assert ghv("cancel", "j1").stdout == "j1  cancelled\n"
     assert ghv("wait", "j1").exit_code == 130
     conflict = ghv("recover", "j1")
     assert (conflict.exit_code, "it has ended" in conflict.stderr) == (78, True)
+    assert ghv("move", "j1").exit_code == 78
+    ghv(*run("print", "x"))
+    assert ghv("recover", "j2").stdout == "j2  done; nothing of it is stuck\n"
     assert ghv("delete", "j1").exit_code == 0
     assert ghv("show", "j1").exit_code == 66
+
+
+def test_suspend_resume_and_checkpoint(ghv: Ghv) -> None:
+    ghv("run", "--detach", "--image", "xmm", "hold")
+    assert ghv("checkpoint", "list").stdout.strip() == "no checkpoints"
+    assert ghv("checkpoint", "j1").stdout.startswith("j1  its guest is being saved")
+    assert ghv("suspend", "j1").stdout == "j1  suspended\n"
+    listed = ghv("checkpoint", "list", "j1").stdout
+    assert all(word in listed for word in ("g1-j1-1-1", "here", "12s", "1.0 MiB", "kept", "to suspend it")), listed
+    [kept] = json.loads(ghv("checkpoints", "list", "-o", "json").stdout)
+    assert (kept["job"], kept["executed"]) == ("j1", 12.0)
+    assert ghv("resume", "j1", "-o", "json").exit_code == 0
+    assert ghv("checkpoint", "restore", "g1-j1-1-1").exit_code == 0
+    assert ghv("checkpoint", "delete", "g1-j1-1-1").stdout == "g1-j1-1-1  deleted\n"
+    gone = ghv("checkpoint", "restore", "g1-j1-1-1")
+    assert (gone.exit_code, "there is no such checkpoint" in gone.stderr) == (66, True)
+    assert ghv("checkpoint", "lst").exit_code == 64
+    assert ghv("cancel", "j1").exit_code == 0
+    assert ghv("suspend", "j1").exit_code == 78
 
 
 def test_images_and_sites(ghv: Ghv, tmp_path: Path) -> None:
@@ -216,7 +286,12 @@ def test_images_and_sites(ghv: Ghv, tmp_path: Path) -> None:
     assert ghv("image", "import", "disk.qcow2", "--tag", "d").exit_code == 0
     assert "give --format" in ghv("image", "import", "disk", "--tag", "d").stderr
     added = ghv("site", "add", "a", "--kind", "slurm", "--host", "h", "--user", "u", "--option", "partition=p")
-    assert added.exit_code == 0
+    assert added.exit_code == 0 and not added.stderr
+    here = ghv("site", "add", "b", "--kind", "slurm")
+    assert here.exit_code == 0 and "its jobs are submitted on this machine, by its own sbatch" in here.stderr
+    assert ghv("site", "remove", "b").stdout == "b  removed\n"
+    [row] = [line.split() for line in ghv("site", "list").stdout.splitlines() if line.startswith("a ")]
+    assert row[-1] == "-", "how many jobs it takes nobody knows yet"
     assert "partition=p" in ghv("site", "show", "a").stdout
     usage = ghv("site", "usage")
     assert usage.exit_code == 0 and "lent by root: /etc/ghv/lender.toml" in usage.stdout
@@ -249,7 +324,11 @@ def test_images_and_sites(ghv: Ghv, tmp_path: Path) -> None:
     waits = ghv("site", "check", "here", "--timeout", "1s")
     assert (waits.exit_code, "unknown" in waits.stdout) == (69, True), "nobody knows is not that it fails"
     assert "KVM" in waits.stdout and "KVM" not in ghv("site", "check", "here", "--no-probe").stdout
-    assert ghv("site", "remove", "a").exit_code == 0
+    ghv("run", "--detach", "--image", "xmm", "--site", "a", "hold")
+    removed = ghv("site", "remove", "a")
+    assert removed.exit_code == 0 and "1 job waits for a and no other site: j1; add a again" in removed.stderr
+    last = ghv("site", "remove", "here")
+    assert last.exit_code == 0 and "ghv site add local --kind fork" in last.stderr
     assert ghv("image", "delete", "xmm:latest").exit_code == 0
     ghv("image", "build", ".", "--tag", "broken:1")
     damaged = ghv("image", "verify", "broken:1")
@@ -421,3 +500,99 @@ def test_ghv_starts_fast() -> None:
     costs = [(cost(*GHV, "--version"), cost(sys.executable, "-c", "import click")) for _ in range(5)]
     ours, clicks = (min(column) for column in zip(*costs, strict=True))
     assert ours < 2 * clicks
+
+
+# Requirements and policies
+
+
+def test_match_says_where_a_job_could_go_and_why_not_elsewhere(ghv: Ghv) -> None:
+    found = ghv("match", "--requirements", "Memory > 2048", "--rank", "-QueueWait")
+    assert found.exit_code == 0, found.output
+    assert "would go to here" in found.stdout
+    assert "Memory > 2048 does not hold" in found.stdout
+    assert re.search(r"here +n1 +yes +3", found.stdout)
+    assert "warning" not in found.stdout
+    assert "counts as 0 there" in ghv("match", "--rank", "1 / 0").stdout
+    shown = json.loads(ghv("match", "-o", "json").stdout)
+    assert [site["site"] for site in shown["sites"]] == ["here", "there"]
+
+
+def test_an_expression_that_means_nothing_is_refused_with_its_place(ghv: Ghv, tmp_path: Path, service: Service) -> None:
+    (tmp_path / "job.yaml").write_text("image: xmm\ncommand: [print, a]\nrank: -QueueWait\nrequirements: Memry > 2\n")
+    for words in (("run", "-f"), ("match", "-f"), ("validate", "-f")):
+        refused = ghv(*words, "job.yaml")
+        assert refused.exit_code == 65, refused.output
+        assert "job.yaml:4: requirements: at character 1 of `Memry > 2`: no site publishes Memry" in refused.stderr
+        assert "did you mean Memory?" in refused.stderr
+    flag = ghv("run", "--image", "xmm", "--rank", "Queue", "--", "print", "a")
+    assert flag.exit_code == 64 and "rank: at character 1 of `Queue`" in flag.stderr
+    assert service.backend.submissions == 0
+
+
+def test_nodes_are_listed_as_they_publish_themselves(ghv: Ghv) -> None:
+    listed = ghv("node", "list").stdout
+    assert re.search(r"here +whole site .* 2, 2 free +7 +12 s", listed) and re.search(
+        r"here +n1 +mixed +4 +1 +2.0 GiB +uml, tcg +Z80", listed
+    )
+    assert re.search(r"here +whole site +1 of 3 idle, maintenance in 2h\S* +12 +5 ", listed), listed
+    [whole, node] = json.loads(ghv("node", "list", "here", "-o", "json").stdout)
+    assert (whole["node"], node["published"]["CpuModel"]) == ("", "Z80")
+    assert ghv("node", "list", "nowhere").exit_code == 66
+
+
+def test_a_policy_is_shown_set_and_refused_with_its_place(ghv: Ghv, tmp_path: Path) -> None:
+    assert "nobody has set one" in ghv("policy", "show").stdout
+    file = tmp_path / "policy.yaml"
+    file.write_text("kind: Policy\nlimits: {user: 3}\n")
+    assert ghv("policy", "set", str(file)).stdout == "policy version 1 holds\n"
+    shown = ghv("policy", "show").stdout
+    assert "version 1, set" in shown and "  user: 3\n" in shown
+    file.write_text(shown)
+    assert ghv("policy", "set", str(file)).exit_code == 0, "what is shown can be set"
+    for wrong, words in (
+        ("limits: {users: {ada: many}}", "2: limits.users.ada"),
+        ("limits: {usr: 3}", 'did you mean "user"'),
+        ("jobs: {share: {window: 0s}}", "jobs.share.window"),
+        ("resources: {fixed: {default: 100}}", "resources.fixed.default"),
+    ):
+        file.write_text(f"kind: Policy\n{wrong}\n")
+        refused = ghv("policy", "set", str(file))
+        assert refused.exit_code == 65 and words in refused.stderr, refused.output
+    assert json.loads(ghv("policy", "show", "-o", "json").stdout)["version"] == 2
+
+
+def test_the_plan_tells_where_and_when(ghv: Ghv) -> None:
+    shown = ghv("plan").stdout
+    assert re.search(r"^g4 +pair +me +here ×3, there ×1 +in \d+m\S* +- +when there is room$", shown, re.MULTILINE), (
+        shown
+    )
+    assert re.search(r"j7 +first +me +here +now +in (1h|59m)", shown)
+    assert "the largest node has 4" in shown
+    assert [each["job"] for each in json.loads(ghv("plan", "--limit", "1", "-o", "json").stdout)] == ["j7"]
+
+
+def test_history_tells_each_attempt_and_accounting_what_was_used(ghv: Ghv) -> None:
+    ghv(*run("print", "x"))
+    shown = ghv("history", "j1").stdout
+    assert "attempt 1 at there, node n7, batch job 17, under qemu 7.2.22, tcg: lost: its node is gone" in shown
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d +execute +2\.50", shown) and "attempt 2 at here: boot" in shown
+    assert ghv("history", "j9").exit_code == 66
+    both = ghv("accounting", "--by", "user", "--by", "site").stdout
+    assert re.search(r"me +me +2 +2 +2 +1m\S* +1\.00 +2\.00\n", both), both
+    later = json.loads(ghv("accounting", "--since", "1970-01-01T00:20:00+00:00", "-o", "json").stdout)
+    assert (later["since"], later["total"]["attempts"], later["accounts"][0]["of"]) == (1200.0, 1, {"user": "me"})
+    recent = ghv("accounting", "--since", "1d")
+    assert recent.exit_code == 0 and recent.stderr == "No attempt has ended in that time.\n"
+    wrong = ghv("accounting", "--since", "yesterday")
+    assert wrong.exit_code == 64 and "'yesterday' is neither a time before now" in wrong.stderr
+
+
+def test_a_replay_says_whether_the_plan_is_the_same(ghv: Ghv) -> None:
+    for _ in range(2):
+        ghv("run", "--image", "xmm", "--", "print", "a")
+    same = ghv("replay", "j1")
+    assert same.exit_code == 0 and "j1 was given here 1m ago, by policy version 2, with 2 other jobs" in same.stdout
+    assert "the same plan" in same.stdout
+    other = ghv("replay", "j2")
+    assert other.exit_code == 70 and "and is given none" in other.stdout
+    assert ghv("replay", "j99").exit_code == 66

@@ -59,7 +59,19 @@ def test_a_jobs_life_through_the_api(http: httpx.Client) -> None:
     job = submit(http, "print", "hello", "hold")
     assert http.get(f"/v1/jobs/{job}").json()["job"]["id"] == job
     assert http.get(f"/v1/jobs/{job}/explain").json()["candidates"]
+    assert http.get(f"/v1/jobs/{job}/history").json()["attempts"]
+    asked = "/v1/accounting?by=site&by=reason&by=site&until=1500"
+    assert http.get(asked).json()["accounts"][0]["of"] == {"site": "me", "reason": "me"}
+    assert problem(http.get("/v1/accounting", params={"by": "colour"}))["status"] == 400
     assert http.post(f"/v1/jobs/{job}/recover").status_code == 202
+    assert http.post(f"/v1/jobs/{job}/move", params={"to": "other"}).json()["site"] == "other"
+    assert http.post(f"/v1/jobs/{job}/checkpoint").status_code == 202
+    assert http.post(f"/v1/jobs/{job}/suspend").json()["state"] == "suspended"
+    [kept] = http.get("/v1/checkpoints", params={"job": job}).json()
+    assert http.post(f"/v1/checkpoints/{kept['id']}/restore").json()["state"] == "running"
+    assert http.post(f"/v1/jobs/{job}/resume").status_code == 202
+    assert http.delete(f"/v1/checkpoints/{kept['id']}").status_code == 204
+    assert problem(http.post(f"/v1/checkpoints/{kept['id']}/restore"))["code"] == "not-found"
     assert http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
     assert problem(http.post(f"/v1/jobs/{job}/recover"))["code"] == "conflict"
     assert http.delete(f"/v1/jobs/{job}").status_code == 204
@@ -125,7 +137,7 @@ def test_sites_and_images_are_kept(http: httpx.Client) -> None:
     wrong = problem(http.patch("/v1/sites/a", json={"hots": "x"}))
     assert wrong["errors"][0]["field"] == "hots" and "host" in wrong["errors"][0]["allowed"]
     assert problem(http.patch("/v1/sites/a", json={"port": "x"}))["errors"][0]["field"] == "port"
-    assert http.delete("/v1/sites/a").status_code == 204
+    assert http.delete("/v1/sites/a").json() == {"name": "a", "waiting": [], "sites": ["here"]}
     assert http.get("/v1/images/xmm:latest").json()["tags"] == ["xmm:latest"]
     assert problem(http.get("/v1/images/none"))["hint"]
 
@@ -221,3 +233,19 @@ def test_a_stop_ends_streams_and_takes_the_socket_away(service: Service, http: h
         assert all(json.loads(line)["kind"] != "end" for line in lines)
     service.start()
     assert http.get("/healthz").status_code == 200
+
+
+def test_matches_nodes_and_policy_through_the_api(http: httpx.Client) -> None:
+    spec = {"image": "", "command": ["true"], "requirements": "Cpus >= 2"}
+    assert http.post("/v1/match", json=spec).json()["sites"][0]["chosen"] is True
+    wrong = problem(http.post("/v1/match", json=spec | {"requirements": "Cpus + "}))
+    assert wrong["status"] == 422 and wrong["errors"][0]["field"] == "requirements"
+    submitted = problem(http.post("/v1/jobs", json=JOB | {"spec": JOB["spec"] | {"rank": "Nonsense"}}))  # type: ignore[operator]
+    assert submitted["errors"][0]["field"] == "spec.rank"
+    assert http.get("/v1/nodes", params={"site": "here"}).json()[1]["published"]["Cpus"] == 4
+    assert [each["job"] for each in http.get("/v1/plan").json()] == ["j7", "j8", "j9"]
+    assert http.get("/v1/policy").json()["version"] == 0
+    assert http.put("/v1/policy", json={"limits": {"user": 2}}).json()["policy"]["limits"]["user"] == 2
+    refused = problem(http.put("/v1/policy", json={"limits": {"user": -1}, "jobs": {"shares": {}}}))
+    assert {error["field"] for error in refused["errors"]} == {"limits.user", "jobs.shares"}
+    assert http.get("/v1/policy").json()["version"] == 1, "what is wrong changes nothing"

@@ -397,9 +397,11 @@ def test_a_wish_and_a_grant_that_another_relay_was_told_of_are_heard(home: Home)
     with Peer([*ROLE, "relay", "--workdir", str(home.site.workdir)]) as newer:
         newer.hello()
         newer.ask(Op.REQUEST, entry=NAME, what="cancel", why="enough")
+        newer.ask(Op.REQUEST, entry=NAME, what="begin", members="0 g1-0 a n1\n")
         newer.ask(Op.GRANT, grants={NAME: 7})
     home.delivery.advance(home.line)
-    assert home.notes == [{"note": "cancel", "why": "enough"}, {"note": "grant", "beat": 7}]
+    begin = {"note": "begin", "members": "0 g1-0 a n1\n"}
+    assert home.notes == [{"note": "cancel", "why": "enough"}, begin, {"note": "grant", "beat": 7}]
 
 
 def test_a_courier_waits_for_a_site_in_trouble_and_says_so(site: Site) -> None:

@@ -119,7 +119,7 @@ def test_an_entry_is_carried_from_its_claim_to_its_sentinel(
         assert (
             claimed["owner"]["claim"] == "mine"
             and claimed["manifest"] == made
-            and claimed["cancel"] is claimed["grant"] is None
+            and claimed["cancel"] is claimed["begin"] is claimed["grant"] is None
         )
     assert courier.ask(Carry.GET, path="in/deep/data", offset=2, length=100)[1] == b"345"
     for path in (f"spool/{NAME}/manifest.json", "in/other", "../x", "charges/x"):
@@ -151,10 +151,15 @@ def test_an_entry_is_carried_from_its_claim_to_its_sentinel(
     while not courier.notes:
         courier.notes += [message for message, _ in courier.hear()]
     assert courier.notes == [{"note": "cancel", "why": "enough"}]
+    for members in ("0 g1-0 a n1\n", "another\n"):  # the first one counts
+        relay.ask(Op.REQUEST, entry=NAME, what="begin", members=members)
+    while {"note": "begin", "members": "0 g1-0 a n1\n"} not in courier.notes:
+        courier.notes += [message for message, _ in courier.hear()]
     relay.ask(Op.GRANT, grants={NAME: 7})
     while {"note": "grant", "beat": 7} not in courier.notes:
         courier.notes += [message for message, _ in courier.hear()]
-    assert courier.claim("mine")["grant"] == 7  # also where the note was lost
+    claimed = courier.claim("mine")
+    assert (claimed["begin"], claimed["grant"]) == ("0 g1-0 a n1\n", 7)  # also where the note was lost
     for _ in range(2):
         courier.ask(Carry.LEAVE)
     assert (entry / "exit.json").read_bytes() == wire.canonical(record)

@@ -237,7 +237,10 @@ def test_nothing_leads_out_of_the_workdir(quiet: Peer, workdir: Path, tmp_path: 
 def test_evict_says_what_it_freed(quiet: Peer, workdir: Path) -> None:
     quiet.upload("cache/a", b"x" * 1000)
     quiet.upload("bundle/b/world", b"y" * 500)
-    assert quiet.ask(Op.EVICT, paths=["cache/a", "bundle/b", "cache/none"]) == {"freed": 1500}
+    quiet.upload("checkpoints/inst-1-1/memory.zst", b"z" * 50)
+    paths = ["cache/a", "bundle/b", "cache/none", "checkpoints/inst-1-1"]
+    assert quiet.ask(Op.EVICT, paths=paths) == {"freed": 1550}
+    assert not (workdir / "checkpoints/inst-1-1").exists()
     assert quiet.ask(Op.HAVE, paths=["cache/a"])["sizes"]["cache/a"] is None
 
 
@@ -273,8 +276,19 @@ def test_a_wish_is_left_for_the_pilot(quiet: Peer, workdir: Path) -> None:
     quiet.ask(Op.PREPARE, entry="inst-1", manifest=manifest("inst-1"))
     quiet.ask(Op.REQUEST, entry="inst-1", what="cancel", why="user")
     assert (workdir / "spool/inst-1/control/cancel").read_text() == "user"
-    with pytest.raises(Refusal):
-        quiet.ask(Op.REQUEST, entry="inst-1", what="../../x", why="")
+    for members in ("0 g1-0 a n1\n", "another\n"):
+        quiet.ask(Op.REQUEST, entry="inst-1", what="begin", members=members)
+    assert (workdir / "spool/inst-1/control/begin").read_text() == "0 g1-0 a n1\n", "the first one counts"
+    for number, then in ((1, "go-on"), (1, "end"), (2, "end")):
+        quiet.ask(Op.REQUEST, entry="inst-1", what="save", number=number, then=then, why="user")
+    saves = [(workdir / f"spool/inst-1/control/save-{number}").read_text() for number in (1, 2)]
+    assert saves == ["go-on: user", "end: user"], "the first one of each number counts"
+    wrong: tuple[dict[str, Any], ...] = (
+        {"what": "../../x"}, {"what": "save", "number": 3}, {"what": "save", "number": 0, "then": "end"},
+    )  # fmt: skip
+    for request in wrong:
+        with pytest.raises(Refusal):
+            quiet.ask(Op.REQUEST, entry="inst-1", why="", **request)
 
 
 def test_the_answer_to_a_beat_is_left_for_the_pilot_under_its_number(quiet: Peer, workdir: Path) -> None:
@@ -392,6 +406,34 @@ def test_outputs_are_listed_in_pages_with_their_digests(quiet: Peer, workdir: Pa
         "link",
         "sub/b.txt",
     ]
+
+
+def test_what_is_small_of_an_entry_comes_in_one_answer(quiet: Peer, workdir: Path, tmp_path: Path) -> None:
+    entry = workdir / "spool/inst-1"
+    (entry / "out/sub").mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(b"not yours")
+    contents = {"stdout": b"out", "pilot.log": b"", "out/a": b"aa", "out/big": b"b" * 100, "out/sub/c": b"ccc"}
+    for name, data in contents.items():
+        (entry / name).write_bytes(data)
+    names = (name.removeprefix("out/") for name in contents if name.startswith("out/"))
+    outputs = [wire.OutputFile(name, 1, 0o644, "") for name in (*names, "gone")]
+    write(entry / "exit.json", ended("inst-1", (*outputs, wire.OutputFile("link", 0, 0o777, "", link="a"))))
+
+    def fetch(entry: str, outputs: bool, most: int) -> tuple[dict[str, int | None], bytes]:
+        asked = quiet.send(
+            Op.FETCH, entry=entry, names=["stdout", "batch.log", "pilot.log"], outputs=outputs, most=most
+        )
+        reply, payload = quiet.reply(asked)
+        return reply["sizes"], payload
+
+    logs = {"stdout": 3, "batch.log": None, "pilot.log": 0}
+    assert fetch("inst-1", False, 99) == (logs, b"out")
+    # What is too large is left out, what comes behind it is not; a link is the controller's to make.
+    assert fetch("inst-1", True, 99) == (logs | {"out/a": 2, "out/sub/c": 3, "out/gone": None}, b"outaaccc")
+    assert fetch("inst-1", True, 4) == ({"stdout": 3, "batch.log": None, "pilot.log": 0, "out/gone": None}, b"out")
+    assert fetch("inst-2", True, 99) == (dict.fromkeys(logs), b""), "of an entry that is gone there is nothing"
+    (entry / "batch.log").symlink_to(tmp_path / "secret")
+    assert fetch("inst-1", False, 99) == ({"stdout": 3, "pilot.log": 0}, b"out"), "GET says what is wrong with it"
 
 
 def test_an_entry_is_removed_only_when_nobody_can_act_in_it(quiet: Peer, workdir: Path) -> None:

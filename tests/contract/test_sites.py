@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.model.batch import BatchState
+from gridhypervisor.model.capacity import NodeState
 from gridhypervisor.model.records import Site, SiteKind
 from gridhypervisor.sites import Bundle
 from tests.contract.accounts import CAPACITY, DEAF, WAITS, Account, Connected, account_at, until
@@ -74,13 +75,20 @@ def test_cancelling_sends_the_pilot_itself_a_signal_that_it_can_trap(account: Ac
 
 
 def test_a_job_beyond_the_capacity_waits_and_can_be_cancelled_before_it_began(account: Account) -> None:
+    """And the site says so: what it has free and who waits there, as it is asked for all of its nodes."""
+
     async def story(at: Connected) -> None:
+        empty = await at.surveyed(lambda has: has.nodes == has.idle and has.free_cpus == has.cpus)
+        assert empty.nodes == len(empty.rows) and empty.cpus is not None and empty.cpus >= 1
+        assert all(row.state is NodeState.IDLE and row.free_cpus == row.cpus for row in empty.rows)
         running = [await at.accepted(WAITS) for _ in range(CAPACITY)]
         for name in running:
             await at.until(name, BatchState.RUNNING)
             await at.begun(name)
         waiting = await at.accepted(WAITS)
         await at.until(waiting, BatchState.PENDING)
+        full = await at.surveyed(lambda has: has.free_cpus == 0 and has.waiting == 1)
+        assert (full.nodes, full.idle, full.cpus) == (empty.nodes, 0, empty.cpus)
         await at.cancel(waiting)
         await at.over(waiting)
         assert not at.has_begun(waiting)

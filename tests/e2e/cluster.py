@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from gridhypervisor.client import Client
 from gridhypervisor.model.spec import JobSpec, ResourcesSpec
 from gridhypervisor.model.views import JobRequest
 from gridhypervisor.planning.probes import REACH
-from tests.e2e.installation import Installation, _processes, guests, wait_for
+from tests.e2e.installation import Installation, _processes, wait_for
 from testsites.site import UID, ClusterSite
 
 PATIENT = "trap 'echo stopped; echo saved > result; exit 3' TERM; echo started; while :; do sleep 0.1; done"
@@ -165,23 +164,6 @@ class ClusterLab(Installation):
     def workdir(self) -> Path:
         return self.site.home / ".ghv"
 
-    @contextlib.contextmanager
-    def counting(self, job: str) -> Iterator[list[int]]:
-        """Count the guests of all attempts of a job again and again while this lasts."""
-        counts, over = [0], threading.Event()
-
-        def count() -> None:
-            while not over.wait(0.2):
-                counts.append(len(guests(f"{self.id}-{job}-")))
-
-        watcher = threading.Thread(target=count)
-        watcher.start()
-        try:
-            yield counts
-        finally:
-            over.set()
-            watcher.join()
-
     def processes(self) -> dict[int, str]:
         marks = (f"spool/{self.id}-", f"-name {self.id}-", f"umid={self.id}-")
         return {pid: words for pid, words in _processes() if any(mark in words for mark in marks)}
@@ -264,7 +246,7 @@ def cut_before_the_submission(lab: ClusterLab, submit: str) -> str:
 
 def without_its_batch_system_for_a_minute(lab: ClusterLab, away: Callable[[], None], back: Callable[[], None]) -> None:
     """Of what runs one job ends meanwhile and comes home, one is cancelled, and one goes on until its batch system is
-    there again. What is handed in meanwhile runs afterwards. Nothing runs twice."""
+    there again. What is submitted meanwhile runs afterwards. Nothing runs twice."""
     words = (*tiny(lab.site.kind), "--retry", "5")
     ends = lab.detach(*words, "--", "sh", "-c", "echo started; sleep 10; echo ended")
     stops, goes_on = (

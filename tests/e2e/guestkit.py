@@ -156,6 +156,7 @@ class Site:
 
     def prepare(
         self, command: str | tuple[str, ...], *, inputs: dict[str, bytes] | None = None, outputs: tuple[str, ...] = (),
+        restart: tuple[str, ...] = (),
         environment: dict[str, str] | None = None, image: ImageManifest | None = None, **manifest: object,
     ) -> Path:  # fmt: skip
         """Make an entry whose program is a shell command, or words."""
@@ -170,6 +171,7 @@ class Site:
             words, environment or {},
             tuple(Input(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in (inputs or {}).items()),
             outputs,
+            restart,
         )  # fmt: skip
         resources = Resources(memory=256 << 20, scratch=64 << 20, walltime=1800)  # seconds; no test waits as long
         record = Manifest(
@@ -181,11 +183,11 @@ class Site:
         spool.write_durable(entry / wire.MANIFEST, wire.canonical(record))
         return entry
 
-    def start(self, entry: Path) -> subprocess.Popen[bytes]:
-        """Start a pilot on an entry, in a session of its own as a batch system would."""
+    def start(self, entry: Path, *more: str) -> subprocess.Popen[bytes]:
+        """Start a pilot on an entry, in a session of its own as a batch system would. `more`: of its words."""
         code = "import sys; from gridhypervisor.agent.pilot import main; sys.exit(main())"
         pilot = subprocess.Popen(
-            [sys.executable, "-c", code, "--entry", str(entry), "--scratch", str(self.scratch)],
+            [sys.executable, "-c", code, "--entry", str(entry), "--scratch", str(self.scratch), *more],
             env={**os.environ, "GHV_WORLD": "system"}, start_new_session=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         self.pilots.append(pilot)
@@ -254,6 +256,39 @@ class Site:
                 os.kill(pilot.pid, signal.SIGCONT)
                 pilot.kill()
                 pilot.wait(60)
+
+
+def whole_disk(site: Site, folder: Path) -> ImageManifest:
+    """An image that is one whole disk, as an imported one: a partition table, the root in the second partition, and
+    nothing of ours in it."""
+    root = folder / "root"
+    for name in ("etc", "bin", "opt"):
+        (root / name).mkdir(parents=True)
+    (root / "etc/os-release").write_text("ID=other\n")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    busybox = Path("/bin/busybox").read_bytes()
+    (root / "bin/sh").write_bytes(busybox)
+    (root / "bin/cat").write_bytes(busybox)
+    for path in (root / "bin").iterdir():
+        path.chmod(0o755)
+    disk, start, size = folder / "disk.raw", 8 << 20, 24 << 20
+    subprocess.run(["truncate", "-s", str(start + size), str(disk)], check=True)
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(root), "-E", f"offset={start}", str(disk), f"{size >> 10}k"],
+        check=True,
+    )
+    # A DOS table: a small empty first partition, then the root.
+    entries = [(2048, 2048), (start >> 9, size >> 9)]
+    table = b"".join(bytes([0, 0, 0, 0, 0x83, 0, 0, 0]) + b.to_bytes(4, "little") + n.to_bytes(4, "little")
+                     for b, n in entries)  # fmt: skip
+    with disk.open("r+b") as file:
+        file.seek(446)
+        file.write(table + bytes(32) + b"\x55\xaa")
+    qcow = folder / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk), str(qcow)], check=True)
+    layer = add_layer(site.workdir / "cache", qcow.read_bytes(), "disk", "qcow2")
+    others = tuple(layer for layer in site.image.layers if layer.role in ("kernel", "initrd"))
+    return dataclasses.replace(site.image, layers=(*others, layer))
 
 
 def wait_for(condition: Callable[[], bool], timeout: float, what: str) -> None:

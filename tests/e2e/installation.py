@@ -15,21 +15,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gridhypervisor.execution.steps import STEPS
 from gridhypervisor.model import wire
 from tests.making import BUILD
 
 REPOSITORY = Path(__file__).parents[2]
 CACHES = ("images", "bundle")  # of a data folder: packages and programs that never change, shared by all
 FINAL = ("done", "failed", "cancelled")
-FENCES = frozenset(step for step in STEPS if "fenc" in step)
-"""Steps of `on_silence: replace`, which take minutes of real silence: the service dies at them in simulation, in
-`tests/properties/test_planner_crashes.py`. At all others it dies here."""
 T = TypeVar("T")
 
 
@@ -79,6 +76,7 @@ class Installation:
             "GHV_RUNTIME": str(folder / "run"),
             "GHV_TEST_DIE_AT": str(self.steps),
             "TMPDIR": str(scratch),
+            "GHV_IDLE": "0",  # tests tell batch jobs apart: pilots serve others only where a test asks for it
         }
 
     def ghv(self, *words: str, check: bool = True, timeout: float = 240, stdin: bytes = b"") -> Ghv:
@@ -112,7 +110,7 @@ class Installation:
         return ("run", "--hypervisor", self.hypervisor_asked, *words[1:]) if words[:1] == ("run",) else words
 
     def detach(self, *words: str) -> str:
-        """Hand in a job and give its id."""
+        """Submit a job and give its id."""
         return self.ghv("run", "--detach", *words).out.decode().strip()
 
     def job(self, job: str) -> dict[str, Any]:
@@ -156,7 +154,7 @@ class Installation:
     def newest_jobs(self, count: int = 3) -> str:
         """What became of them, in words, with the pilots' logs."""
         found = [job["id"] for job in self.ghv("list", "-o", "json", timeout=60).json]
-        newest = sorted(found, key=lambda job: int(job.lstrip("j")))[-count:]
+        newest = sorted(found, key=lambda job: int(job[1:]))[-count:]
         asked = [
             words for job in newest for words in (("show", job), ("events", job), ("logs", "--stream", "pilot", job))
         ]
@@ -213,6 +211,25 @@ class Installation:
 
         return wait_for(f"the hypervisor of {job}", look)[0]
 
+    @contextlib.contextmanager
+    def counting(self, job: str) -> Iterator[list[int]]:
+        """Count the guests of all attempts of a job that are not stopped, again and again while this lasts. Each has a
+        session: of a family that is ending several may be the first."""
+        counts, over = [0], threading.Event()
+
+        def count() -> None:
+            while not over.wait(0.2):
+                found = guests(f"{self.id}-{job}-")
+                counts.append(len({_session(pid) for pid in found if _state(pid) not in "TZX"} - {0}))
+
+        watcher = threading.Thread(target=count)
+        watcher.start()
+        try:
+            yield counts
+        finally:
+            over.set()
+            watcher.join()
+
     def relay(self) -> int:
         """The relay of the local site."""
         words = f" relay --workdir {self.workdir} "
@@ -233,10 +250,16 @@ class Installation:
     @contextlib.contextmanager
     def busy_site(self) -> Iterator[None]:
         """While this lasts all slots of the fork queue are taken, and what is submitted waits."""
+        with self.taken_slots(os.cpu_count() or 1):
+            yield
+
+    @contextlib.contextmanager
+    def taken_slots(self, count: int) -> Iterator[None]:
+        """While this lasts so many slots of the fork queue, which has one for each processor, are taken."""
         slots = self.workdir / "forkq" / "slots"
         slots.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            for number in range(os.cpu_count() or 1):
+            for number in range(count):
                 file = stack.enter_context((slots / str(number)).open("ab"))
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -261,7 +284,21 @@ class Installation:
     def kill_service(self) -> None:
         pid = self.service_pid()
         os.kill(pid, signal.SIGKILL)
-        wait_for("the service's death", lambda: not _alive(pid))
+        _await_end(pid)
+
+    def die_until(self, step: str, seconds: float = 300) -> None:
+        """Let the service die its deaths, each within so many seconds, and start it after each, until it has died at
+        this step. Then it stays dead until somebody calls `ghv`, as nobody else may meanwhile."""
+        while (pid := self._service()) or step in self.deaths_to_come():
+            if pid:
+                _await_end(pid, seconds)
+            else:
+                self.ghv("service", "start", check=False)  # it may die of it
+
+    def _service(self) -> int:
+        """Its process, without asking it; 0: there is none."""
+        words = f"gridhypervisor.app serve --data {self.data} "
+        return next((pid for pid, line in _processes() if words in line), 0)
 
     def stop(self) -> None:
         self.ghv("service", "stop", check=False)
@@ -337,12 +374,33 @@ def _processes() -> Iterator[tuple[int, str]]:
                     yield int(folder.name), words
 
 
+def _await_end(pid: int, seconds: float = 120) -> None:
+    wait_for(f"the end of process {pid}", lambda: not _alive(pid), seconds)
+
+
 def _parent(pid: int) -> int:
-    return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    return int(_stat(pid)[1])
+
+
+def _session(pid: int) -> int:
+    """0: it is gone."""
+    with contextlib.suppress(OSError):
+        return int(_stat(pid)[3])
+    return 0
 
 
 def _alive(pid: int) -> bool:
+    return _state(pid) not in "ZX"
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for it, X where it is gone: T is stopped, Z not yet waited for."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        return _stat(pid)[0]
     except OSError:
-        return False
+        return "X"
+
+
+def _stat(pid: int) -> list[str]:
+    """`pid (comm) state ppid …` from the state on: comm may hold anything."""
+    return (Path("/proc") / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()

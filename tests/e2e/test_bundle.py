@@ -296,6 +296,8 @@ def test_every_program_that_travels_starts_there(bare: list[str], made: BundleIn
         "set -e\n"
         "run qemu-img create -q -f qcow2 /tmp/disk 64M\n"
         "run mke2fs -q -F -t ext4 -d /account/bundle /tmp/ext4 256M\n"
+        "run zstd -q -1 -T2 -c /tmp/disk >/tmp/packed\n"
+        "run zstd -q -t /tmp/packed\n"
         "run python3.11 -I -S -c 'import ssl, ctypes, asyncio, json, hashlib, lzma, zlib, tarfile, socket'\n"
         # Boots into the firmware and stops at once: TCG module, firmware and devices are found.
         'export QEMU_MODULE_DIR="$w/qemu"\n'

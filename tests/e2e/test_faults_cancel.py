@@ -119,10 +119,25 @@ def held_in_the_epilog(lab: Installation) -> Iterator[str]:
         assert (results / "bulk").stat().st_size == 8 << 20
 
 
+@contextlib.contextmanager
+def held_as_it_gathers(lab: Installation) -> Iterator[str]:
+    """Two machines are to begin together, and there is room for one."""
+    with lab.taken_slots((os.cpu_count() or 1) - 1):
+        gang = lab.detach(*SMALL, "--gang", "2", "--", "echo", "never")
+        members = wait_for("its members", lambda: [row["id"] for row in lab.ghv("list", gang, "-o", "json").json])
+        gathering = wait_for(
+            "one that is ready",
+            lambda: [job for job in members if (lab.status(job) or {}).get("phase") == Phase.GATHER],
+        )
+        yield gathering[0]
+        assert lab.ghv("wait", gang, check=False).code == 130
+
+
 HOLDS = {
     Phase.WAIT: held_before_the_site,
     Phase.PROLOG: held_in_the_prolog,
     Phase.QUEUE: held_in_the_queue,
+    Phase.GATHER: held_as_it_gathers,
     Phase.EPILOG: held_in_the_epilog,
 }
 

@@ -1,6 +1,6 @@
 """What goes wrong in a guest, in its program, or with its inputs: said clearly, told by the events; nothing is left.
 
-The faults stay in their jobs, so all jobs are handed in at once, and each test waits for its own.
+The faults stay in their jobs, so all jobs are submitted at once, and each test waits for its own.
 """
 
 from __future__ import annotations

@@ -101,14 +101,15 @@ def test_a_node_is_cut_off_and_other_things_go_wrong_meanwhile(grid: CutLab) -> 
         assert each["job"]["state"] == "done", grid.story(each["job"]["id"])
         assert (first_try["reason"], last_try["reason"]) == ("lost", "exited") and why in first_try["message"], each
         assert last_try["node"] != node
-        assert _attempts(grid, each, "running") == [first_try["id"], last_try["id"]]
+        ran = _attempts(grid, each, "running")
+        assert ran == [first_try["id"], last_try["id"]], grid.ghv("show", each["job"]["id"]).out.decode()
     assert (grid.work / "kept/made").read_text() == (grid.work / "replaced/made").read_text() == "run\n"
     moments = {(e["subject"], e["after"]): float(e["at"]) for e in grid.events(kept)}
     began, next_began = ((found["attempts"][n]["id"], state) for n, state in enumerate(("running", "planned")))
     assert moments[next_began] > moments[began] + WALLTIME, (
         "it was planned when the first guest might have been running"
     )
-    order = [(e["subject"], e["after"]) for e in grid.events(replaced) if e["kind"] == "allocation"]
+    order = [(e["subject"], e["after"]) for e in grid.events(replaced) if e["kind"] == "attempt"]
     first_id, next_id = (found_replaced["attempts"][n]["id"] for n in (0, 1))
     assert order.index((first_id, "fencing")) < order.index((first_id, "fenced")) < order.index((next_id, "planned"))
     grid.site.wait_ready()
@@ -129,4 +130,4 @@ def _back(grid: CutLab, node: str) -> None:
 
 def _attempts(grid: CutLab, found: dict[str, Any], state: str) -> list[str]:
     """Those that have come to this state, in the order in which they did."""
-    return [e["subject"] for e in grid.events(found["job"]["id"]) if e["kind"] == "allocation" and e["after"] == state]
+    return [e["subject"] for e in grid.events(found["job"]["id"]) if e["kind"] == "attempt" and e["after"] == state]

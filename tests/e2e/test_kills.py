@@ -1,7 +1,7 @@
 """The service is killed by SIGKILL at every step of `STEPS`; each job ends exactly once all the same, with its results.
 
 Each scenario below takes a job along one way, and lists the commits and actions before and after which the service dies
-on it, each once. `ghv` starts the service again by itself: nothing in these tests does.
+on it, each once. `ghv` starts the service again by itself: nothing in these tests does, but where its death takes long.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ import pytest
 
 from gridhypervisor.execution.steps import STEPS
 from gridhypervisor.model import wire
-from tests.e2e.installation import FENCES, Installation, wait_for
+from tests.e2e.cluster import RERUN
+from tests.e2e.installation import Installation, wait_for
+from tests.e2e.killing import (
+    FENCES,
+    GANG,
+    SUSPENSION,
+    around,
+    array_of_two,
+    fenced_twice,
+    gang_of_two,
+    sent,
+    suspended_and_resumed,
+)
 from tests.e2e.webserver import WebServer
 
 TINY = ("--image", "tiny", "--memory", "128M", "--scratch", "64M", "--retry", "10")
@@ -141,6 +153,43 @@ def ended_without_its_results(installation: Installation) -> None:
     assert not (installation.data / "jobs" / job).exists()
 
 
+def silent_and_replaced(installation: Installation) -> None:
+    fenced_twice(installation, *TINY)
+
+
+def moved_while_it_runs(installation: Installation) -> None:
+    """To a site that takes nothing before. There it has little to do."""
+    lab, seconds = installation, installation.work / "seconds"
+    where = ("--workdir", str(lab.folder / "second"), "--scratch", str(lab.scratch), "--slots", "1")
+    lab.ghv("site", "add", "second", "--kind", "fork", *where)
+    lab.ghv("site", "drain", "second")
+    seconds.write_text("1000\n")
+    words = ("--in", "seconds", "--out", "made", "--to", "moved", "--", "sh", "-c", RERUN)
+    job = lab.detach(*TINY, *words)
+    lab.wait_word(job)
+    seconds.write_text("0\n")
+    lab.ghv("site", "drain", "second", "--undo")
+    show = ("site", "show", "second", "-o", "json")
+    wait_for("the other site", lambda: lab.ghv(*show).json["health"] == "up", 300)
+    sent(lab, job)
+    found = lab.wait(job, 600)
+    been = [(attempt["site"], attempt["reason"]) for attempt in found["attempts"]]
+    assert (found["job"]["state"], been) == ("done", [("local", "moved"), ("second", "exited")]), found
+    assert (lab.work / "moved/made").read_text() == "run\n"
+
+
+def an_array(installation: Installation) -> None:
+    array_of_two(installation, *TINY)
+
+
+def a_gang(installation: Installation) -> None:
+    gang_of_two(installation, *TINY)
+
+
+def suspended_while_it_runs(installation: Installation) -> None:
+    suspended_and_resumed(installation, *TINY)
+
+
 class Scenario(NamedTuple):
     play: Callable[[Installation], None]
     commits: tuple[str, ...] = ()
@@ -150,11 +199,7 @@ class Scenario(NamedTuple):
     @property
     def steps(self) -> tuple[str, ...]:
         """Before and after each commit and each action."""
-        return (
-            *(f"{when}-commit:{commit}" for commit in self.commits for when in ("before", "after")),
-            *(f"{when}:{action}" for action in self.actions for when in ("before", "after")),
-            *self.also,
-        )
+        return (*around(self.commits, self.actions), *self.also)
 
 
 SCENARIOS = (
@@ -171,11 +216,16 @@ SCENARIOS = (
     Scenario(cancelled_as_the_pilot_begins, ("revoking-running",)),
     Scenario(lost_without_a_word, (), ("look",)),
     Scenario(ended_without_its_results, ("end", "recover", "wish-delete", "removal")),
+    Scenario(silent_and_replaced, FENCES),
+    Scenario(moved_while_it_runs, ("departure",)),
+    Scenario(an_array, ("group",)),
+    Scenario(a_gang, GANG, ("begin",)),
+    Scenario(suspended_while_it_runs, *SUSPENSION),
 )  # fmt: skip
 
 
 def test_every_step_has_its_kill() -> None:
-    assert set(STEPS) - FENCES == {step for scenario in SCENARIOS for step in scenario.steps}
+    assert set(STEPS) == {step for scenario in SCENARIOS for step in scenario.steps}
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.play.__name__)

@@ -163,8 +163,8 @@ def test_cancel_stops_the_program_gracefully_and_brings_its_outputs(site: Site) 
 
 
 def test_a_program_deaf_to_term_is_killed_after_the_grace(site: Site) -> None:
-    entry = site.prepare("trap '' TERM; echo x > result; echo started; while :; do sleep 1; done",
-                         outputs=("result",), stop_grace=2)  # fmt: skip
+    entry = site.prepare("trap '' TERM; echo x > result; echo 7 > state; echo started; while :; do sleep 1; done",
+                         outputs=("result",), restart=("state", "none*"), stop_grace=2)  # fmt: skip
     pilot = site.start(entry)
     site.wait_for_stdout(entry, "started\n")
     # As batch systems do: every process of the job hears it. The hypervisor and the watchdog must not care.
@@ -179,6 +179,8 @@ def test_a_program_deaf_to_term_is_killed_after_the_grace(site: Site) -> None:
     assert record.hint
     assert record.exit_code == 128 + 9
     assert (entry / "out/result").exists()
+    assert {output.path for output in record.outputs} == {"result", "state"}, "for another attempt, if there is one"
+    assert (entry / "out/state").read_text() == "7\n"
     site.is_clean(entry)
 
 
@@ -272,34 +274,7 @@ def test_a_layer_is_verified_once_per_node_and_again_when_it_changed(site: Site)
 @only_qemu
 def test_an_image_that_is_one_whole_disk_is_run_from_its_root_partition(site: Site, tmp_path: Path) -> None:
     """As an imported one: a partition table, the root in the second partition, and nothing of ours in it."""
-    root = tmp_path / "root"
-    for name in ("etc", "bin", "opt"):
-        (root / name).mkdir(parents=True)
-    (root / "etc/os-release").write_text("ID=other\n")
-    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
-    busybox = Path("/bin/busybox").read_bytes()
-    (root / "bin/sh").write_bytes(busybox)
-    (root / "bin/cat").write_bytes(busybox)
-    for path in (root / "bin").iterdir():
-        path.chmod(0o755)
-    disk, start, size = tmp_path / "disk.raw", 8 << 20, 24 << 20
-    subprocess.run(["truncate", "-s", str(start + size), str(disk)], check=True)
-    subprocess.run(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(root), "-E", f"offset={start}", str(disk), f"{size >> 10}k"],
-        check=True,
-    )
-    # A DOS table: a small empty first partition, then the root.
-    entries = [(2048, 2048), (start >> 9, size >> 9)]
-    table = b"".join(bytes([0, 0, 0, 0, 0x83, 0, 0, 0]) + b.to_bytes(4, "little") + n.to_bytes(4, "little")
-                     for b, n in entries)  # fmt: skip
-    with disk.open("r+b") as file:
-        file.seek(446)
-        file.write(table + bytes(32) + b"\x55\xaa")
-    qcow = tmp_path / "disk.qcow2"
-    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk), str(qcow)], check=True)
-    layer = guestkit.add_layer(site.workdir / "cache", qcow.read_bytes(), "disk", "qcow2")
-    others = tuple(layer for layer in site.image.layers if layer.role in ("kernel", "initrd"))
-    image = dataclasses.replace(site.image, layers=(*others, layer))
+    image = guestkit.whole_disk(site, tmp_path)
     entry = site.prepare("cat /etc/os-release data; echo x > /opt/made && echo y > made", image=image,
                          inputs={"data": b"input\n"}, outputs=("made",))  # fmt: skip
     record = site.run(entry)

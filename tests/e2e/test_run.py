@@ -1,4 +1,4 @@
-"""The main path as its user goes it, on the local site: hand in a job, watch it, get its results and its account."""
+"""The main path as its user goes it, on the local site: submit a job, watch it, get its results and its account."""
 
 from __future__ import annotations
 

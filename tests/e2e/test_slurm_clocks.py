@@ -7,6 +7,8 @@ nodes whatever a batch job starts. The site's relay, the batch system's daemons 
 from __future__ import annotations
 
 import calendar
+import ctypes
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,9 +27,15 @@ pytestmark = pytest.mark.timeout(900)
 LIBRARY = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
+SEMAPHORE, MEMORY = (f"/ghv-test-{os.getpid()}-{name}" for name in ("semaphore", "memory"))
+"""What the library's processes share. Else each makes its own, named by its pid, leaves it behind when killed, and
+the next one of that pid, in whatever namespace, ends at once."""
+
+
 def faked(library: str, minutes: int) -> dict[str, str]:
     """The time of day is off by so much; other clocks are as they are."""
-    return {"LD_PRELOAD": library, "FAKETIME": f"{minutes:+d}m", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    return {"LD_PRELOAD": library, "FAKETIME": f"{minutes:+d}m", "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_SHARED": f"{SEMAPHORE} {MEMORY}"}  # fmt: skip
 
 
 class OtherClocks(SlurmLab):
@@ -45,7 +53,23 @@ class OtherClocks(SlurmLab):
 
 
 @pytest.fixture
-def clocks(template: Path, node_scratch: Path, slurm_site: SlurmSite) -> Iterator[OtherClocks]:
+def shared() -> Iterator[None]:
+    """For all users, as `faked` names them."""
+    files = Path(f"/dev/shm/sem.{SEMAPHORE[1:]}"), Path(f"/dev/shm{MEMORY}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.sem_open.restype = ctypes.c_void_p
+    new = ctypes.c_int(os.O_CREAT | os.O_EXCL), ctypes.c_uint(0o600), ctypes.c_uint(1)
+    assert libc.sem_open(SEMAPHORE.encode(), *new), os.strerror(ctypes.get_errno())
+    files[1].write_bytes(bytes(4096))
+    for file in files:
+        file.chmod(0o666)
+    yield
+    for file in files:
+        file.unlink()
+
+
+@pytest.fixture
+def clocks(shared: None, template: Path, node_scratch: Path, slurm_site: SlurmSite) -> Iterator[OtherClocks]:
     """What runs in a batch job is ten minutes late, and so are the commands of the batch system."""
     shutil.copy(LIBRARY, there := slurm_site.home / LIBRARY.name)
     with joined(OtherClocks, slurm_site, node_scratch, template) as made:

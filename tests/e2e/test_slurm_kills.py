@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 
 from gridhypervisor.execution.steps import STEPS
-from tests.e2e.installation import FENCES, wait_for
+from tests.e2e.installation import wait_for
+from tests.e2e.killing import (
+    FENCES,
+    GANG,
+    SUSPENSION,
+    around,
+    fenced_twice,
+    gang_of_two,
+    sent,
+    suspended_and_resumed,
+)
 from tests.e2e.slurmsite import RERUN, TINY, SlurmLab
 from tests.e2e.webserver import WebServer
 
 pytest_plugins = ("tests.e2e.slurmfixtures",)
 
 RETRIED = (*TINY, "--retry", "10")
-
-
-def around(commits: Iterable[str] = (), actions: Iterable[str] = ()) -> tuple[str, ...]:
-    """The steps before and after each of these."""
-    whens = ("before", "after")
-    return (
-        *(f"{when}-commit:{commit}" for commit in commits for when in whens),
-        *(f"{when}:{action}" for action in actions for when in whens),
-    )
 
 
 FROM_START_TO_END = (
@@ -129,6 +130,29 @@ def cancelled_in_prolog_and_queue_and_as_it_begins(slurm: SlurmLab) -> None:
     wait_for("the removal", lambda: "no such job" in slurm.ghv("show", begins, check=False).err)
 
 
+def silent_and_replaced(slurm: SlurmLab) -> None:
+    slurm.die_at(*around(FENCES))
+    fenced_twice(slurm, *RETRIED)
+
+
+def sent_while_it_waits_and_a_gang(slurm: SlurmLab) -> None:
+    slurm.die_at(*around(("departure",)))
+    name = "slurm"
+    slurm.ghv("site", "drain", name)
+    job = slurm.detach(*RETRIED, "--", "true")
+    sent(slurm, job, "--to", name)
+    slurm.ghv("cancel", job)
+    assert slurm.wait(job)["job"]["state"] == "cancelled" and slurm.job(job)["spec"]["site"] == name
+    slurm.ghv("site", "drain", name, "--undo")
+    slurm.die_at(*around(("group", *GANG), ("begin",)))
+    gang_of_two(slurm, *RETRIED)
+
+
+def suspended_while_it_runs(slurm: SlurmLab) -> None:
+    slurm.die_at(*around(*SUSPENSION))
+    suspended_and_resumed(slurm, *RETRIED)
+
+
 class Story(NamedTuple):
     play: Callable[[SlurmLab], None]
     steps: tuple[str, ...]
@@ -141,11 +165,14 @@ STORIES = (
         cancelled_in_prolog_and_queue_and_as_it_begins,
         (*CANCELLED, CANCELLED_AS_IT_BEGINS, *RESULTS_KEPT_BACK, *DELETED),
     ),
+    Story(silent_and_replaced, around(FENCES)),
+    Story(suspended_while_it_runs, around(*SUSPENSION)),
+    Story(sent_while_it_waits_and_a_gang, around(("departure", "group", *GANG), ("begin",))),
 )
 
 
 def test_every_step_has_its_kill_at_slurm() -> None:
-    assert set(STEPS) - FENCES == {step for story in STORIES for step in story.steps}
+    assert set(STEPS) == {step for story in STORIES for step in story.steps}
 
 
 @pytest.mark.timeout(1800)

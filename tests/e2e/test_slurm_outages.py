@@ -95,7 +95,7 @@ def cut_off(slurm: SlurmLab) -> Iterator[None]:
 def a_node_falls_silent_and_then_the_controller_is_away_for_a_minute(slurm: SlurmLab) -> None:
     """slurmd is killed, its jobs are not. Slurm gives one up with its node; the administrator deletes the other, which
     Slurm calls cancelled: neither gets a second guest. Then slurmctld goes as well. Meanwhile all that runs can be
-    cancelled and comes home; what is handed in runs afterwards."""
+    cancelled and comes home; what is submitted runs afterwards."""
     program = ("sh", "-c", PATIENT)
     jobs = {slurm.detach(*TINY, "--out", "result", "--to", to, "--", *program): to for to in ("one", "two", "three")}
     nodes: dict[str, list[str]] = {}  # two nodes, each for two of them: one has a pair

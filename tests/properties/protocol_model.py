@@ -1,7 +1,7 @@
 """The protocol "never two guests" as a small executable model: the controller's rules, and the whole relation `steps`.
 
 The model decides nothing for the product: it is the text of `docs/never-two-guests.md` in a form that can be searched
-(`protocol_search`). What is not modelled: bytes, images, hand-over by migration, clocks that run at different rates.
+(`protocol_search`). What is not modelled: bytes, images, clocks that run at different rates.
 """
 
 from __future__ import annotations
@@ -39,10 +39,16 @@ def controller(s: State, e: int, mutation: str) -> Iterator[tuple[str, State, st
     match a.ctl:
         case "none":
             former = s.allocations[:e]
-            free = all(f.ctl in SETTLED and f.ending not in ("completed", "stopped")
-                       or f.ctl in ("lost", "fenced") for f in former)  # fmt: skip
-            if wanted and free:
-                yield "plan", to("planned"), "prepare", ""
+            over = ("completed",) if any(f.leave for f in former) else ("completed", "stopped")
+            free = all(f.ctl in SETTLED and f.ending not in over or f.ctl in ("lost", "fenced")
+                       or f.wish and mutation == "move-on-request" for f in former)  # fmt: skip
+            if wanted and s.handover and e and former[0].ctl == "running" and mutation != "move-on-request":
+                # It is in the queue at once here: its way there is no other than the first one's.
+                queued = to("submitted", ahead=True, submitted=True, entry="there", batch="queued")
+                yield "plan-ahead", queued, "", ""
+            elif wanted and free:
+                moved = "it left for another" if any(f.leave and f.ending == "stopped" for f in former) else ""
+                yield "plan", to("planned"), "prepare", moved
         case "planned" if seen and a.entry == "there":
             yield "staged", to("staged"), "", ""
         case "staged" if wanted:
@@ -61,16 +67,30 @@ def controller(s: State, e: int, mutation: str) -> Iterator[tuple[str, State, st
         lost_race = "a pilot was faster than a revocation" if a.ctl == "revoking" else ""
         yield "see-owner", to("running", timer=OUTLAST[s.replace]), "", lost_race
     if seen and sentinel and a.ctl in ("submitting", "submitted", "running", "revoking", "fencing"):
-        cancelled = "it completed although it was cancelled" if s.want != "run" and a.ending == "completed" else ""
-        yield "see-sentinel", to("ended"), "", cancelled
+        why = "was cancelled" if s.want != "run" else "was to leave" if a.leave else ""
+        completed = f"it completed although it {why}" if why and a.ending == "completed" else ""
+        yield "see-sentinel", to("ended"), "", completed
     if seen and a.ctl in ("lost", "fenced") and a.ending == "completed":
         rescued = to("collected")._replace(results=True)
         yield "collect-late", rescued, "", "the sentinel of an allocation given up came after all"
 
+    # Asked for ahead: its word, when nothing of the one before can run any more.
+    surplus = a.ahead and not a.go and (s.job != "active" or s.want != "run")
+    if a.ahead and not a.go and wanted and a.ctl not in SETTLED and a.ctl not in ("ended", "revoking", "fencing"):
+        before = s.allocations[0]
+        can = before.ctl in SETTLED and before.ending != "completed" or before.ctl in ("lost", "fenced")
+        wrong = before.leave and mutation == "go-on-request"
+        wrong = wrong or before.ctl in SETTLED and mutation == "go-after-completion"
+        if can or wrong:
+            waited = "the successor was ready before it was left" if a.ctl == "running" and before.leave else ""
+            lost = "the successor was asked for before its forerunner was lost" if before.ctl == "lost" else waited
+            again = before.ctl == "collected" and before.ending == "completed"
+            yield "go", to(a.ctl, go=True)._replace(harm="run again although it completed" * again), "go", lost
+
     # Not known to be owned: whatever the reason to stop waiting, `owner` decides.
     if a.ctl in ("planned", "staged", "submitting", "submitted"):
         give_up = a.ctl == "submitting" and seen or a.ctl == "submitted" and a.batch == "over" and seen
-        if s.want != "run" or give_up:
+        if s.want != "run" or give_up or surplus or (s.moves and e == 0):
             on_the_way = "revoked while its submission was on its way" if "submit" in a.sent else ""
             yield "revoke", to("revoking"), "revoke", on_the_way
             if give_up and mutation == "lost-without-revoking" and a.batch == "over":
@@ -92,6 +112,8 @@ def controller(s: State, e: int, mutation: str) -> Iterator[tuple[str, State, st
         yield "lose", to("lost"), "", ""
     if mutation == "revoke-on-unknown" and a.silent and a.ctl in MAY_BE_GRANTED:
         yield "revoked", to("revoked"), "", ""
+    if a.ctl == "running" and wanted and (s.moves or s.handover) and e == 0 and not a.leave:
+        yield "depart", put(s, e, a._replace(leave=True)), "", ""
     if a.ctl == "running" and s.replace:  # for want of news: whatever the reason, and however long ago
         yield "fence", to("fencing"), "", ""
     yield from _ending(s, e, a, mutation)
@@ -99,13 +121,19 @@ def controller(s: State, e: int, mutation: str) -> Iterator[tuple[str, State, st
 
 def _ending(s: State, e: int, a: Allocation, mutation: str) -> Iterator[tuple[str, State, str, str]]:
     """Commits that end the job; made once for the job, so only under its latest allocation."""
-    if s.job != "active" or a.ctl == "none" or (e == 0 and s.allocations[1].ctl != "none"):
+    # A successor that has not got its word decides nothing, and only one that may still get it is waited for.
+    second = s.allocations[1]
+    untold = second.ahead and not second.go
+    if e and untold and mutation != "successor-decides":
+        return
+    if s.job != "active" or a.ctl == "none" or (e == 0 and second.ctl != "none" and not untold):
         if s.job == "active" and e == 0 and a.ctl == "none" and s.want != "run":
             yield "finish", s._replace(job="cancelled", events=s.events + 1), "", ""
         return
-    last = e == 1 or s.want != "run"
+    last = e == 1 or s.want != "run" or (untold and second.ctl in SETTLED)
     verdict: Literal["", "completed", "failed", "cancelled"] = ""
-    if a.ctl == "collected" and (a.ending != "failed" or last):
+    goes_on = a.ending == "failed" or (a.ending == "stopped" and a.leave)
+    if a.ctl == "collected" and (last or not goes_on):
         verdict = "completed" if a.ending == "completed" else "cancelled" if s.want != "run" else "failed"
     elif a.ctl in SETTLED and last:
         verdict = "cancelled" if s.want != "run" else "failed"
@@ -125,7 +153,7 @@ def _controller_steps(s: State, e: int, mutation: str) -> Iterator[Step]:
             b = state.allocations[e]
             state = put(state, e, b._replace(sent=b.sent | {effect}))
         yield Step(name, e, *_outdated(state, mutation, situation))
-        if s.faults and s.late is None and name in ("plan", "submit", "finish"):
+        if s.faults and s.late is None and name in ("plan", "plan-ahead", "go", "submit", "finish"):
             late = (rows_of(s), rows_of(planned), e, effect)
             yield Step("pause-controller", e, s._replace(late=late, faults=s.faults - 1))
     yield from _resend(s, e, mutation)
@@ -139,11 +167,18 @@ def _resend(s: State, e: int, mutation: str) -> Iterator[Step]:
     if a.silent:
         return
     need = ""
+    unneeded = a.ahead and not a.go and s.job != "active"
+    if e == 0 and s.checkpoint == "kept" and "evict" not in a.sent:
+        taken_up = any(run.pilot in GUEST for run in s.allocations[1].runs)
+        if s.job != "active" or (taken_up and mutation == "evict-when-taken-up"):
+            yield Step("send-evict", e, put(s, e, a._replace(sent=a.sent | {"evict"})))
     if a.ctl == "planned" and a.entry == "absent":
         need = "prepare"
     elif a.ctl == "revoking" and not a.owner:
         need = "revoke"
-    elif a.ctl == "running" and s.want != "run" and not a.wish and not a.ending:
+    elif a.ctl == "running" and a.go and not a.told:
+        need = "go"
+    elif a.ctl == "running" and (s.want != "run" or a.leave or unneeded) and not a.wish and not a.ending:
         need = "cancel"
     elif a.ctl in SETTLED and s.job != "active":
         if a.ctl == "revoked" and a.batch == "queued" and not a.wish:
@@ -171,7 +206,10 @@ def _wake(s: State, e: int, mutation: str) -> Step:
     if read != rows_of(s) and mutation != "no-row-versions":
         return Step("late-commit", e, s)
     _want, job, events, rows = write
-    allocations = [a._replace(ctl=ctl, submitted=sub) for a, (ctl, sub) in zip(s.allocations, rows, strict=True)]
+    pairs = zip(s.allocations, rows, strict=True)
+    allocations = [
+        a._replace(ctl=ctl, submitted=sub, leave=leave, ahead=ahead, go=go) for a, (ctl, sub, leave, ahead, go) in pairs
+    ]
     if effect:
         allocations[e] = allocations[e]._replace(sent=allocations[e].sent | {effect})
     events = s.events + events - read[2]

@@ -45,8 +45,12 @@ def land(s: State, e: int, effect: str, mutation: str) -> Step:
             a = a._replace(wish=True)
             if a.batch == "queued":
                 a = a._replace(batch="over")
-            if s.want == "run" and a.owner[:5] == "pilot":
+            if s.want == "run" and a.owner[:5] == "pilot" and not a.leave and (a.go or not a.ahead):
                 harm = "cancelled unasked"
+        case "go":
+            a = a._replace(told=True)
+        case "evict":
+            s = s._replace(checkpoint="removed")
         case "remove":
             if a.ending == "completed" and a.ctl != "collected" and mutation != "remove-blindly":
                 situation = "a removal refused: a sentinel nobody had collected"
@@ -90,7 +94,8 @@ def pilot(s: State, e: int, r: int, mutation: str) -> Iterator[Step]:
         case "looked" if free and not run.cut:
             yield to("write-owner", "owner", owner=me)
         case "owner" if free and run.left and (not s.replace or a.grant > 0):
-            yield to("boot", "guest")
+            if not a.ahead or a.told or mutation == "boot-untold":
+                yield to("boot", "guest", "taken up from a checkpoint" if e and s.checkpoint else "")
         case "guest" if free:
             yield to("complete", "finished", ending="completed")
         case "finished" if free and not run.cut:
@@ -112,7 +117,10 @@ def pilot(s: State, e: int, r: int, mutation: str) -> Iterator[Step]:
                                                     ending="failed"))), "a guest ended with its grant")  # fmt: skip
     if a.wish and not run.cut and run.pilot in ("started", "owner", "guest"):
         if free and run.pilot != "started":
-            yield to("obey", "finished", ending="stopped")
+            step = to("obey", "finished", ending="stopped")
+            if s.handover and a.leave and run.pilot == "guest":  # it is saved before it ends
+                step = step._replace(state=step.state._replace(checkpoint="kept"))
+            yield step
         else:
             yield Step("kill", e, put(s, e, over(a, r, killed(run))))
 

@@ -42,6 +42,12 @@ MUTATIONS: Final = {
     "cancel-is-believed": "a cancelled job has ended as soon as its cancellation was sent",
     "cancel-discards": "a cancelled run's results are not collected, however it ended",
     "wait-for-the-record": "an allocation that a pilot owns waits for sentinel or record, forever",
+    "move-on-request": "a successor is planned as soon as the pilot has been asked to leave, before it has ended",
+    "boot-untold": "a pilot that was asked for ahead boots its guest before its word has come",
+    "go-on-request": "the successor gets its word as soon as the pilot has been asked to save, before it has ended",
+    "go-after-completion": "the successor gets its word though the one before has completed",
+    "successor-decides": "a job ends with its successor, though that never got its word",
+    "evict-when-taken-up": "a checkpoint is removed when its successor's guest runs, though the job may need it again",
 }
 """Ways to get it wrong. Each is one change to the relation below; the search must find what it breaks."""
 
@@ -67,6 +73,9 @@ class Allocation(NamedTuple):
     # The controller's row.
     ctl: Ctl = "none"
     submitted: bool = False  # SUBMITTING was committed under this allocation
+    leave: bool = False  # the job is to go on elsewhere: its pilot may be asked to stop
+    ahead: bool = False  # planned while the one before may still run: no guest before its word
+    go: bool = False  # its word: nothing of the one before can run any more
     clean: bool = False
     # The controller's memory: ticks until patience ends; a restart begins them anew.
     timer: int = 0
@@ -79,6 +88,7 @@ class Allocation(NamedTuple):
     ending: Ending = ""  # the sentinel
     fresh: bool = False  # the sentinel may not be visible yet
     wish: bool = False  # cancel requested
+    told: bool = False  # its word is in the entry
     batch: Literal["unknown", "queued", "running", "over"] = "unknown"
     runs: tuple[Run, Run] = (Run(), Run())
     silent: bool = False
@@ -87,15 +97,18 @@ class Allocation(NamedTuple):
     acknowledged: int = -1
 
 
-Rows = tuple[str, str, int, tuple[tuple[Ctl, bool], ...]]
+Rows = tuple[str, str, int, tuple[tuple[Ctl, bool, bool, bool, bool], ...]]
 
 
 class State(NamedTuple):
     replace: bool = False  # on_silence: replace, with grants
+    moves: bool = False  # the job may be moved, at any moment
+    handover: bool = False  # the same, and its guest is saved for a successor that may be asked for ahead of time
     want: Literal["run", "cancel"] = "run"  # delete: cancel, and the rows go when `done`
     job: Literal["active", "completed", "failed", "cancelled"] = "active"
     events: int = 0  # terminal events recorded
     results: bool = False  # some run's results are the user's
+    checkpoint: Literal["", "kept", "removed"] = ""  # what the first allocation's guest has left
     allocations: tuple[Allocation, Allocation] = (Allocation(), Allocation())
     late: tuple[Rows, Rows, int, str] | None = None  # a paused controller's plan: rows read, rows to write, effect
     faults: int = 0  # that may still happen
@@ -125,7 +138,7 @@ def violation(state: State) -> str:
     if guests(state) > 1:
         return "two guests"
     first, second = state.allocations
-    if second.ctl != "none" and any(run.pilot in GUEST for run in first.runs):
+    if second.ctl != "none" and (second.go or not second.ahead) and any(run.pilot in GUEST for run in first.runs):
         return "a guest runs although its successor may"
     if state.harm:
         return state.harm
@@ -133,11 +146,14 @@ def violation(state: State) -> str:
         return "ended twice"
     if state.job != "active" and guests(state):
         return "ended while its guest runs"
+    if state.job == "active" and state.checkpoint == "removed":
+        return "a checkpoint was lost"
     return ""
 
 
 def done(state: State) -> bool:
-    return state.job != "active" and all(a.clean or a.ctl == "none" for a in state.allocations)
+    clean = all(a.clean or a.ctl == "none" for a in state.allocations)
+    return state.job != "active" and clean and state.checkpoint != "kept"
 
 
 def put(state: State, e: int, a: Allocation) -> State:
@@ -159,7 +175,12 @@ def put_run(a: Allocation, r: int, run: Run) -> Allocation:
 
 
 def rows_of(state: State) -> Rows:
-    return state.want, state.job, state.events, tuple((a.ctl, a.submitted) for a in state.allocations)
+    return (
+        state.want,
+        state.job,
+        state.events,
+        tuple((a.ctl, a.submitted, a.leave, a.ahead, a.go) for a in state.allocations),
+    )
 
 
 def over(a: Allocation, r: int, run: Run, confirmed: bool = True) -> Allocation:

@@ -44,10 +44,31 @@ CRITICAL_WITH_GRANTS = {
 }
 
 
+CRITICAL_WITH_MOVES = {
+    "it left for another",
+    "it completed although it was to leave",
+    "a pilot was faster than a revocation",
+    "a submission surfaced after its revocation",
+}
+
+
+CRITICAL_WITH_HANDOVER = {
+    "taken up from a checkpoint",
+    "the successor was ready before it was left",
+    "the successor was asked for before its forerunner was lost",
+    "it completed although it was to leave",
+}
+
+
 @pytest.mark.parametrize(
     ("start", "critical"),
-    [(State(faults=2), CRITICAL), (State(replace=True, faults=1), CRITICAL_WITH_GRANTS)],
-    ids=["keep", "replace"],
+    [
+        (State(faults=2), CRITICAL),
+        (State(replace=True, faults=1), CRITICAL_WITH_GRANTS),
+        (State(moves=True, faults=1), CRITICAL_WITH_MOVES),
+        (State(handover=True), CRITICAL_WITH_HANDOVER),
+    ],
+    ids=["keep", "replace", "moves", "handover"],
 )
 def test_no_order_of_events_breaks_a_property(start: State, critical: set[str]) -> None:
     found = search(start)
@@ -78,23 +99,36 @@ EXPECTED = {
     "cancel-discards": "results",
     "no-row-versions": "ended twice",
     "wait-for-the-record": "never ends",
+    "move-on-request": "guest",
+    "boot-untold": "guest",
+    "go-on-request": "guest",
+    "go-after-completion": "run again",
+    "successor-decides": "guest",
+    "evict-when-taken-up": "checkpoint",
 }
+HANDOVER = ("boot-untold", "go-on-request", "go-after-completion", "successor-decides", "evict-when-taken-up")
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_every_mutation_of_the_protocol_is_caught(mutation: str) -> None:
     for faults in (0, 1):
-        found = search(State(replace="grant" in mutation, faults=faults), mutation)
+        moves, handover = mutation.startswith("move"), mutation in HANDOVER
+        found = search(State(replace="grant" in mutation, moves=moves, handover=handover, faults=faults), mutation)
         if found.broken:
             break
     assert EXPECTED[mutation] in found.broken, f"{mutation}: {found.broken or 'nothing'} after {found.states} states"
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.booleans(), st.integers(0, 8), st.lists(st.integers(0, 1 << 16), min_size=60, max_size=150))
-def test_a_random_walk_keeps_the_properties_and_ends(replace: bool, faults: int, choices: list[int]) -> None:
+@given(
+    st.booleans(), st.sampled_from(["", "moves", "handover"]), st.integers(0, 8),
+    st.lists(st.integers(0, 1 << 16), min_size=60, max_size=150),
+)  # fmt: skip
+def test_a_random_walk_keeps_the_properties_and_ends(
+    replace: bool, elsewhere: str, faults: int, choices: list[int]
+) -> None:
     """Both allocations in full, with more faults than the search affords."""
-    state = State(replace=replace, faults=faults)
+    state = State(replace=replace, moves=elsewhere == "moves", handover=elsewhere == "handover", faults=faults)
     for choice in choices:
         possible = list(steps(state))
         if not possible:
@@ -108,6 +142,7 @@ def test_a_random_walk_keeps_the_properties_and_ends(replace: bool, faults: int,
 
 LAUNCH = "plan0 land-prepare0 staged0 submit0 land-submit0 start0 "
 GUEST = LAUNCH + "take-owner0 boot0 see-owner0 "
+AHEAD = "plan-ahead1 start1 "
 SECOND = "plan1 land-prepare1 staged1 submit1 land-submit1 start1 take-owner1 "
 
 SCENARIOS = {
@@ -152,6 +187,47 @@ SCENARIOS = {
         "send-remove0 land-remove0 cleaned0",
         0,
     ),
+    "moved while it runs, though the first request to leave is lost": (
+        GUEST
+        + "depart0 send-cancel0 lose0 send-cancel0 land-cancel0 obey0 sentinel0 see-sentinel0 collect0 "
+        + SECOND
+        + "boot1",
+        1,
+    ),
+    "moved out of the queue: what is queued there still begins later, and finds itself revoked": (
+        LAUNCH.removesuffix("start0 ") + "see-job0 revoke0 land-revoke0 revoked0 " + SECOND + "boot1 start0 yield0",
+        1,
+    ),
+    "handed over: the successor waits in its place until the first has been saved and has ended": (
+        GUEST
+        + AHEAD
+        + "take-owner1 see-owner1 depart0 send-cancel0 land-cancel0 obey0 sentinel0 see-sentinel0 collect0 go1 "
+        "crash-before-effect0 send-go1 land-go1 boot1",
+        1,
+    ),
+    "handed over: no successor in time, and the word waits for it": (
+        GUEST + "plan-ahead1 depart0 send-cancel0 land-cancel0 obey0 sentinel0 see-sentinel0 collect0 go1 land-go1 "
+        "start1 take-owner1 boot1",
+        1,
+    ),
+    "handed over: it completes before it is saved, and the successor is sent away": (
+        GUEST
+        + AHEAD
+        + "take-owner1 see-owner1 depart0 send-cancel0 complete0 land-cancel0 sentinel0 see-sentinel0 collect0 finish0 "
+        "send-cancel1 land-cancel1 obey1 sentinel1 see-sentinel1 collect1",
+        0,
+    ),
+    "handed over: the first one's node dies, and the successor that waits is told so": (
+        GUEST + "node-dies0 node-lost0 tick0 tick0 " + AHEAD + "take-owner1 lose0 go1 land-go1 boot1",
+        1,
+    ),
+    "handed over: cancelled while both have their places": (
+        GUEST
+        + AHEAD
+        + "take-owner1 see-owner1 user-cancels0 send-cancel0 land-cancel0 obey0 send-cancel1 land-cancel1 "
+        "obey1",
+        0,
+    ),
     "a controller paused over the end of a job": (
         GUEST + "complete0 sentinel0 see-sentinel0 collect0 pause-controller0 user-cancels0 finish0",
         0,
@@ -179,7 +255,7 @@ def test_a_lost_nodes_record_is_no_proof() -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_directed_scenario(name: str) -> None:
     script, running = SCENARIOS[name]
-    state = play(State(faults=9), script)
+    state = play(State(faults=9, moves="moved" in name, handover="handed over" in name), script)
     assert not violation(state)
     assert guests(state) == running
     assert not settle(state, "", set())

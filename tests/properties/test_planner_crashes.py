@@ -79,16 +79,22 @@ def test_the_controller_dies_at_every_step_with_a_hundred_jobs_in_flight(seed: i
             in_flight.append(alive)
         for site in world.sites.values():
             site.calm()
+        await world.resume_all()
         await world.settled(20_000.0)
+        await world.until(
+            lambda: not any(s.unfinished for s in world.sites.values()), 1000.0, "no pilot waits for more"
+        )
         world.judge()
 
-    world = in_world(story, sites=3, nodes=8, places=40, listing_lag=3.0, spool_lag=4.0, seed=seed)
+    # In the second one, pilots serve others.
+    world = in_world(story, sites=3, nodes=8, places=40, listing_lag=3.0, spool_lag=4.0, idle=10.0 * seed, seed=seed)
     assert world.crashes == len(STEPS)
     assert min(in_flight) >= IN_FLIGHT
 
 
 DEEDS = ("cancel one that runs", "lose a submission", "cancel one as it begins", "end a pilot", "delete", "recover",
-         "cancel one in its prolog", "lose answers where nothing is listed", "cut a site off")  # fmt: skip
+         "cancel one in its prolog", "lose answers where nothing is listed", "cut a site off",
+         "hand in an array", "move", "hand in a gang", "end a gang's pilot", "suspend", "save", "resume")  # fmt: skip
 LENGTHS = (2.0, 10.0, 40.0)
 """Seconds that programs take."""
 
@@ -105,6 +111,11 @@ def runs_unnamed(world: World) -> bool:
         for case in world.controller.cases.values()
         for a in case.allocations
     )
+
+
+def executing(world: World) -> list[str]:
+    """Jobs whose programs run, one by one and not in gangs."""
+    return [p.manifest.job for p in pilots(world) if p.executes and not p.manifest.hold]
 
 
 async def befalls(world: World, random: Random, deed: str) -> None:
@@ -126,6 +137,20 @@ async def befalls(world: World, random: Random, deed: str) -> None:
             await world.delete(job)
         case "recover":
             await world.recover(job)
+        case "move" if job in world.controller.cases:
+            await world.move(job)
+        case "suspend" if programs := executing(world):
+            await world.suspend(random.choice(programs))
+        case "save" if programs := executing(world):
+            await world.checkpoint(random.choice(programs))
+        case "resume":
+            await world.resume_all()
+        case "hand in an array":
+            await world.submit_array("1-3%2", random.choice(LENGTHS))
+        case "hand in a gang":
+            await world.submit_gang(3, random.choice(LENGTHS), retry=20, spread=random.random() < 0.5)
+        case "end a gang's pilot" if there := [p for p in pilots(world) if p.entry is not None and p.manifest.hold]:
+            random.choice(there).kill()
         case "cut a site off":
             site.way.cut(random.choice((20.0, 60.0, 200.0)))
         case "lose a submission":

@@ -22,7 +22,7 @@ HURTS = (
     *("lose-submission", "mute-submission", "late-submission", "refuse-submission", "busy-submission"),
     *("empty-listing", "failing-listing"),
     *("good-listing", "cut", "hang", "requeue", "requeue-unconfirmed", "kill-pilot", "destroy-pilot", "pause-pilot"),
-    *("resume-pilot", "node-dies", "node-cut", "heal", "batch-cancel", "lend", "lend-all"),
+    *("resume-pilot", "node-dies", "node-cut", "heal", "batch-cancel", "lend", "lend-all", "damage", "full"),
 )
 
 
@@ -37,7 +37,22 @@ class Deed:
 
 def deeds() -> st.SearchStrategy[list[Deed]]:
     users = st.sampled_from(
-        ("submit", "submit-long", "submit-replace", "cancel", "delete", "recover", "drain", "undrain")
+        (
+            "submit",
+            "submit-long",
+            "submit-replace",
+            "submit-array",
+            "submit-gang",
+            "cancel",
+            "delete",
+            "recover",
+            "move",
+            "suspend",
+            "resume",
+            "checkpoint",
+            "drain",
+            "undrain",
+        )
     )
     deaths = st.sampled_from(STEPS) | st.just("restart")
     one = st.builds(
@@ -96,6 +111,11 @@ def hurt(site: SimulatedSite, what: str, number: int) -> None:
             batch.heal()
         case "lend":
             site.account.lend(Terms("lender.toml", cores=number // 2))
+        case "damage":
+            for kept in site.spool.kept.values():
+                kept.damaged = True
+        case "full" if pilot is not None:
+            pilot.cannot_save = "no space left on the device"
         case "lend-all":
             site.account.lend(None)
         case _:
@@ -112,6 +132,10 @@ async def do(world: World, deed: Deed) -> None:
             await world.submit(200.0, retry=deed.to)
         case "submit-replace":
             await world.submit(40.0, retry=deed.to, replace=True)
+        case "submit-array":
+            await world.submit_array("1-4%2", 10.0)
+        case "submit-gang":
+            await world.submit_gang(2 + deed.to % 2, 10.0, spread=deed.to > 2, retry=deed.to)
         case "cancel":
             await world.cancel(job)
         case "delete":
@@ -119,6 +143,14 @@ async def do(world: World, deed: Deed) -> None:
                 await world.delete(job)
         case "recover":
             await world.recover(job)
+        case "move":
+            await world.move(job)
+        case "suspend":
+            await world.suspend(job)
+        case "resume":
+            await world.resume(job)
+        case "checkpoint":
+            await world.checkpoint(job)
         case "drain" | "undrain":
             world.drain(site.name, undo=deed.what == "undrain")
         case "restart":
@@ -134,10 +166,11 @@ async def do(world: World, deed: Deed) -> None:
 @given(
     deeds=deeds(),
     lags=st.sampled_from(((0.0, 0.0), (3.0, 0.0), (0.0, 4.0), (5.0, 30.0))),
+    idle=st.sampled_from((0.0, 10.0)),
     seed=st.integers(0, 1000),
 )
 def test_whatever_happens_never_two_guests_and_all_jobs_end_once(
-    deeds: list[Deed], lags: tuple[float, float], seed: int
+    deeds: list[Deed], lags: tuple[float, float], idle: float, seed: int
 ) -> None:
     async def story(world: World) -> None:
         await world.submit(4.0, replace=bool(seed % 2))
@@ -150,9 +183,10 @@ def test_whatever_happens_never_two_guests_and_all_jobs_end_once(
         for name, site in world.sites.items():
             site.calm()
             world.drain(name, undo=True)
+        await world.resume_all()
         await world.settled(5000.0)
         # What a late submission or a requeue brought back finds itself revoked or owned, and ends.
         await world.until(lambda: not any(s.unfinished for s in world.sites.values()), 1000.0, "no batch job is left")
         world.judge()
 
-    in_world(story, listing_lag=lags[0], spool_lag=lags[1], seed=seed)
+    in_world(story, listing_lag=lags[0], spool_lag=lags[1], idle=idle, seed=seed)

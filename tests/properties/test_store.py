@@ -22,9 +22,18 @@ from hypothesis.stateful import (
 )
 
 from gridhypervisor.model.commit import Commit, JobRecords
-from gridhypervisor.model.records import Allocation, AllocationState, Job, JobState, Vm
+from gridhypervisor.model.records import (
+    Allocation,
+    AllocationState,
+    CheckpointRecord,
+    CheckpointState,
+    Job,
+    JobState,
+    PilotJob,
+    Vm,
+)
 from gridhypervisor.store import SqliteStore, open_store
-from tests.unit.store_records import moved, new_job, planned, said
+from tests.unit.store_records import kept, moved, new_job, planned, said, saved
 
 
 class StoreAgainstDictionary(RuleBasedStateMachine):
@@ -87,8 +96,10 @@ class StoreAgainstDictionary(RuleBasedStateMachine):
                     current = standing.vm.version
                 case Allocation():
                     current = max((a.version for a in standing.allocations if a.id == record.id), default=0)
-                case _:
+                case PilotJob():
                     current = max((p.version for p in standing.pilot_jobs if p.name == record.name), default=0)
+                case CheckpointRecord():
+                    current = max((c.version for c in standing.checkpoints if c.id == record.id), default=0)
             if record.version != current + 1:
                 return False
         return True
@@ -104,6 +115,18 @@ class StoreAgainstDictionary(RuleBasedStateMachine):
         standing = self.model.get(records.job.id)
         current = {a.id: a.version for a in standing.allocations} if standing else {}
         assert answer == (current.get(allocation.id) == allocation.version)
+        if not answer or standing is None:
+            return multiple()
+        self.model[records.job.id] = _after(standing, commit)
+        return multiple(self.model[records.job.id])
+
+    @rule(target=seen, records=seen, state=st.sampled_from(CheckpointState), anew=st.booleans())
+    def keep(self, records: JobRecords, state: CheckpointState, anew: bool) -> MultipleResults[JobRecords]:
+        """Its guest is saved, or something becomes of the newest checkpoint, as its watcher saw it last."""
+        commit = saved(records, state) if anew or not records.checkpoints else kept(records.checkpoints[-1], state)
+        [answer] = self.store.commit([commit])
+        standing = self.model.get(records.job.id)
+        assert answer == (standing is not None and self._fits(commit, standing))
         if not answer or standing is None:
             return multiple()
         self.model[records.job.id] = _after(standing, commit)
@@ -131,7 +154,9 @@ class StoreAgainstDictionary(RuleBasedStateMachine):
         alive = {
             job
             for job, r in self.model.items()
-            if not r.job.state.final or any(a.state is not AllocationState.CLEANED for a in r.allocations)
+            if not r.job.state.final
+            or any(a.state is not AllocationState.CLEANED for a in r.allocations)
+            or any(c.state is not CheckpointState.GONE for c in r.checkpoints)
         }
         assert {r.job.id for r in self.store.alive()} == alive
 
@@ -157,6 +182,7 @@ def _after(standing: JobRecords, commit: Commit) -> JobRecords:
     job, vm = standing.job, standing.vm
     allocations = {a.id: a for a in standing.allocations}
     pilots = {p.name: p for p in standing.pilot_jobs}
+    checkpoints = {c.id: c for c in standing.checkpoints}
     for record in commit.records:
         if isinstance(record, Job):
             job = record
@@ -164,9 +190,11 @@ def _after(standing: JobRecords, commit: Commit) -> JobRecords:
             vm = record
         elif isinstance(record, Allocation):
             allocations[record.id] = record
-        else:
+        elif isinstance(record, PilotJob):
             pilots[record.name] = record
-    return JobRecords(job, vm, tuple(allocations.values()), tuple(pilots.values()))
+        else:
+            checkpoints[record.id] = record
+    return JobRecords(job, vm, tuple(allocations.values()), tuple(pilots.values()), tuple(checkpoints.values()))
 
 
 TestStore = StoreAgainstDictionary.TestCase

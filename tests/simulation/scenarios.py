@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gridhypervisor.model.wire import Terms
+from gridhypervisor.model.records import JobState, Wish
+from gridhypervisor.model.wire import Phase, Terms
 from gridhypervisor.simulation.batch import BatchEntry
 from gridhypervisor.simulation.pilot import Pilot
 from tests.simulation.world import World
@@ -97,6 +98,161 @@ async def cancelled_while_its_pilot_is_stopped(world: World) -> None:
     await reaches(world, job, "running")
     for pilot in pilots(world):
         pilot.pause()
+    await world.cancel(job)
+    await world.settled()
+
+
+async def executes(world: World, job: str) -> None:
+    """Wait until the controller knows that its program runs."""
+
+    def told() -> bool:
+        case = world.controller.cases.get(job)
+        view = case.sight(case.allocations[-1]).view if case is not None and case.allocations else None
+        return view is not None and view.status is not None and view.status.phase is Phase.EXECUTE
+
+    await world.until(lambda: told() or _at_rest(world, job), 300.0, f"the program of {job} runs")
+
+
+async def suspended(world: World, job: str) -> None:
+    """Wait until it stands still, or has ended."""
+    await world.until(lambda: _at_rest(world, job), 2000.0, f"{job} is suspended")
+
+
+def _at_rest(world: World, job: str) -> bool:
+    found = world.records(job).job
+    return found.state is JobState.SUSPENDED or found.state.final
+
+
+async def suspended_before_any_site_answers(world: World) -> None:
+    for site in world.sites.values():
+        site.way.cut(60.0)
+    job = await world.submit(retry=0)
+    await world.suspend(job)
+    await suspended(world, job)
+    await world.resume(job)
+    await world.resume(job)
+    await world.settled()
+
+
+async def suspended_in_its_prolog(world: World) -> None:
+    sessions = world.controller.sessions
+    await world.until(lambda: all(s.facts.up for s in sessions.values()), 10.0, "the sites answer")
+    for site in world.sites.values():
+        site.way.hang(20.0)
+    job = await world.submit(retry=0)
+    await reaches(world, job, "planned")
+    await world.suspend(job)
+    await suspended(world, job)
+    await world.resume(job)
+    await world.settled()
+
+
+async def suspended_in_the_queue(world: World) -> None:
+    jobs = [await world.submit(30.0, site="site0") for _ in range(2)]
+    waits = await world.submit(5.0, site="site0", retry=0)
+    await reaches(world, waits, "queued")
+    await world.suspend(waits)
+    await suspended(world, waits)
+    await world.resume(waits)
+    await reaches(world, jobs[0], "running")
+    await world.settled()
+
+
+async def suspended_while_running(world: World) -> None:
+    job = await world.submit(30.0, retry=0)
+    await reaches(world, job, "running")
+    await world.suspend(job)
+    await suspended(world, job)
+    await world.resume(job)
+    await world.settled()
+
+
+async def suspended_and_cancelled(world: World) -> None:
+    first, second = [await world.submit(60.0) for _ in range(2)]
+    await reaches(world, first, "running")
+    await reaches(world, second, "running")
+    await world.suspend(first)
+    await world.cancel(first)
+    await world.suspend(second)
+    await suspended(world, second)
+    await world.delete(second)
+    await world.settled()
+
+
+async def suspended_while_its_site_is_silent(world: World) -> None:
+    job = await world.submit(60.0, retry=0)
+    await reaches(world, job, "running")
+    for site in world.sites.values():
+        site.way.cut(30.0)
+    await world.suspend(job)
+    await suspended(world, job)
+    await world.resume(job)
+    await world.settled()
+
+
+async def a_checkpoint_outlives_its_node(world: World) -> None:
+    job = await world.submit(60.0, retry=3)
+    await reaches(world, job, "running")
+    await executes(world, job)
+    await world.checkpoint(job)
+    await world.until(lambda: bool(world.records(job).checkpoints) or _at_rest(world, job), 300.0, "it is saved")
+    for pilot in pilots(world):
+        pilot.destroy()
+    await world.settled()
+
+
+async def a_damaged_checkpoint(world: World) -> None:
+    job = await world.submit(60.0, retry=0)
+    await reaches(world, job, "running")
+    await world.suspend(job)
+    await suspended(world, job)
+    for site in world.sites.values():
+        for kept in site.spool.kept.values():
+            kept.damaged = True
+    await world.resume(job)
+    await world.settled()
+
+
+async def moved_in_its_prolog(world: World) -> None:
+    sessions = world.controller.sessions
+    await world.until(lambda: all(s.facts.up for s in sessions.values()), 10.0, "the sites answer")
+    for site in world.sites.values():
+        site.way.hang(20.0)
+    job = await world.submit(retry=0)
+    await reaches(world, job, "planned")
+    await world.move(job)
+    await world.settled()
+
+
+async def moved_in_the_queue(world: World) -> None:
+    jobs = [await world.submit(30.0, site="site0") for _ in range(2)]
+    waits = await world.submit(5.0, site="site0", retry=0)
+    await reaches(world, waits, "queued")
+    await world.move(waits, "site1")
+    await reaches(world, jobs[0], "running")
+    await world.settled()
+
+
+async def moved_while_running(world: World) -> None:
+    job = await world.submit(30.0, retry=0)
+    await reaches(world, job, "running")
+    await world.move(job)
+    await world.settled()
+
+
+async def moved_while_its_pilot_is_stopped(world: World) -> None:
+    job = await world.submit(30.0, retry=0)
+    await reaches(world, job, "running")
+    for pilot in pilots(world):
+        pilot.pause()
+    await world.move(job)
+    await world.settled()
+
+
+async def moved_and_cancelled(world: World) -> None:
+    job = await world.submit(60.0)
+    await reaches(world, job, "running")
+    await world.move(job)
     await world.cancel(job)
     await world.settled()
 
@@ -291,14 +447,81 @@ async def a_lender_refuses_what_seemed_to_fit(world: World) -> None:
     await world.settled()
 
 
+async def an_array_two_at_a_time(world: World) -> None:
+    group = await world.submit_array("1-5%2", 3.0)
+    await world.settled()
+    world.jobs += [job.id for job in world.tasks(group)]
+    assert [job.member for job in world.tasks(group)] == ["1", "2", "3", "4", "5"]
+
+
+async def an_array_deleted_halfway(world: World) -> None:
+    group = await world.submit_array("1-6%2", 20.0)
+    await world.until(lambda: any(job.state.final for job in world.tasks(group)), 2000.0, "a task has ended")
+    await world.wish_group(group, Wish.DELETE)
+    await world.settled()
+    assert world.group(group) is None and not world.tasks(group)
+
+
+async def a_workflow_with_a_second_try(world: World) -> None:
+    text = "JOB A 2-0\nJOB B 2-4\nJOB C 2-0\nPARENT A CHILD B C\nRETRY B 1\n"
+    group = await world.submit_workflow(text)
+    await world.settled()
+    jobs = world.tasks(group)
+    world.jobs += [job.id for job in jobs]
+    assert sorted(job.member for job in jobs) == ["A", "B", "B.2", "C"]
+    assert await world.nodes(group) == {"A": "done", "B": "failed", "C": "done"}
+
+
+async def a_gang(world: World) -> None:
+    group = await world.submit_gang(2, 3.0)
+    await world.settled()
+    world.jobs += [job.id for job in world.tasks(group)]
+    assert [job.state for job in world.tasks(group)] == [JobState.DONE] * 2, world.story()
+
+
+async def a_gang_of_which_one_fails(world: World) -> None:
+    """While it runs: whenever its controller dies, there is a second round, and one only."""
+    group = await world.submit_gang(2, 60.0, retry=10)
+    await world.until(lambda: len(executing(world)) == 2, 2000.0, "its programs run")
+    executing(world)[0].kill()
+    await world.settled()
+    jobs = world.tasks(group)
+    world.jobs += [job.id for job in jobs]
+    assert [job.state for job in jobs] == [JobState.DONE] * 2, world.story()
+    rounds = [[a.epoch for a in world.records(job.id).allocations] for job in jobs]
+    assert rounds == [[1, 2]] * 2, world.story()
+
+
+def executing(world: World) -> list[Pilot]:
+    return [pilot for pilot in pilots(world) if pilot.phase is Phase.EXECUTE]
+
+
 SCENARIOS = [
     Scenario(a_normal_run),
+    Scenario(a_gang),
+    Scenario(a_gang_of_which_one_fails),
+    Scenario(an_array_two_at_a_time),
+    Scenario(an_array_deleted_halfway),
+    Scenario(a_workflow_with_a_second_try),
     Scenario(cancelled_before_any_site_answers),
     Scenario(cancelled_while_planned),
     Scenario(cancelled_while_submitting),
     Scenario(cancelled_in_the_queue),
     Scenario(cancelled_while_running),
     Scenario(cancelled_while_its_pilot_is_stopped),
+    Scenario(moved_in_its_prolog),
+    Scenario(moved_in_the_queue),
+    Scenario(moved_while_running, LAGS),
+    Scenario(moved_while_its_pilot_is_stopped),
+    Scenario(moved_and_cancelled, LAGS),
+    Scenario(suspended_before_any_site_answers),
+    Scenario(suspended_in_its_prolog),
+    Scenario(suspended_in_the_queue),
+    Scenario(suspended_while_running, LAGS),
+    Scenario(suspended_and_cancelled),
+    Scenario(suspended_while_its_site_is_silent),
+    Scenario(a_checkpoint_outlives_its_node, LAGS),
+    Scenario(a_damaged_checkpoint),
     Scenario(a_pilot_is_faster_than_its_revocation, {"spool_lag": 30.0}),
     Scenario(a_pilot_is_faster_than_the_answer_to_its_submission, {"listing_lag": 30.0}),
     Scenario(a_submission_is_lost, LAGS),

@@ -40,10 +40,13 @@ def test_results_that_cannot_come_home_end_the_job_and_wait_at_the_site() -> Non
         assert str(in_the_way) in ended.message and f"ghv recover {job}" in ended.hint
         assert world.controller.cases.held(world.records(job).allocations[0].site) == [job]
         assert any(site.spool.entries for site in world.sites.values())
+        jobs = Jobs(world.controller, lambda _: ("", ImageManifest(())), "me", "default")
+        assert (await jobs.recover(job)).note, "it says that something of it is left to do"
 
         in_the_way.unlink()
         await world.controller.recover(job)
         await world.settled()
+        assert not (await jobs.recover(job)).note
         assert (in_the_way / "result").exists() and "home" in world.records(job).job.hint
         world.judge()
 

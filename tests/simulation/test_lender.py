@@ -19,7 +19,6 @@ from gridhypervisor.model.wire import (
     Terms,
     to_plain,
 )
-from gridhypervisor.planning.explain import explain
 from gridhypervisor.simulation.relay import Account, Relay
 from gridhypervisor.simulation.site import SimulatedSite
 from tests.simulation.scenarios import reaches
@@ -43,11 +42,12 @@ async def to_the_end(world: World, always: Callable[[], bool], bound: float = 30
         return not world.controller.cases
 
     await world.until(over, bound, "every job ends and every site is clean")
+    await world.emptied()
     world.judge()
 
 
 def why(world: World, job: str) -> str:
-    return explain(world.controller.cases[job], world.controller.facts(), "").summary
+    return world.explain(job).summary
 
 
 def refusals(world: World) -> int:

@@ -7,7 +7,6 @@ import asyncio
 from gridhypervisor.execution.session import LOOK, Session
 from gridhypervisor.model.records import JobState, SiteHealth
 from gridhypervisor.model.wire import Reason
-from gridhypervisor.planning.explain import explain
 from gridhypervisor.planning.sites import PASSING
 from tests.simulation.scenarios import reaches
 from tests.simulation.world import World, in_world
@@ -25,7 +24,7 @@ async def up(world: World, *sites: str) -> None:
 
 def words(world: World, job: str) -> str:
     """What `ghv explain` says of it."""
-    found = explain(world.controller.cases[job], world.controller.facts(), world.controller.waiting.get(job, ""))
+    found = world.explain(job)
     return "\n".join([found.summary, *(c.verdict for c in found.candidates)])
 
 

@@ -6,21 +6,33 @@ import asyncio
 import itertools
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
+import msgspec
+
 from gridhypervisor.execution.controller import Controller
+from gridhypervisor.execution.decisions import Decisions
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.ports import StagedInput
 from gridhypervisor.execution.session import Session
+from gridhypervisor.execution.suspending import SuspendableJobs
 from gridhypervisor.model.commit import Birth, JobRecords
-from gridhypervisor.model.records import Event, Job, JobState, Site, SiteKind, Vm, Wish
-from gridhypervisor.model.spec import JobSpec, ResourcesSpec, RetrySpec
+from gridhypervisor.model.dagman import parse
+from gridhypervisor.model.policy import SchedulingPolicy
+from gridhypervisor.model.records import Event, Group, Job, JobState, Site, SiteKind, Vm, Wish
+from gridhypervisor.model.spec import GangSpec, JobSpec, ResourcesSpec, RetrySpec
+from gridhypervisor.model.views import Explanation, Problem, ServiceError
 from gridhypervisor.model.wire import ImageManifest, Layer, Outcome
+from gridhypervisor.model.workflow import Node, Request, dag
+from gridhypervisor.planning.dagsteps import Described
+from gridhypervisor.planning.explain import explain
+from gridhypervisor.planning.workflow import begin
 from gridhypervisor.simulation.loop import VirtualLoop
 from gridhypervisor.simulation.site import Census, SimulatedSite
 from gridhypervisor.store import open_store
@@ -48,7 +60,7 @@ class World:
     """Sites that outlive the controller, and the controller of the moment."""
 
     def __init__(self, folder: Path, *, sites: int = 2, seed: int = 0, listing_lag: float = 0.0, spool_lag: float = 0.0,
-                 nodes: int = 2, places: int = 0) -> None:  # fmt: skip
+                 nodes: int = 2, places: int = 0, idle: float = 0.0) -> None:  # fmt: skip
         self.places = places  # of ours at each site at once; 0: more than any test needs
         self.folder, self.loop = folder, asyncio.get_running_loop()
         self.loop.set_exception_handler(_complain)
@@ -56,7 +68,7 @@ class World:
         self.census = Census()
         self.sites = {
             name: SimulatedSite(name, self.loop, nodes=nodes, census=self.census, random=self.random,
-                                listing_lag=listing_lag, spool_lag=spool_lag)
+                                listing_lag=listing_lag, spool_lag=spool_lag, idle=idle)
             for name in (f"site{i}" for i in range(sites))
         }  # fmt: skip
         self.deadly: set[str] = set()  # the steps at which the controller is yet to die, once at each
@@ -79,7 +91,9 @@ class World:
         self.crashed.clear()
         self.store = open_store(self.folder / "store.sqlite")
         logs = Logs(self.folder / "logs")
-        self.controller = Controller(self.store, {}, logs, clock=self.clock, cpu=lambda: 0.0, steps=self._step)
+        self.controller = Controller(self.store, {}, logs, clock=self.clock, cpu=lambda: 0.0, steps=self._step,
+                                     decisions=Decisions(self.folder / "decisions.jsonl"))  # fmt: skip
+        self.controller.groups.workflows.describe = self.describe
         await self.controller.load()
         self._tasks = [asyncio.create_task(self.controller.run())]
         for name, site in self.sites.items():
@@ -146,7 +160,10 @@ class World:
         site: str = "",
         cpus: int = 1,
         replace: bool = False,
+        owner: str = "me",
+        **more: Any,
     ) -> str:
+        """`more`: of the job's spec."""
         spec = JobSpec(
             "image",
             ("sleep", str(seconds), str(code)),
@@ -156,15 +173,104 @@ class World:
             site=site,
             on_silence="replace" if replace else "keep",
             silence=f"{SILENCE}s",
+            **more,
         )
         folder = str(self.folder)
-        job = Job("", "me", "default", "test", spec, f"{folder}/results/{len(self.jobs)}", folder, ImageManifest(()),
+        job = Job("", owner, "default", "test", spec, f"{folder}/results/{len(self.jobs)}", folder, ImageManifest(()),
                   "0" * 64, self.clock(), version=1)  # fmt: skip
-        event = Event(self.clock(), "me", "default", "", "job", "", "", JobState.PENDING)
-        birth = Birth(job, Vm("", "me", "default", ""), event, f"request {next(self._requests)}")
+        event = Event(self.clock(), owner, "default", "", "job", "", "", JobState.PENDING)
+        birth = Birth(job, Vm("", owner, "default", ""), event, f"request {next(self._requests)}")
         records = await self._ask(lambda: self.controller.create(birth))
         self.jobs.append(records.job.id)
         return records.job.id
+
+    async def submit_array(self, tasks: str, seconds: float = 5.0, code: str = "0") -> str:
+        """Tasks like the jobs of `submit`; `code` may be a substitution."""
+        spec = JobSpec(
+            "image",
+            ("sleep", str(seconds), code),
+            name="many",
+            outputs=("products/*",),
+            resources=ResourcesSpec(walltime=f"{WALLTIME}s"),
+            retry=RetrySpec(2),
+            array=tasks,
+        )
+        return await self._submit_group(spec)
+
+    async def submit_gang(
+        self,
+        count: int,
+        seconds: float = 5.0,
+        code: str = "0",
+        *,
+        retry: int = 2,
+        spread: bool = False,
+        patience: str = "60s",
+    ) -> str:
+        """Members like the jobs of `submit`; `code` may be a substitution."""
+        spec = JobSpec(
+            "image",
+            ("sleep", str(seconds), code),
+            name="gang",
+            outputs=("products/*",),
+            resources=ResourcesSpec(walltime=f"{WALLTIME}s"),
+            retry=RetrySpec(retry),
+            gang=GangSpec(count, spread, patience),
+        )
+        return await self._submit_group(spec)
+
+    async def _submit_group(self, spec: JobSpec) -> str:
+        folder = str(self.folder)
+        group = Group("", "me", "default", str(spec.name), f"{folder}/results/{spec.name}", folder, self.clock(), spec,
+                      ImageManifest(()), "0" * 64, version=1)  # fmt: skip
+        event = Event(self.clock(), "me", "default", "", "group", "", "", JobState.PENDING)
+        key = f"request {next(self._requests)}"
+        made = await self._ask(lambda: self.controller.groups.create(group, event, key))
+        return made.id
+
+    async def submit_workflow(self, text: str, name: str = "flow.dag") -> str:
+        """A DAGMan file, whose jobs' files are called SECONDS-CODE: they hold nothing else."""
+        workflow = parse(name, text).workflow
+        request = Request(workflow, str(self.folder / name))
+        nodes = {node: msgspec.json.encode(run).decode() for node, run in begin(dag(workflow)).items()}
+        group = Group("", "me", "default", name, "", str(self.folder), self.clock(),
+                      workflow=msgspec.json.encode(request).decode(), version=1)  # fmt: skip
+        event = Event(self.clock(), "me", "default", "", "group", "", "", JobState.PENDING)
+        key = f"request {next(self._requests)}"
+        made = await self._ask(lambda: self.controller.groups.create(group, event, key, nodes))
+        return made.id
+
+    async def describe(self, request: Request, node: Node, variables: Mapping[str, str]) -> Described:
+        if node.job == "missing":
+            raise ServiceError(Problem(f"read the job of node {node.name}", 404, "not-found", "no such file"))
+        seconds, _, code = node.job.partition("-")
+        spec = JobSpec(
+            "image",
+            ("sleep", seconds, code),
+            outputs=("products/*",),
+            resources=ResourcesSpec(walltime=f"{10 * WALLTIME}s"),
+            retry=RetrySpec(2),
+        )
+        folder = f"{self.folder}/results/{request.workflow.name}/{node.name}.{variables['RETRY']}"
+        return Described(spec, folder, "0" * 64, ImageManifest(()))
+
+    async def nodes(self, group: str) -> dict[str, str]:
+        """Where each node of a workflow is."""
+        found = self.group(group)
+        assert found is not None
+        runs = (await self.controller.groups.workflows.runs(found)).runs
+        return {name: str(run.state) for name, run in runs.items()}
+
+    async def wish_group(self, group: str, wish: Wish) -> None:
+        await self._ask(lambda: self.controller.groups.wish(group, wish))
+
+    def tasks(self, group: str) -> list[Job]:
+        """The jobs that have been made of an array, in their order."""
+        return [records.job for records in reversed(self.store.jobs(group=group, limit=1 << 20))]
+
+    def group(self, group: str) -> Group | None:
+        found = self.store.groups(ids=[group])
+        return found[0] if found else None
 
     async def cancel(self, job: str) -> None:
         await self._ask(lambda: self.controller.wish(job, Wish.CANCEL))
@@ -175,6 +281,39 @@ class World:
 
     async def recover(self, job: str) -> None:
         await self._ask(lambda: self.controller.recover(job))
+
+    async def move(self, job: str, to: str = "") -> None:
+        await self._ask(lambda: self.controller.move(job, "the user asked to move it", to))
+
+    async def suspend(self, job: str) -> None:
+        await self._ask(lambda: self._if_able(self.backend.suspend(job)))
+
+    async def resume(self, job: str) -> None:
+        await self._ask(lambda: self._if_able(self.backend.resume(job)))
+
+    async def resume_all(self) -> None:
+        """Whatever is suspended, or about to be."""
+        for job in self.jobs:
+            await self.resume(job)
+
+    async def checkpoint(self, job: str) -> None:
+        await self._ask(lambda: self._if_able(self.backend.save(job)))
+
+    async def restore(self, checkpoint: str) -> None:
+        await self._ask(lambda: self.backend.restore(checkpoint))
+
+    async def discard(self, checkpoint: str) -> None:
+        await self._ask(lambda: self.backend.delete_checkpoint(checkpoint))
+
+    @property
+    def backend(self) -> SuspendableJobs:
+        """What users ask, of the controller of the moment."""
+        return SuspendableJobs(self.controller, lambda image: ("0" * 64, ImageManifest(())), "me", "default")
+
+    async def _if_able(self, request: Awaitable[object]) -> None:
+        """As a user who has tried what cannot be just now, or not any more, and is told so."""
+        with suppress(ServiceError):
+            await request
 
     def drain(self, name: str, *, undo: bool = False) -> None:
         if undo is (name not in self.draining):
@@ -204,6 +343,15 @@ class World:
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
 
+    async def set_policy(self, policy: SchedulingPolicy) -> None:
+        await self._ask(lambda: self.controller.policies.set(policy, "me", "default"))
+
+    def explain(self, job: str) -> Explanation:
+        """As `ghv explain` is told."""
+        controller, case = self.controller, self.controller.cases[job]
+        grid = controller.scheduling.grid(controller.facts(), (case.job,), self.clock())
+        return explain(case, grid, controller.waiting.get(job, ""))
+
     # -- watching --------------------------------------------------------------------------------------------------
 
     async def until(self, holds: Callable[[], bool], bound: float, what: str) -> None:
@@ -218,7 +366,17 @@ class World:
 
     async def settled(self, bound: float = 3000.0) -> None:
         """Until nothing is left to do; two patient retries, a walltime and its fence fit well into the bound."""
-        await self.until(lambda: not self.controller.cases, bound, "every job ends and every site is clean")
+        await self.until(self._idle, bound, "every job ends and every site is clean")
+        await self.emptied()
+
+    async def emptied(self) -> None:
+        """Until pilots that have said their last word are over, which takes a moment; who stays, `judge` tells."""
+        end = self.loop.time() + 10.0
+        while any(site.unfinished for site in self.sites.values()) and self.loop.time() < end:
+            await asyncio.sleep(0.25)
+
+    def _idle(self) -> bool:
+        return not self.controller.cases and not self.controller.groups.alive()
 
     def records(self, job: str) -> JobRecords:
         found = self.store.job(job)
@@ -262,9 +420,13 @@ class World:
             assert ledger is not None
             assert abs(sum(row.seconds for row in ledger.rows) - ledger.wall) < 1e-3, ledger
             assert all(row.seconds >= -1e-6 for row in ledger.rows), ledger
+        planned = sum(e.kind == "allocation" and e.after == "planned" for e in self.store.events(limit=1 << 20))
+        charged = self.store.accounts((), since=0.0, until=inf, limit=1).total.attempts
+        assert charged == planned, f"{charged} of {planned} attempts are in the accounts\n{self.story()}"
         for site in self.sites.values():
             assert not site.spool.entries, f"left at {site.name}: {list(site.spool.entries)}\n{self.story()}"
             assert not site.unfinished, f"{site.name} still has {site.unfinished}\n{self.story()}"
+            assert not site.spool.kept, f"kept at {site.name}: {list(site.spool.kept)}\n{self.story()}"
         assert not +self.census.guests, self.census.guests
 
     def _judge_drains(self, found: JobRecords) -> None:

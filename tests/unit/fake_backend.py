@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,15 +16,30 @@ from typing import Any
 
 import msgspec
 
-from gridhypervisor.model.records import AllocationState, JobState, Ledger, LedgerRow, SiteHealth, SiteKind, Wish
+from gridhypervisor.model.accounts import Account, Accounts, AttemptHistory, By, History, Stage
+from gridhypervisor.model.arrays import parse_array, task, task_values
+from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
+from gridhypervisor.model.records import (
+    AllocationState,
+    CheckpointState,
+    JobState,
+    Ledger,
+    LedgerRow,
+    SiteHealth,
+    SiteKind,
+    Wish,
+)
+from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.views import (
     AttemptView,
     Candidate,
     Check,
+    CheckpointView,
     EventView,
     Explanation,
     FollowItem,
     FollowKind,
+    GroupView,
     ImageBuildRequest,
     ImageImportRequest,
     ImageView,
@@ -31,18 +47,24 @@ from gridhypervisor.model.views import (
     JobRequest,
     JobView,
     LayerView,
+    MatchView,
+    NodeView,
     Operation,
     OperationItem,
+    PlannedView,
     Problem,
+    ReplayView,
     ServiceError,
     ServiceView,
     SiteChange,
     SiteLogin,
+    SiteRemoval,
     SiteRequest,
     SiteUsage,
     SiteView,
 )
 from gridhypervisor.model.wire import Phase, Reason, Share, Terms, Use
+from gridhypervisor.model.workflow import Progress, Request
 
 DIGEST = "ab" * 32
 HYPERVISOR = "qemu 7.2.22, tcg: /dev/kvm is not there"
@@ -66,6 +88,7 @@ class FakeBackend:
         self._started = time.time()
         self._jobs: dict[str, _Running] = {}
         self._keys: dict[str, str] = {}
+        self._checkpoints: dict[str, CheckpointView] = {}
         self._events: list[EventView] = []
         self._happened = asyncio.Event()
         self._operations: dict[str, list[OperationItem]] = {}
@@ -92,6 +115,8 @@ class FakeBackend:
                 settings=SiteRequest("here", SiteKind.FORK),
             ),
         }
+        self._groups: dict[str, JobRequest] = {}
+        self._policy = PolicyView(SchedulingPolicy())
         self.submissions = 0
         self.followers = 0
 
@@ -130,12 +155,106 @@ class FakeBackend:
             self._keys[idempotency_key] = name
         self._event(job, "", "pending")
         job.task = asyncio.create_task(self._live(job))
-        return view
+        return msgspec.structs.replace(view, warning=_warning(request.spec))
 
-    async def jobs(self, *, states: Sequence[str], before: str, limit: int) -> list[JobView]:
+    async def jobs(self, *, states: Sequence[str], before: str, group: str | None, limit: int) -> list[JobView]:
         below = int(before[1:]) if before else len(self._jobs) + 1
         newest = [j.view for j in reversed(self._jobs.values()) if int(j.view.id[1:]) < below]
+        newest = [view for view in newest if group in (None, view.group)]
         return [v for v in newest if not states or v.state in states][:limit]
+
+    # Arrays: all of their tasks are made at once, and none is held back
+
+    async def submit_group(self, request: JobRequest, idempotency_key: str) -> GroupView:
+        if known := self._keys.get(idempotency_key):
+            return self._group(known)
+        name = f"a{1000 + len(self._groups)}"
+        self._groups[name] = request
+        if idempotency_key:
+            self._keys[idempotency_key] = name
+        array = parse_array(request.spec.array)
+        for number in array:
+            values = task_values(array, number, array_id=name, job_id="")
+            each = msgspec.structs.replace(request, spec=task(request.spec, values))
+            made = self._find((await self.submit(each, "")).id)
+            made.view = msgspec.structs.replace(
+                made.view, name=f"{made.view.name}[{number}]", group=name, member=str(number)
+            )
+        return self._group(name)
+
+    async def groups(self, *, before: str, limit: int) -> list[GroupView]:
+        below = int(before[1:]) if before else 1 << 30
+        return [self._group(name) for name in reversed(self._groups) if int(name[1:]) < below][:limit]
+
+    async def group(self, group: str) -> GroupView:
+        return self._group(group)
+
+    async def member(self, group: str, name: str) -> JobView:
+        self._group(group)
+        for job in self._jobs.values():
+            if (job.view.group, job.view.member) == (group, name):
+                return job.view
+        raise ServiceError(Problem(f"find task {name} of {group}", 404, "not-found", "there is no such task"))
+
+    async def submit_workflow(self, request: Request, idempotency_key: str) -> GroupView:
+        raise ServiceError(Problem("submit workflow", 503, "unavailable", "only arrays are run here"))
+
+    async def workflow(self, group: str) -> Progress:
+        self._group(group)
+        raise ServiceError(Problem(f"show the nodes of {group}", 422, "invalid", "it is no workflow"))
+
+    async def cancel_group(self, group: str) -> GroupView:
+        self._group(group)
+        for job in self._members(group):
+            await self.cancel(job.view.id)
+        return self._group(group)
+
+    async def recover_group(self, group: str) -> GroupView:
+        return self._group(group)
+
+    async def delete_group(self, group: str) -> None:
+        self._group(group)
+        for job in self._members(group):
+            await self.delete(job.view.id)
+        del self._groups[group]
+
+    async def follow_group(self, group: str) -> AsyncIterator[GroupView]:
+        while True:
+            happened = self._happened  # before the look: what comes after it is not missed
+            yield (view := self._group(group))
+            if view.state.final:
+                return
+            await happened.wait()
+
+    def _members(self, group: str) -> list[_Running]:
+        return [job for job in self._jobs.values() if job.view.group == group]
+
+    def _group(self, name: str) -> GroupView:
+        if name not in self._groups:
+            raise ServiceError(Problem(f"find {name}", 404, "not-found", "there is no such array", "ghv list"))
+        request, views = self._groups[name], [job.view for job in self._members(name)]
+        over = all(view.state.final for view in views)
+        bad = [view for view in views if view.state.final and (view.state is not JobState.DONE or view.exit_code)]
+        worst = JobState.FAILED if any(view.state is not JobState.DONE for view in bad) else JobState.DONE
+        return GroupView(
+            name,
+            request.spec.name or name,
+            "me",
+            "default",
+            worst if over else JobState.RUNNING,
+            Wish.RUN,
+            views[0].created,
+            request.spec.image,
+            request.spec.command,
+            request.destination,
+            total=len(views),
+            made=len(views),
+            counts=dict(Counter(str(view.state) for view in views)),
+            well=sum(view.state is JobState.DONE and not view.exit_code for view in views),
+            array=request.spec.array,
+            first_bad=bad[0] if bad else None,
+            ended=max(view.ended or 0.0 for view in views) if over else None,
+        )
 
     async def job(self, job: str) -> JobDetail:
         found = self._find(job)
@@ -190,9 +309,56 @@ class FakeBackend:
 
     async def recover(self, job: str) -> JobView:
         found = self._find(job)
-        if found.view.state.final:
+        if found.view.state.final and found.view.state is not JobState.DONE:
             raise ServiceError(Problem(f"recover job {job}", 409, "conflict", "it has ended", "Submit it again."))
         return found.view
+
+    async def move(self, job: str, to: str) -> JobView:
+        found = self._find(job)
+        if found.view.state.final:
+            raise ServiceError(Problem(f"move job {job}", 409, "conflict", "it has ended", "Submit it again."))
+        return msgspec.structs.replace(found.view, site=to or found.view.site)
+
+    async def suspend(self, job: str) -> JobView:
+        found = self._find(job)
+        if found.view.state.final:
+            raise ServiceError(Problem(f"suspend job {job}", 409, "conflict", "it has ended", "Submit it again."))
+        found.view = msgspec.structs.replace(found.view, state=JobState.SUSPENDED, wish=Wish.SUSPEND)
+        self._checkpoints[f"g1-{job}-1-1"] = CheckpointView(
+            f"g1-{job}-1-1",
+            job,
+            "here",
+            self._started,
+            1 << 20,
+            12.0,
+            CheckpointState.KEPT,
+            HYPERVISOR,
+            "to suspend it",
+        )
+        return found.view
+
+    async def resume(self, job: str) -> JobView:
+        found = self._find(job)
+        found.view = msgspec.structs.replace(found.view, state=JobState.RUNNING, wish=Wish.RUN)
+        return found.view
+
+    async def save(self, job: str) -> JobView:
+        return self._find(job).view
+
+    async def checkpoints(self, job: str) -> list[CheckpointView]:
+        return [each for each in self._checkpoints.values() if job in ("", each.job)]
+
+    async def delete_checkpoint(self, checkpoint: str) -> None:
+        self._checkpoints.pop(checkpoint, None)
+
+    async def restore(self, checkpoint: str) -> JobView:
+        if checkpoint not in self._checkpoints:
+            raise ServiceError(
+                Problem(
+                    f"restore checkpoint {checkpoint}", 404, "not-found", "there is no such checkpoint", "List them."
+                )
+            )
+        return await self.resume(self._checkpoints[checkpoint].job)
 
     async def explain(self, job: str) -> Explanation:
         view = self._find(job).view
@@ -328,9 +494,11 @@ class FakeBackend:
         await self.site(name)
         return SiteLogin(("sh", "-c", f"echo code for {name}: >&2; read code; test $code = 123"))
 
-    async def remove_site(self, name: str, *, abandon: bool) -> None:
+    async def remove_site(self, name: str, *, abandon: bool) -> SiteRemoval:
         await self.site(name)
         del self._sites[name]
+        asking = (job for job in self._jobs.values() if not job.view.state.final and job.request.spec.site == name)
+        return SiteRemoval(name, tuple(job.view.id for job in asking), tuple(self._sites))
 
     async def check_site(self, name: str, *, patience: int) -> Operation:
         await self.site(name)
@@ -348,6 +516,67 @@ class FakeBackend:
         uses = (Use("a1b2c3d4e", "ada", Share(1, 2, 512 << 20, 1800, 3600), Share(1, 1, 512 << 20, 3600, 5400)),)
         terms = Terms("/etc/ghv/lender.toml", "root", contact="hpc@example.org", cores=4, core_seconds=36000)
         return SiteUsage(name, "", terms, uses)
+
+    async def replay(self, job: str) -> ReplayView:
+        self._find(job)
+        if job == "j1":
+            return ReplayView(job, time.time() - 60, 2, 3, "here", "here")
+        return ReplayView(job, time.time(), 0, 1, "here", "", (f"{job} was given here, and is given none",))
+
+    async def history(self, job: str) -> History:
+        view = self._find(job).view
+        stages = Stage("wait", view.created, 1.0), Stage("execute", view.created + 1.0, 2.5)
+        under = HYPERVISOR.partition(":")[0]
+        lost = AttemptHistory(f"v{job[1:]}.1", 1, "there", "n7", "17", under, AllocationState.CLEANED, stages, None,
+                              Reason.LOST, "its node is gone")  # fmt: skip
+        again = AttemptHistory(f"v{job[1:]}.2", 2, "here", "", "", "", AllocationState.RUNNING, stages[:1], Phase.BOOT)
+        return History(job, view.name, view.created, view.ended, (lost, again))
+
+    async def accounting(self, by: Sequence[By], *, since: float, until: float | None) -> Accounts:
+        """Two attempts that ended at 1000 s and 2000 s."""
+        times = [at for at in (1000.0, 2000.0) if since < at <= (until or time.time())]
+        each = Account({}, len(times), len(times), len(times), 90.0 * len(times), 0.5 * len(times), 1.0 * len(times))
+        mine = msgspec.structs.replace(each, of=dict.fromkeys(by, "me"))
+        return Accounts(tuple(by), since, until or time.time(), (mine,) if times else (), each)
+
+    async def match(self, spec: JobSpec) -> MatchView:
+        here = Candidate("here", True, "room for 2 more (max jobs: 2)", 2.0)
+        there = Candidate("there", False, f"{spec.requirements or 'Up'} does not hold: Memory is 512 MiB")
+        nodes = (Candidate("here", True, "matches", 3.0, "n1"),)
+        warning = f"rank {spec.rank} is no number at there and counts as 0 there" if "/ 0" in spec.rank else ""
+        return MatchView("room for 2 more (max jobs: 2)", (here, there), nodes, warning)
+
+    async def nodes(self, site: str) -> list[NodeView]:
+        await self.site(site or "here")
+        whole = {"Site": "here", "FreePlaces": 2, "MaxJobs": 2, "QueueWait": 12.4, "Nodes": 3, "FreeNodes": 1,
+                 "SiteCpus": 12, "SiteFreeCpus": 5, "QueueLength": 7, "MaintenanceIn": 7200}  # fmt: skip
+        node = {
+            "Site": "here",
+            "Node": "n1",
+            "NodeState": "mixed",
+            "Cpus": 4,
+            "FreeCpus": 1,
+            "Memory": 2048,
+            "Hypervisors": ("uml", "tcg"),
+            "CpuModel": "Z80",
+        }
+        return [NodeView("here", "", whole), NodeView("here", "n1", node)]
+
+    async def plan_ahead(self, limit: int) -> list[PlannedView]:
+        soon = PlannedView(
+            "j7", "first", "me", "here", time.time() - 1, time.time() + 3600, "as soon as it is given away"
+        )
+        never = PlannedView("j8", "never", "me", why="here: it asks for 9 CPUs; the largest node has 4")
+        places = {"here": 3, "there": 1}
+        gang = PlannedView("j9", "pair", "me", "here", time.time() + 600, None, "when there is room", "g4", places)
+        return [soon, never, gang][:limit]
+
+    async def policy(self) -> PolicyView:
+        return self._policy
+
+    async def set_policy(self, policy: SchedulingPolicy) -> PolicyView:
+        self._policy = PolicyView(policy, self._policy.version + 1, time.time(), "me")
+        return self._policy
 
     def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]:
         return self._follow_operation(operation)
@@ -448,3 +677,8 @@ class FakeBackend:
         last = OperationItem("done", result=result)
         self._operations[name] = [*(OperationItem("progress", text) for text in progress), last]
         return Operation(name)
+
+
+def _warning(spec: JobSpec) -> str:
+    cpus = spec.resources.cpus
+    return f"no site can take it as it is: here: it asks for {cpus} CPUs; the largest node has 4" if cpus > 4 else ""

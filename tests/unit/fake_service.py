@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -32,6 +33,8 @@ class Service(AbstractContextManager["Service"]):
         self._thread.start()
         self._stopping: asyncio.Event | None = None
         self._served: asyncio.Task[None] | None = None
+        self._trouble: list[str] = []  # what the event loop complains of
+        self._loop.set_exception_handler(lambda _, context: self._trouble.append(str(context)))
 
     def __enter__(self) -> Self:
         self.start()
@@ -41,13 +44,15 @@ class Service(AbstractContextManager["Service"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        asyncio.run_coroutine_threadsafe(self._cancel_rest(), self._loop).result(WAIT)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(WAIT)
-        self._loop.close()
+        self._end()
+        assert error is not None or not self._trouble, self._trouble
 
     def start(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(WAIT)
+        try:
+            asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(WAIT)
+        except BaseException:
+            self._end()
+            raise
 
     def stop(self) -> None:
         """As the service stops when it is told to: streams end, the socket goes."""
@@ -75,6 +80,14 @@ class Service(AbstractContextManager["Service"]):
         self._stopping.set()
         await self._served
 
+    def _end(self) -> None:
+        """Leave nothing behind: a task that nobody ends would say so in the middle of another test."""
+        gc.collect()
+        asyncio.run_coroutine_threadsafe(self._cancel_rest(), self._loop).result(WAIT)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(WAIT)
+        self._loop.close()
+
     @staticmethod
     async def _cancel_rest() -> None:
         rest = asyncio.all_tasks() - {asyncio.current_task()}
@@ -82,6 +95,7 @@ class Service(AbstractContextManager["Service"]):
             task.cancel()
         if rest:
             await asyncio.wait(rest, timeout=WAIT)
+        await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 async def _main() -> None:

@@ -31,6 +31,21 @@ def test_the_oldest_are_offered_a_place_first_and_those_gone_are_not() -> None:
     assert not waiting.unfit("a", "j1") and not waiting.unfit("a", "j4")
 
 
+def test_they_are_offered_places_in_the_order_in_which_they_were_put() -> None:
+    waiting = Waiting()
+    for job, site in (("j1", ""), ("j2", "a"), ("j3", ""), ("j4", "")):
+        waiting.add(job, site)
+    waiting.put_in_order(["j4", "gone", "j2", "j1"])
+    assert waiting.candidates("a", 9) == ["j2", "j4", "j1", "j3"], "who was not named comes last"
+    assert waiting.candidates("b", 9, lambda job: job != "j4") == ["j1", "j3"], "nor who may have none"
+    assert waiting.unfit("b", "j1")
+    waiting.may_fit("j1", "b")
+    assert waiting.candidates("b", 2) == ["j4", "j1"]
+    assert waiting.unfit("b", "j4") and waiting.unfit("a", "j4")
+    waiting.all_changed()
+    assert waiting.candidates("b", 1) == ["j4"]
+
+
 def test_a_job_has_one_time_and_those_given_up_are_forgotten() -> None:
     timers = Timers()
     for i in range(10 * SLACK):

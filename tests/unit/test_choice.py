@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gridhypervisor.agent import probe
-from gridhypervisor.agent.choice import EMULATION, PARTS, Finding, Measure, Prove, Rates, Refused, decide
+from gridhypervisor.agent.choice import EMULATION, PARTS, Finding, Measure, Prove, Rates, Refused, decide, speeds
 from gridhypervisor.model.wire import HypervisorKind, HypervisorUsed, Needs
 
 KVM, UML, TCG = HypervisorKind
@@ -61,6 +61,16 @@ def test_a_node_where_system_calls_cost_too_much_is_measured_under_both() -> Non
     assert isinstance(used, HypervisorUsed)
     assert used.kind is UML
     assert "at least 1102 s (probe: boot 2.00, compute 1.10 and not done s) under tcg" in used.why
+
+
+def test_what_a_guest_gets_of_the_nodes_speed_is_told_where_it_was_measured() -> None:
+    assert speeds({}) == {}
+    assert speeds({KVM: replace(GOOD[KVM], rates=None), UML: replace(GOOD[UML], rates=None)}) == {"kvm": 1.0}
+    # 30 s of computing, of which the whole job makes 0.6 + 30 + 3 + 1.28 s; under the emulator 2 + 300 + 12 + 19.2 s
+    assert speeds(NO_KVM) == {"uml": 0.86, "tcg": 0.09}
+    stopped = replace(GOOD[TCG], rates=Rates((2.0, 1.1), whole=False))
+    assert speeds(NO_KVM | {TCG: stopped}) == {"uml": 0.86}, "it was stopped, so nobody knows"
+    assert speeds({TCG: GOOD[TCG]}) == {}, "against what?"
 
 
 @pytest.mark.parametrize(

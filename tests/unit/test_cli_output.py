@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gridhypervisor.cli import output
+from gridhypervisor.cli import groups, output
 from gridhypervisor.cli.exits import Exit, of_job, of_problem
 from gridhypervisor.cli.files import job_schema
 from gridhypervisor.model.records import JobState, Wish
-from gridhypervisor.model.views import JobView, Problem
+from gridhypervisor.model.views import Explanation, JobView, MemberView, Problem
 from gridhypervisor.model.wire import RETRYABLE, Reason
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +21,17 @@ ROOT = Path(__file__).parents[2]
 
 def job(state: JobState, reason: Reason | None = None, code: int | None = None) -> JobView:
     return JobView("j1", "n", "me", "p", state, Wish.RUN, 0.0, "i", "d", ("true",), "/", reason=reason, exit_code=code)
+
+
+def test_a_gang_is_told_in_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    states = [JobState.RUNNING] * 100 + [JobState.QUEUED] * 2
+    members = tuple(MemberView(str(n), f"j{n}", state, "ab"[n % 50 == 7]) for n, state in enumerate(states))
+    groups.tell_gang(Explanation("j0", JobState.RUNNING, "", group="g4", members=members, places={"a": 2, "b": 1}))
+    told = capsys.readouterr().out
+    assert "g4, 102 members" in told and "would go to a ×2, b ×1" in told
+    assert [" ".join(line.split()) for line in told.splitlines() if "running" in line or "queued" in line] == [
+        "a running 0-6, 8-56, 58-99", "b running 7, 57", "a queued 100-101"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

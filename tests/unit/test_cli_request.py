@@ -11,14 +11,16 @@ import pytest
 
 from gridhypervisor.cli.request import Flags, InputType, PairType, make_request
 from gridhypervisor.cli.run import run
-from gridhypervisor.model.spec import InputSpec, JobSpec, ResourcesSpec
+from gridhypervisor.model.spec import GangSpec, InputSpec, JobSpec, ResourcesSpec
 from gridhypervisor.model.views import ServiceError
 from gridhypervisor.model.yamlspec import SpecError
 
 NOTHING = Flags(
-    file=None, image=None, command=(), name=None, inputs=(), outputs=(), environment=(), cpus=None, memory=None,
-    scratch=None, walltime=None, site=None, retry=None, network=None, hypervisor=None, on_silence=None, silence=None,
-    destination=".",
+    file=None, template=None,
+    image=None, command=(), name=None, inputs=(), outputs=(), environment=(), cpus=None, memory=None,
+    scratch=None, walltime=None, site=None, requirements=None, rank=None, priority=None, deadline=None, retry=None,
+    network=None, hypervisor=None, instant=None, isolation=None, on_silence=None, silence=None, array=None, gang=None,
+    spread=False, param=None, after=(), destination=".",
 )  # fmt: skip
 
 JOB = """
@@ -48,6 +50,15 @@ def test_flags_alone_make_a_job(here: Path) -> None:
     assert request.spec.command == ("ls", "-l")
     assert request.spec.resources == ResourcesSpec(memory="1Gi")
     assert (request.folder, request.destination) == (str(here), str(here / "out"))
+
+
+def test_a_gang_is_asked_for_by_its_size_and_flags_override_the_file(here: Path) -> None:
+    (here / "job.yaml").write_text(JOB + "gang: {count: 4, patience: 30m}\n")
+    gang = make_request(flags(image="xmm", command=("ls",), gang=3, spread=True)).spec.gang
+    assert gang == GangSpec(3, spread=True)
+    assert make_request(flags(file="job.yaml", gang=2)).spec.gang == GangSpec(2, patience="30m")
+    with pytest.raises(click.UsageError, match="say how many"):
+        make_request(flags(image="xmm", command=("ls",), spread=True))
 
 
 @pytest.mark.parametrize(("given", "missing"), [({"command": ("ls",)}, "--image"), ({"image": "xmm"}, "what to run")])
@@ -81,7 +92,27 @@ def test_a_wrong_file_names_its_lines(here: Path) -> None:
 def test_an_input_that_is_not_there_is_found_at_once(here: Path) -> None:
     with pytest.raises(ServiceError, match="no such file") as error:
         make_request(flags(image="xmm", command=("true",), inputs=(InputSpec(path=str(here / "none")),)))
-    assert error.value.problem.title == f"read the input {here}/none"
+    assert error.value.problem.title == f"open {here}/none"
+    several = tuple(InputSpec(path=str(here / name)) for name in ("none", "events.fits", "nor this"))
+    with pytest.raises(ServiceError) as error:
+        make_request(flags(image="xmm", command=("true",), inputs=several))
+    assert error.value.problem.detail.splitlines() == [
+        f"{here}/{name}: there is no such file or folder" for name in ("none", "nor this")
+    ]
+
+
+def test_inputs_that_a_file_names_are_told_with_its_lines_and_all_else_that_is_wrong(here: Path) -> None:
+    (here / "job.yaml").write_text(JOB.replace("[events.fits]", "[none, events.fits]") + "rank: Memry\nnetwork: all\n")
+    with pytest.raises(SpecError) as error:
+        make_request(flags(file="job.yaml"))
+    assert [(p.line, p.field) for p in error.value.problems] == [(4, "inputs[0]"), (8, "rank"), (9, "network")]
+    assert f"there is no such file or folder: {here}/none" in str(error.value)
+    (here / "job.yaml").write_text(JOB.replace("[events.fits]", "[none]"))
+    with pytest.raises(SpecError) as error:
+        make_request(flags(file="job.yaml"))
+    assert error.value.missing
+    given = (InputSpec(path=str(here / "events.fits")),)
+    assert make_request(flags(file="job.yaml", inputs=given)).spec.inputs == given, "what a flag replaces is not missed"
 
 
 def test_a_place_that_cannot_take_results_is_found_at_once(here: Path) -> None:
@@ -145,7 +176,28 @@ def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_silence_that_no_beat_could_break_is_refused(here: Path) -> None:
     asked = {"image": "xmm", "command": ("true",), "on_silence": "replace"}
-    assert make_request(flags(**asked)).spec.silence == "5m"
+    assert make_request(flags(**asked)).spec.silence is None  # five minutes
     assert make_request(flags(**asked, silence="30s")).spec.on_silence == "replace"
     with pytest.raises(click.UsageError, match="silence: 29s is too short"):
         make_request(flags(**asked, silence="29s"))
+    keeps = {"image": "xmm", "command": ("true",)}
+    with pytest.raises(click.UsageError, match="silence: has no effect unless on_silence is replace"):
+        make_request(flags(**keeps, silence="1m"))
+    (here / "job.yaml").write_text(JOB + "on_silence: replace\nsilence: 1m\n")
+    assert make_request(flags(file="job.yaml")).spec.silence == "1m"
+    assert make_request(flags(file="job.yaml", on_silence="keep")).spec.silence is None
+
+
+def test_all_that_is_wrong_with_flags_is_told_at_once(here: Path) -> None:
+    with pytest.raises(click.UsageError) as error:
+        make_request(flags(image="xmm", command=("true",), memory="512", rank="Memry", outputs=("../*",)))
+    assert [line.partition(":")[0] for line in error.value.message.splitlines()] == [
+        "outputs[0]", "resources.memory", "rank",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "meant"), [("512", "512M"), ("512 ", "512M"), ("512K", "1M or more")])
+@pytest.mark.parametrize("what", ["memory", "scratch"])
+def test_a_size_whose_unit_was_left_out_is_refused(here: Path, what: str, given: str, meant: str) -> None:
+    with pytest.raises(click.UsageError, match=f"resources.{what}: .* did you mean {meant}"):
+        make_request(flags(image="xmm", command=("true",), **{what: given}))

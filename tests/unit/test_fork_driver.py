@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -79,3 +80,9 @@ def test_a_queue_that_cannot_be_started_is_a_problem_of_the_site() -> None:
     driver = ForkDriver(site(), "/w", "d")
     assert "scratch is full" in driver.limits([CommandResult(73, "", "start: scratch is full")]).problem
     assert not driver.limits([CommandResult(0, "")]).problem
+
+
+def test_what_this_machine_has_is_a_limit() -> None:
+    """Nothing else keeps a job away that no processor here could run."""
+    limits = ForkDriver(site(), "/w", "d").limits([CommandResult(0, "")])
+    assert limits.max_cpus == os.cpu_count() and limits.max_memory is not None and limits.max_memory > 64 << 20

@@ -83,7 +83,8 @@ def forkq(tmp_path: Path) -> Iterator[Forkq]:
 
 def test_a_job_runs_and_its_end_is_kept(forkq: Forkq) -> None:
     number = forkq.submit("echo said; exit 7")
-    assert forkq.wait(number) == {"id": number, "name": "inst-1", "state": "ENDED", "reason": "exited", "code": 7}
+    assert forkq.wait(number) == {"id": number, "name": "inst-1", "state": "ENDED", "reason": "exited", "code": 7,
+                                  "cpus": 1}  # fmt: skip
     assert (forkq.folder / "jobs" / number / "output").read_text() == "said\n"
     until(lambda: not (forkq.folder / "jobs" / number / "script").exists())
 
@@ -126,6 +127,7 @@ def test_walltime_ends_a_job_kindly_and_then_for_good(forkq: Forkq, tmp_path: Pa
         "state": "ENDED",
         "reason": "walltime",
         "code": 5,
+        "cpus": 1,
     }
     ended = forkq.wait(stubborn)
     assert (ended["reason"], ended["code"]) == ("walltime", 137)
@@ -158,7 +160,7 @@ def test_waiting_jobs_are_cancelled_wherever_they_stand_in_line(forkq: Forkq, tm
     forkq("cancel", *waiting)  # the last one's supervisor may not have told its pid yet
     for number in waiting:
         assert forkq.wait(number) == {
-            "id": number, "name": "inst-1", "state": "ENDED", "reason": "cancelled", "code": None,
+            "id": number, "name": "inst-1", "state": "ENDED", "reason": "cancelled", "code": None, "cpus": 1,
         }  # fmt: skip
     assert forkq.list()[running]["state"] == "RUNNING"
     assert not (tmp_path / "ran").exists()

@@ -16,6 +16,15 @@ def function(name: str) -> str:
     return str(found)
 
 
+def test_who_the_members_of_a_gang_are_is_kept_line_by_line(tmp_path: Path) -> None:
+    text = files("gridhypervisor.agent").joinpath("guest/agent.sh").read_text()
+    [obey] = re.findall(r"^ +case \$verb in$.*?^ +esac$", text, re.DOTALL | re.MULTILINE)
+    script = f"pipes=$1\nwhile read -r verb word; do\n{obey}\ndone"
+    told = "MEMBER 0 g7-0 a n1\nMEMBER 1 g7-1 a $(n2)\n"
+    subprocess.run(["busybox", "sh", "-c", script, "sh", tmp_path], input=told, text=True, check=True, timeout=60)
+    assert (tmp_path / "gang").read_text() == "0 g7-0 a n1\n1 g7-1 a $(n2)\n"
+
+
 def test_a_stop_reaches_the_program_and_nobody_else_though_its_group_lists_one_that_has_just_died(
     tmp_path: Path,
 ) -> None:
@@ -32,3 +41,34 @@ def test_a_stop_reaches_the_program_and_nobody_else_though_its_group_lists_one_t
         finally:
             program.kill()
     assert (tmp_path / "cgroup.kill").read_text() == "1\n"  # after the grace, whatever is left
+
+
+def test_every_guest_has_a_machine_id_and_a_hardware_address_of_its_own(tmp_path: Path) -> None:
+    """Where the image has no machine-id it gets none."""
+    there, absent = tmp_path / "there", tmp_path / "absent"
+    said = set()
+    for _ in range(2):
+        for path in (there, absent):
+            there.write_text("uninitialized\n")
+            script = function("identify").replace("/etc/machine-id", str(path)) + "\nidentify\necho $mac"
+            agent = ["busybox", "sh", "-c", script]
+            done = subprocess.run(agent, capture_output=True, text=True, timeout=60, check=True)
+            assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}\n", done.stdout)
+            said |= {done.stdout, there.read_text()}
+    assert not absent.exists()
+    assert len(said) == 4 + 2 + 1
+    assert sum(bool(re.fullmatch("[0-9a-f]{32}\n", text)) for text in said) == 2
+
+
+def test_a_program_asks_to_be_moved_by_writing_why_and_is_heard_in_few_words(tmp_path: Path) -> None:
+    said = []
+    for text in ("", "no licence here\nand more\n", "\n", "x" * 5000):
+        (tmp_path / "move").write_text(text)
+        script = f'pipes=$1\nsay() {{ echo "$*"; }}\n{function("asks")}\nasks\n'
+        agent = subprocess.run(
+            ["busybox", "sh", "-c", script, "sh", tmp_path], capture_output=True, text=True, timeout=60
+        )
+        assert agent.stderr == ""
+        said.append(agent.stdout)
+    assert said[:3] == ["", "MOVE no licence here\n", "MOVE \n"]
+    assert said[3].startswith("MOVE xxx") and len(said[3]) < 250

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.images import boot, importing, recipe
+from gridhypervisor.images.apt import Apt
 from gridhypervisor.images.build import harden
 from gridhypervisor.images.errors import ImageError
 from gridhypervisor.images.repository import Repository
@@ -32,6 +33,7 @@ def test_problems_name_line_field_and_what_is_allowed(tmp_path: Path) -> None:
     file.write_text("""\
 kind: Image
 name: XMM
+user: joe
 layers:
   - mount: /etc
     package: [x]
@@ -41,9 +43,10 @@ layers:
         recipe.load(file)
     assert str(caught.value).splitlines() == [
         f'{file}:2: name: "XMM" is not an image\'s name; write e.g. xmm or debian-12',
-        f'{file}:4: layers[0].mount: "/etc" is not a folder below /opt, /srv or /usr/local; '
+        f'{file}:3: user: "joe" is not allowed; expected one of job, root',
+        f'{file}:5: layers[0].mount: "/etc" is not a folder below /opt, /srv or /usr/local; '
         "write e.g. /opt or /opt/xmm",
-        f'{file}:5: layers[0].package: unknown field; did you mean "packages"? allowed here: mount, packages, files',
+        f'{file}:6: layers[0].package: unknown field; did you mean "packages"? allowed here: mount, packages, files',
     ]
 
 
@@ -63,6 +66,23 @@ layers:
     assert [problem.field for problem in caught.value.problems] == [
         "packages", "files.../etc/motd", "files.etc/motd", "layers[0]",
     ]  # fmt: skip
+    file.write_text("kind: Image\nname: x\nfiles: {etc/motd: motd, etc/issue: image.yaml}\n")
+    with pytest.raises(SpecError, match=f"image.yaml:3: files.etc/motd: there is no file {tmp_path}/motd") as missing:
+        recipe.load(file)
+    assert missing.value.missing
+
+
+def test_a_package_that_apt_does_not_know_is_told_with_how_to_find_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text('#!/bin/sh\ncase "$*" in *update*) exit 0 ;; esac\n'
+                   'echo "E: Unable to locate package libcfitso" >&2\nexit 100\n')  # fmt: skip
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ImageError, match="Unable to locate package libcfitso") as caught:
+        Apt(tmp_path / "cache").resolve(["libcfitso"])
+    assert "`apt-cache search libcfitso`" in caught.value.hint
 
 
 def archive(path: Path, *members: tuple[str, bytes | str | None, int]) -> Path:

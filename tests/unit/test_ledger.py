@@ -10,11 +10,24 @@ from hypothesis import strategies as st
 
 from gridhypervisor.model.records import Allocation, AllocationState, Job, JobState, Ledger, Times
 from gridhypervisor.model.spec import JobSpec
-from gridhypervisor.model.wire import WRAPPER, CpuUsage, ExitRecord, ImageManifest, Outcome, Phase, PhaseTime, Reason
+from gridhypervisor.model.wire import (
+    WRAPPER,
+    CpuUsage,
+    ExitRecord,
+    HypervisorKind,
+    HypervisorUsed,
+    ImageManifest,
+    Outcome,
+    Phase,
+    PhaseTime,
+    Reason,
+)
 from gridhypervisor.planning.ledger import MIDDLEWARE, ledger
 
 JOB = Job("j1", "me", "default", "test", JobSpec("image", ("true",)), "/home", "/home", ImageManifest(()), "0" * 64,
           created=100.0, state=JobState.DONE)  # fmt: skip
+
+USED = HypervisorUsed(HypervisorKind.TCG, "qemu 7.2.22", "", "restored from snapshot 0123456789ab")
 
 
 def sentinel(lengths: list[float], elapsed: float) -> ExitRecord:
@@ -24,7 +37,7 @@ def sentinel(lengths: list[float], elapsed: float) -> ExitRecord:
         phases.append(PhaseTime(phase, at, at + length))
         at += length
     return ExitRecord("e", 1, "c", Outcome.COMPLETED, Reason.EXITED, phases=tuple(phases), elapsed=elapsed,
-                      usage=CpuUsage(0.5, 4.0, 3.0))  # fmt: skip
+                      usage=CpuUsage(0.5, 4.0, 3.0), hypervisor=USED)  # fmt: skip
 
 
 def attempt(epoch: int, times: Times, exit: ExitRecord | None = None) -> Allocation:
@@ -46,6 +59,7 @@ def test_an_ordinary_run() -> None:
         Phase.EXECUTE: 2, Phase.STAGE_OUT: 1, Phase.SHUT_DOWN: 0.5, MIDDLEWARE: 1.5, Phase.EPILOG: 2.5,
     }  # fmt: skip
     assert found.cpu == {"pilot": 0.5, "hypervisor": 4.0, "program": 3.0, "controller": 0.01}
+    assert (found.hypervisor, found.boot) == ("qemu 7.2.22, tcg", "restored from snapshot 0123456789ab")
 
 
 def test_a_job_that_never_got_a_place_waited_all_the_time() -> None:

@@ -74,6 +74,13 @@ def test_a_fault_is_told_with_file_line_field_and_what_is_allowed(text: str, lin
     assert words in str(caught.value)
 
 
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(TermsError) as caught:
+        parse('cpus = 4\nvms = 1\nmemory = "16"\n', "f")
+    assert str(caught.value).startswith("f, line 1: cpus: there is no such field")
+    assert "; line 3: memory: '16' is not allowed" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("hours", "moment", "left"),
     [

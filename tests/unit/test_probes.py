@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gridhypervisor.model.batch import Limits
 from gridhypervisor.model.commit import JobRecords
 from gridhypervisor.model.records import Allocation, AllocationState, Job, JobState, PilotJob, Site, SiteKind, Times, Vm
 from gridhypervisor.model.spec import parse_duration
+from gridhypervisor.model.states import SiteHealth
 from gridhypervisor.model.views import Check, SiteChange
 from gridhypervisor.model.wire import (
     ExitRecord,
@@ -23,9 +25,21 @@ from gridhypervisor.model.wire import (
     to_plain,
 )
 from gridhypervisor.model.wire.lending import NO_SHARE
-from gridhypervisor.planning.placement import share
-from gridhypervisor.planning.probes import REACH, RUNS, FrontEnd, judged, reaching, spec, told, unended
+from gridhypervisor.planning.probes import (
+    REACH,
+    RUNS,
+    FrontEnd,
+    answering,
+    judged,
+    no_relay,
+    reaching,
+    reading,
+    spec,
+    told,
+    unended,
+)
 from gridhypervisor.planning.sites import changed, still_probed
+from gridhypervisor.planning.suiting import share
 
 KVM = Proven(HypervisorKind.KVM, False, "kvm: this node has no /dev/kvm", "qemu 7.2.22")
 UML = Proven(HypervisorKind.UML, True, "uml: it starts, behind walls", "linux 6.1.176", "25 s (probe: …)")
@@ -172,3 +186,18 @@ def test_a_report_holds_until_the_site_is_another_or_its_jobs_come_to_other_node
         assert still_probed(site, changed(site, change))
     for change in (SiteChange(options={"partition": "b"}), SiteChange(scratch="/s"), SiteChange(host="i")):
         assert not still_probed(site, changed(site, change))
+
+
+def test_each_row_that_does_not_hold_says_what_to_do() -> None:
+    rows = [
+        no_relay("cluster", SiteHealth.UNREACHABLE, "no route"),
+        no_relay("cluster", SiteHealth.CONNECTING, ""),
+        answering(False, "slurmctld does not answer"),
+        reading(Limits(problem="sinfo: not found")),
+        *(judged(ended(JobState.FAILED, reason, "it died", ran=ran), THERE, words)[0]
+          for reason in Reason for ran in (True, False) for words in ("", "killed")),
+        judged(ended(JobState.CANCELLED, Reason.CANCELLED, ""), THERE, "")[0],
+    ]  # fmt: skip
+    assert not [check for check in rows if check.holds or not check.hint]
+    assert no_relay("cluster", SiteHealth.AUTH_NEEDED, "wants a code").hint == "ghv site login cluster"
+    assert not any(check.hint for check in (answering(True, "slurm 22.05"), reading(Limits())))

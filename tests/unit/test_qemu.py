@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gridhypervisor.agent import kvmproof
-from gridhypervisor.agent.hypervisor import Command, Descriptors, Disk, Machine
+from gridhypervisor.agent.hypervisor import Ask, Command, Descriptors, Disk, Machine, of_kind
 from gridhypervisor.agent.qemu import Qemu, Qmp, arguments
 from gridhypervisor.agent.trial import Trial
 from gridhypervisor.agent.watchdog import Watchdog
 from gridhypervisor.agent.world import World
-from gridhypervisor.model.wire import HypervisorKind
+from gridhypervisor.model.wire import CAPABILITIES, HypervisorKind
 
 DESCRIPTORS = Descriptors(10, 11, (12, 13, 14))
 
@@ -68,6 +69,54 @@ def test_the_monitor_tells_a_restart_from_a_power_off_and_survives_what_it_does_
     assert monitor.feed(b'{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}\n') == ["shutdown"]
     assert monitor.feed(b'{"event": "BLOCK_IO_ERROR", "data": {"nospace": true}}\n') == ["nospace"]
     assert monitor.feed(b'{"event": "BLOCK_IO_ERROR", "data": {"nospace": false}}\n') == []
+
+
+@pytest.mark.parametrize("kind", HypervisorKind)
+def test_who_can_save_guests_says_so(kind: HypervisorKind) -> None:
+    assert (of_kind(kind, World(None)).saver() is not None) == CAPABILITIES[kind].snapshots
+
+
+def test_a_machine_that_is_saved_taken_up_or_neither_is_alike_to_its_guest() -> None:
+    qemu = Qemu(World(None), HypervisorKind.TCG)
+    one = machine("none", Disk("base", Path("/a/base"), readonly=True), Disk("scratch", Path("/a/scratch")))
+    other = machine("none", Disk("base", Path("/b/x"), readonly=True), Disk("scratch", Path("/b/y")))
+    layouts = {qemu.layout(replace(each, start=start)) for each in (one, other) for start in ("", "save", "restore")}
+    assert len(layouts) == 1
+    different = (replace(one, cpus=1), replace(one, memory=1 << 30), replace(one, cmdline="x"), machine("restricted"))
+    assert len({qemu.layout(each) for each in (one, *different)}) == 5
+    assert qemu.layout(one) != Qemu(World(None), HypervisorKind.KVM).layout(one)
+
+
+def test_memory_is_shared_to_be_saved_and_private_to_be_taken_up() -> None:
+    for start, shared in (("save", "on"), ("restore", "off")):
+        words = arguments(replace(machine(), start=start), HypervisorKind.TCG, DESCRIPTORS)
+        [memory] = after(words, "-object")
+        assert memory == f"memory-backend-file,id=pc.ram,size=512M,mem-path=/proc/self/fd/15,share={shared}"
+        assert after(words, "-machine")[0].endswith(",memory-backend=pc.ram")
+        assert after(words, "-incoming") == (["defer"] if start == "restore" else [])
+    assert "-object" not in arguments(machine(), HypervisorKind.TCG, DESCRIPTORS)
+
+
+def test_the_monitor_says_what_became_of_a_question_and_of_a_guest_on_its_way() -> None:
+    monitor = Qmp()
+    asked = json.loads(monitor.ask(Ask("stop")))
+    assert (asked["execute"], monitor.answer()) == ("stop", None)
+    monitor.feed(b'{"return": {}}\n{"return": {}, "id": 77}\n')
+    assert monitor.answer() is None, "those were answers to others"
+    monitor.feed(json.dumps({"return": {}, "id": asked["id"]}).encode() + b"\n")
+    assert monitor.answer() == ""
+
+    asked = json.loads(monitor.ask(Ask("getfd")))
+    monitor.feed(json.dumps({"error": {"class": "x", "desc": "no file"}, "id": asked["id"]}).encode() + b"\n")
+    assert monitor.answer() == "no file"
+
+    for status, answer in (("completed", ""), ("failed", "the guest's state: failed")):
+        asked = json.loads(monitor.ask(Ask("migrate", migrated=True)))
+        monitor.feed(json.dumps({"return": {}, "id": asked["id"]}).encode() + b"\n")
+        monitor.feed(b'{"event": "MIGRATION", "data": {"status": "active"}}\n')
+        assert monitor.answer() is None, "it is on its way"
+        monitor.feed(json.dumps({"event": "MIGRATION", "data": {"status": status}}).encode() + b"\n")
+        assert monitor.answer() == answer
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from gridhypervisor.planning.world import (
     Result,
     Seen,
     SiteFacts,
+    Stay,
     Unknown,
 )
 
@@ -101,13 +102,21 @@ def test_the_reading_of_diagrams_tells_an_arrow_from_a_line() -> None:
     assert arrows("ONEE ──so──▶ TWOO ── FOUR\n  └──────▶ THREE") == {("ONEE", "TWOO"), ("ONEE", "THREE")}
 
 
-def case(state: AllocationState, sight: Observed, *, wish: Wish = Wish.RUN, retries: int = 1, silence: int = 0) -> Case:
-    """`silence`: seconds after which it is replaced; 0: it is kept."""
+def case(
+    state: AllocationState,
+    sight: Observed,
+    *,
+    wish: Wish = Wish.RUN,
+    retries: int = 1,
+    silence: int = 0,
+    running: float = 900.0,
+) -> Case:
+    """`silence`: seconds after which it is replaced; 0: it is kept. `running`: when its owner was first seen."""
     spec = JobSpec("image", ("true",), resources=ResourcesSpec(walltime=f"{WALLTIME}s"), retry=RetrySpec(retries),
                    on_silence="replace" if silence else "keep", silence=f"{silence}s")  # fmt: skip
     job = Job("j1", "me", "default", "test", spec, "/home", "/home", ImageManifest(()), "0" * 64, 0.0,
               JobState.RUNNING, wish, attempts=1, version=3)  # fmt: skip
-    times = Times(900.0, submitting=900.0, running=900.0, since=900.0)
+    times = Times(900.0, submitting=900.0, running=running, since=running)
     allocation = Allocation("v1.1", "me", "default", "j1", "v1", 1, "g-j1-1", "site", times, state, version=3)
     pilot_job = PilotJob("g-j1-1", "me", "default", "site", "7", 1)
     return Case(job, Vm("v1", "me", "default", "j1", 1, 1), (allocation,), {"g-j1-1": pilot_job}, {"g-j1-1": sight})
@@ -259,7 +268,7 @@ def test_a_site_that_was_removed_ends_its_jobs_and_starts_them_nowhere_else(stat
     elsewhere = {"other": replace(SITE, name="other")}
     found = plan(case(state, Observed(), wish=wish), elsewhere, Policy(), 1e6, "g")
     job = next(r for r in found.records if isinstance(r, Job))
-    assert job.state is (JobState.FAILED if wish is Wish.RUN else JobState.CANCELLED)
+    assert job.state is (JobState.CANCELLED if wish.ends else JobState.FAILED)
     assert "site" in job.message and not became(found) and not wants(found)
     assert found.delete is (wish is Wish.DELETE)
 
@@ -345,6 +354,15 @@ def test_a_new_controller_waits_anew_for_a_word_of_it() -> None:
     assert became(silent(S.FENCING, OVER, unheard, up=False, watched=NOW)) == [S.FENCED]
 
 
+def test_a_run_whose_owner_is_seen_before_its_first_word_has_as_long_to_say_it() -> None:
+    unsaid = Observed(view=owned("pilot"), view_at=NOW, batch=seen(BatchState.RUNNING))
+    began = NOW - 1.0  # the site was looked after for long by then
+    assert became(silent(S.RUNNING, began + SILENCE - 1.0, unsaid, running=began)) == []
+    assert became(silent(S.RUNNING, began + SILENCE, unsaid, running=began)) == [S.FENCING]
+    assert became(silent(S.FENCING, OVER - 2.0, unsaid, running=began)) == []
+    assert became(silent(S.FENCING, OVER - 1.0, unsaid, running=began)) == [S.FENCED]
+
+
 def test_a_fenced_run_is_over_when_its_last_grant_is_and_then_there_may_be_another() -> None:
     waiting = silent(S.FENCING, OVER - 1.0)
     assert became(waiting) == [] and waiting.wake_at == OVER and "surely over" in waiting.waiting
@@ -375,3 +393,81 @@ def test_what_is_left_of_a_fenced_run_goes_when_nothing_more_can_come_of_it() ->
     assert wants(silent(S.FENCED, OVER + 1.0, HEARD, wish=Wish.DELETE)) == [A.BATCH_CANCEL]
     assert wants(silent(S.FENCED, OVER + 36_000.0, HEARD)) == [A.BATCH_CANCEL]
     assert wants(silent(S.FENCED, OVER + 36_000.0, replace(HEARD, batch=seen(BatchState.NODE_LOST)))) == [A.CLEAN]
+
+
+# -- moves -------------------------------------------------------------------------------------------------------------
+
+
+def leaving(state: AllocationState, sight: Observed, why: Reason = Reason.MOVED, **more: Any) -> Case:
+    """One whose attempt is to leave its site."""
+    found = case(state, sight, retries=0, **more)
+    return replace(found, allocations=(replace(found.allocations[0], why=why, note="elsewhere"),))
+
+
+def planned(found: Case) -> JobPlan:
+    return plan(found, {"site": SITE}, Policy(), NOW, "g")
+
+
+def goes_on(found: JobPlan) -> bool:
+    """Whether the job looks for another site, and its old one is not held against it as one that failed."""
+    changed = [r for r in found.records if isinstance(r, Job)]
+    assert all(job.excluded == () for job in changed)
+    return any(e.kind == "job" and e.after == JobState.PENDING for e in found.events)
+
+
+def test_a_wait_that_is_over_is_revoked_and_a_run_that_is_to_end_is_written_down_first() -> None:
+    weighed = Stay(Reason.WAITED, "too long")
+    queued = planned(replace(case(S.QUEUED, Observed(batch=seen(BatchState.PENDING))), stay=weighed))
+    assert became(queued) == [S.REVOKING] and wants(queued) == [A.REVOKE]
+    runs = Observed(owned("pilot"), NOW, seen(BatchState.RUNNING))
+    departs = planned(replace(case(S.RUNNING, runs), stay=replace(weighed, leave=Reason.SLOW)))
+    assert became(departs) == [S.RUNNING] and wants(departs) == []
+    [a] = [r for r in departs.records if isinstance(r, Allocation)]
+    assert (a.why, a.note) == (Reason.SLOW, "too long")
+    assert wants(planned(leaving(S.RUNNING, runs))) == [A.REQUEST_CANCEL]
+
+
+def test_who_is_cancelled_is_not_moved() -> None:
+    runs = Observed(owned("pilot"), NOW, seen(BatchState.RUNNING))
+    cancelled = replace(case(S.RUNNING, runs, wish=Wish.CANCEL), stay=Stay(Reason.SLOW, "slow"))
+    assert became(planned(cancelled)) == [] and wants(planned(cancelled)) == [A.REQUEST_CANCEL]
+
+
+@pytest.mark.parametrize("state", [S.PLANNED, S.SUBMITTING, S.QUEUED])
+def test_what_never_began_leaves_at_once_and_costs_no_retry(state: AllocationState) -> None:
+    found = planned(leaving(state, Observed(batch=seen(BatchState.PENDING))))
+    if state is not S.PLANNED:
+        assert became(found) == [S.REVOKING]
+        answer = Outcome(Result.OK, NOW, owner=OwnerRecord("controller", "c", 1))
+        found = planned(leaving(S.REVOKING, Observed(outcomes={A.REVOKE: answer})))
+    assert became(found) == [S.REVOKED]
+    assert goes_on(found)
+
+
+def test_a_pilot_that_was_faster_ends_a_wait_but_not_a_users_wish() -> None:
+    for why, kept in ((Reason.WAITED, None), (Reason.MOVED, Reason.MOVED)):
+        found = planned(leaving(S.REVOKING, Observed(owned("pilot")), why))
+        [a] = [r for r in found.records if isinstance(r, Allocation)]
+        assert (a.state, a.why) == (S.RUNNING, kept)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "after"),
+    [
+        (WireOutcome.STOPPED, Reason.MOVED, True),
+        (WireOutcome.STOPPED, Reason.CANCELLED, True),
+        (WireOutcome.FAILED, Reason.LOST, True),
+        (WireOutcome.STOPPED, Reason.WALLTIME, False),
+        (WireOutcome.COMPLETED, Reason.EXITED, False),
+    ],
+)
+def test_after_a_departure_the_job_goes_on_unless_it_had_ended(
+    outcome: WireOutcome, reason: Reason, after: bool
+) -> None:
+    record = ExitRecord("g-j1-1", 1, "c", outcome, reason)
+    home = Observed(outcomes={A.COLLECT: Outcome(Result.OK, NOW)})
+    found = leaving(S.ENDED, home, Reason.SLOW)
+    found = replace(found, allocations=(replace(found.allocations[0], exit=record),))
+    assert goes_on(planned(found)) is after
+    wanted = planned(replace(found, observed={"g-j1-1": Observed()})).actions
+    assert [(a.kind, a.results) for a in wanted] == [(A.COLLECT, not after)]

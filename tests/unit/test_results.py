@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gridhypervisor.execution.results import Unfit, admit, make_link, place_of
+from gridhypervisor.execution.results import Unfit, admit, keep, make_link, place_of
 from gridhypervisor.model.wire import OutputFile, leads_inside
 
 
@@ -89,3 +89,18 @@ def test_what_time_does_not_mend_is_told_apart(path: str, tmp_path: Path) -> Non
         make_link(place, "y")
     assert str(tmp_path / path) in str(error.value) and error.value.hint
     assert not list(tmp_path.rglob(".ghv*"))
+
+
+def test_files_are_kept_whole_in_the_place_of_what_is_there(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"mine")
+    link, plain = tmp_path / "link", tmp_path / "plain"
+    link.symlink_to(precious)
+    plain.write_bytes(b"longer than what comes")
+    keep({link: b"new", plain: b""}, 0o640)
+    assert (link.read_bytes(), plain.read_bytes(), precious.read_bytes()) == (b"new", b"", b"mine")
+    assert not link.is_symlink() and plain.stat().st_mode & 0o777 == 0o640
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path}/folder"):
+        keep({tmp_path / "folder": b"new"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "plain", "precious"]

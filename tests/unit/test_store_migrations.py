@@ -32,8 +32,12 @@ def test_the_revisions_make_the_tables_that_the_code_uses(made: Path) -> None:
         drawn = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql LIKE '%WHERE%' ORDER BY name"
         partial = {str(name): str(text) for name, text in connection.exec_driver_sql(drawn)}
     engine.dispose()
-    assert [*partial] == ["ix_allocation_alive", "ix_job_alive"]
-    assert all(text.endswith("WHERE alive = 1") for text in partial.values())
+    ends = {name: text.partition(" WHERE ")[2] for name, text in partial.items()}
+    alive = dict.fromkeys(
+        (f"ix_{name}_alive" for name in ("allocation", "checkpoint", "job", "job_group")), "alive = 1"
+    )
+    members = dict.fromkeys(("ix_job_group", "ix_job_member"), "\"group\" != ''")
+    assert ends == alive | members | {"ix_job_ended": "ended IS NOT NULL", "ix_job_alone": "\"group\" = ''"}
 
 
 def test_the_newest_revision_is_the_one_that_the_code_expects() -> None:
@@ -43,7 +47,7 @@ def test_the_newest_revision_is_the_one_that_the_code_expects() -> None:
 
 
 @pytest.mark.parametrize(
-    "kept", [*rows.VERSIONED, rows.EVENT, rows.SITE, rows.LEDGER], ids=lambda kept: str(kept.table.name)
+    "kept", [*rows.VERSIONED, rows.GROUP, rows.EVENT, rows.SITE, rows.LEDGER], ids=lambda kept: str(kept.table.name)
 )
 def test_every_field_of_a_record_has_its_column(kept: rows.Rows[object]) -> None:
     assert dataclasses.is_dataclass(kept.kind)

@@ -135,3 +135,33 @@ def test_the_json_schema_refuses_unknown_fields_too() -> None:
     assert schema["title"] == "A job"
     assert all(part["additionalProperties"] is False for part in schema["$defs"].values())
     assert schema["$defs"]["Resources"]["properties"]["memory"]["pattern"] == "^[0-9]+[KMG]i$"
+
+
+def test_what_is_wrong_what_makes_no_sense_and_what_is_not_there_are_told_together() -> None:
+    def check(job: Job) -> list[tuple[str, str]]:
+        return [("environment", "is too long")] if len(job.environment) > 1 else []
+
+    def absent(job: Job) -> list[tuple[str, str]]:
+        return [(f"inputs[{i}]", f"there is no file {name}; mend it") for i, name in enumerate(job.inputs)]
+
+    def told(text: str) -> SpecError:
+        with pytest.raises(SpecError) as caught:
+            load("job.yaml", text, Job, check, absent)
+        return caught.value
+
+    fine = "command: [a]\ninputs: [x]\n"
+    assert str(told(fine)) == "job.yaml:2: inputs[0]: there is no file x; mend it" and told(fine).missing
+    both = told(fine + "environment: {A: 1, B: 2}\nresources: {memory: lots, cpus: 2}\nnetwork: all\nnetwrk: none\n")
+    assert [problem.field for problem in both.problems] == [
+        "inputs[0]", "environment", "resources.memory", "network", "netwrk",
+    ]  # fmt: skip
+    assert not both.missing, "the text itself is wrong, too"
+    assert [p.field for p in told("command: []\ninputs: [x]\n").problems] == ["command"], "without it there is no job"
+    assert [p.field for p in told("command: a b\ninputs: [x]\n").problems] == ["command", "inputs[0]"]
+
+
+def test_a_text_in_a_lists_place_is_told_as_the_list_that_was_meant() -> None:
+    assert complaints("command: evproducts events.fits\ninputs: a.fits\n") == [
+        'job.yaml:1: command: "evproducts events.fits" is not a list; write ["evproducts", "events.fits"]',
+        'job.yaml:2: inputs: "a.fits" is not a list; write ["a.fits"]',
+    ]

@@ -58,7 +58,7 @@ class Carried:
                 return {"size": size}, data
             case Carry.STATUS:
                 spool.write_replace(self._entry / wire.STATUS, payload)
-                return {"cancel": self.wish(), "grant": self.granted()}, b""
+                return self.words(), b""
             case Carry.APPEND:
                 self._append(str(request["name"]), int(request["offset"]), payload)
                 return {}, b""
@@ -73,15 +73,15 @@ class Carried:
             case _:
                 raise Refused("request", f"no such operation: {op!r}", "is the bundle another version's?")
 
-    def granted(self) -> int | None:
-        """The beat of the pilot's that was answered last; None: none was."""
-        return entries.granted(self._entry / wire.CONTROL)
+    def words(self) -> dict[str, Any]:
+        """What the controller has left for the pilot; None for what it has not.
 
-    def wish(self) -> str | None:
-        """Why somebody wants the job to end; None: nobody does."""
-        with contextlib.suppress(OSError):
-            return (self._entry / wire.CONTROL / wire.CANCEL).read_text(errors="replace")
-        return None
+        `cancel`: why somebody wants the job to end; `begin`: who its gang are; `grant`: the beat answered last;
+        `save`: the last wish to save the guest, with its number before it.
+        """
+        control = self._entry / wire.CONTROL
+        cancel, begin = entries.word(control / wire.CANCEL), entries.word(control / wire.BEGIN)
+        return {"cancel": cancel, "begin": begin, "grant": entries.granted(control), "save": spool.to_save(control)}
 
     def _take(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make this courier the entry's owner, unless somebody is; one that asks again gets the same answer."""
@@ -100,8 +100,7 @@ class Carried:
             return {"owner": _unnamed(standing)}
         self._claim, self._mine = record.claim, self._sources(manifest)
         no = forbidden(self._files.workdir, manifest)
-        wish, grant = self.wish(), self.granted()
-        return {"owner": standing, "manifest": plain, "cancel": wish, "grant": grant, "forbidden": no}
+        return {"owner": standing, "manifest": plain, "forbidden": no, **self.words()}
 
     def _sources(self, manifest: Manifest) -> dict[str, str]:
         inputs = (f"{wire.INPUTS}/{item.path}" for item in manifest.program.inputs)

@@ -17,6 +17,7 @@ FOLDER = "/scratch/job"
 
 _MAX_LINE = 4096  # bytes; the agent's lines are far shorter, so a longer one is not the agent's
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 
 
@@ -25,7 +26,7 @@ def quote(word: str) -> str:
     return "'" + word.replace("'", "'\\''") + "'"
 
 
-def job_file(program: Program, *, user: str, path: str) -> str:
+def job_file(program: Program, *, user: str, path: str, hostname: str = "guest") -> str:
     """The shell text that says what the program is; see `guest/agent.sh`.
 
     Raises:
@@ -33,15 +34,17 @@ def job_file(program: Program, *, user: str, path: str) -> str:
     """
     if not program.command:
         raise _refuse("the command is empty", "give the program after `--`")
-    for word in (*program.command, *program.environment.values(), *program.outputs, path):
+    for word in (*program.command, *program.environment.values(), *program.outputs, *program.restart, path):
         if "\0" in word:
             raise _refuse(f"{word[:40]!r} holds a NUL character", "no program can be given one; take it out")
+    if not _HOST.match(hostname):
+        raise _refuse(f"{hostname!r} is no name of a host", "use letters, digits and hyphens")
     if not _USER.match(user):
         raise _refuse(f"the image's user {user!r} is no user name", "mend the image's recipe and build it again")
     for name in program.environment:
         if not _NAME.match(name):
             raise _refuse(f"{name!r} is no name of a variable", "use letters, digits and underscores")
-    for pattern in program.outputs:
+    for pattern in (*program.outputs, *program.restart):
         if pattern.startswith("/") or ".." in pattern.split("/") or "\n" in pattern or not pattern:
             raise _refuse(
                 f"the output {pattern!r} is not a pattern below the job's folder",
@@ -49,12 +52,18 @@ def job_file(program: Program, *, user: str, path: str) -> str:
             )
     words = [f"export {name}={quote(value)}" for name, value in program.environment.items()]
     words.append("start " + " ".join(map(quote, program.command)))
-    patterns = " ".join(map(quote, program.outputs))
+    packs = {"outputs": program.outputs, "restart": program.restart, "both": both(program)}
     return (
-        f"user={quote(user)}\nfolder={quote(FOLDER)}\n"
+        f"user={quote(user)}\nfolder={quote(FOLDER)}\nhost={quote(hostname)}\n"
         f"path={quote(f'{path}:{DEFAULT_PATH}' if path else DEFAULT_PATH)}\n"
-        "program() {\n" + "\n".join(words) + f"\n}}\noutputs() {{\npack {patterns}\n}}\n"
-    )
+        "program() {\n" + "\n".join(words) + "\n}\n"
+        + "".join(f"{name}() {{\npack {' '.join(map(quote, known))}\n}}\n" for name, known in packs.items())
+    )  # fmt: skip
+
+
+def both(program: Program) -> tuple[str, ...]:
+    """The patterns of all that a program may leave."""
+    return (*program.outputs, *(pattern for pattern in program.restart if pattern not in program.outputs))
 
 
 def _refuse(why: str, hint: str) -> Ending:
@@ -65,13 +74,14 @@ class Lines:
     """The agent's lines: bytes in, words out. Root in the guest may write anything here, so nothing is believed to be
     short or clean."""
 
-    def __init__(self) -> None:
-        self._buffer = b""
+    def __init__(self, begun: bytes = b"") -> None:
+        """`begun`: what came of the next line so far."""
+        self.begun = begun
 
     def feed(self, data: bytes) -> list[list[str]]:
         """The lines that these bytes complete, each split at spaces; empty lines are left out."""
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        self._buffer = self._buffer[-_MAX_LINE:]
+        *lines, self.begun = (self.begun + data).split(b"\n")
+        self.begun = self.begun[-_MAX_LINE:]
         split = (line[:_MAX_LINE].decode(errors="replace").split() for line in lines)
         return [words for words in split if words]
 
@@ -85,32 +95,53 @@ class Stream:
     (b'ab', False, b'Mx ', b'', True)
     """
 
-    def __init__(self, marker: bytes) -> None:
+    def __init__(self, marker: bytes, held: bytes = b"", *, ended: bool = False, length: int = 0) -> None:
         self._marker = marker
-        self._held = b""
-        self.ended = False
-        self.length = 0  # bytes given out
+        self.held = held  # what may be the marker's begin
+        self.ended = ended
+        self.length = length  # bytes given out
 
     def feed(self, data: bytes) -> bytes:
         """What can be written out; only bytes that may begin the marker are held back."""
-        data = self._held + data
+        data = self.held + data
         if not self.ended and self._marker in data:
             self.ended = True
             data = data.replace(self._marker, b"", 1)
         if self.ended:
-            out, self._held = data, b""
+            out, self.held = data, b""
         else:
             keep = min(len(data), len(self._marker) - 1)
             while keep and not data.endswith(self._marker[:keep]):
                 keep -= 1
-            out, self._held = data[: len(data) - keep], data[len(data) - keep :]
+            out, self.held = data[: len(data) - keep], data[len(data) - keep :]
         self.length += len(out)
         return out
 
     def rest(self) -> bytes:
         """What was held back, once nothing more can come."""
-        out, self._held = self._held, b""
+        out, self.held = self.held, b""
         return out
+
+
+@dataclass(frozen=True)
+class HeardStream:
+    """A stream of the program's that is to go on elsewhere."""
+
+    length: int
+    held: str = ""  # hexadecimal
+    ended: bool = False
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was heard of a guest whose program runs, for whoever takes it up."""
+
+    marker: str
+    streams: dict[str, HeardStream]
+    line: str = ""  # of the agent's next line, hexadecimal
+    asked: int = 0  # pings, all answered
+    free: int | None = None  # bytes left on the scratch disk
+    asks: str = ""  # why the program wants to be moved
 
 
 @dataclass(frozen=True)

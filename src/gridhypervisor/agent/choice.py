@@ -136,6 +136,24 @@ def decide(
     return Refused(f"run the guest on this node: {'; '.join([*reasons, unmet])}", "run `ghv site check` on this site")
 
 
+def speeds(found: Mapping[HypervisorKind, Finding]) -> dict[str, float]:
+    """What a standard job's guest gets of this node's own speed, by hypervisor, where that is known: 1, if it loses
+    nothing. Under KVM it computes on the processor, and what it loses beside that is not measured: 1. For the others
+    the processor's own time is what User-Mode Linux took for the computing."""
+    known: dict[str, float] = {}
+    if KVM in found and found[KVM].works:
+        known[KVM.value] = 1.0
+    uml = found.get(UML)
+    if uml is None or uml.rates is None or not uml.rates.whole:
+        return known
+    own = uml.rates.seconds[1] * PARTS["compute"]
+    for kind in (UML, TCG):
+        finding = found.get(kind)
+        if finding is not None and finding.works and finding.rates is not None and finding.rates.whole:
+            known[kind.value] = round(own / finding.rates.predicted(), 3)
+    return known
+
+
 def _as_asked(
     kind: HypervisorKind, needs: Needs, found: Mapping[HypervisorKind, Finding]
 ) -> Prove | HypervisorUsed | Refused:

@@ -35,9 +35,11 @@ from gridhypervisor.agent.node import Node
 from gridhypervisor.agent.report import process_start
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import (
+    BEGIN_NOTE,
     CANCEL_NOTE,
     GRANT_NOTE,
     PIECE,
+    SAVE_NOTE,
     Carry,
     ExitRecord,
     Manifest,
@@ -111,7 +113,7 @@ class Courier:
         self._signals: list[int] = []  # that came
         self._folder: Path | None = None  # on this node, of this run
         self._entry: Path | None = None  # in that folder
-        self._wish: str | None = None
+        self._words: dict[str, str] = {}  # for the pilot, by the name of their file
         self._pause = 0.0  # before the relay is tried again
         self._again = 0.0  # when, on CLOCK_BOOTTIME
         self._wake, self._waker = os.pipe()
@@ -179,7 +181,7 @@ class Courier:
         entries.prepare(entry, wire.canonical(manifest))
         spool.take_owner(entry, self._owner())
         self._entry = entry
-        self._obey()
+        self._hand_in()
         self._watch()
         return node, entry
 
@@ -259,15 +261,24 @@ class Courier:
 
     def _noted(self, note: dict[str, Any]) -> None:
         if note.get("note") == CANCEL_NOTE:
-            self._wish = str(note.get("why", ""))
-            self._obey()
+            self._words[wire.CANCEL] = str(note.get("why", ""))
+            self._hand_in()
+        elif note.get("note") == BEGIN_NOTE:
+            self._words[wire.BEGIN] = str(note.get("members", ""))
+            self._hand_in()
+        elif note.get("note") == SAVE_NOTE:
+            number, _, text = str(note.get("wish", "")).partition(" ")
+            if number.isdecimal():  # the pilot says that it cannot be here
+                self._words[f"{wire.SAVE}{number}"] = text
+                self._hand_in()
         elif note.get("note") == GRANT_NOTE and self._entry is not None:  # before there is one, no beat was sent
             entries.leave_grant(self._entry / wire.CONTROL, int(note["beat"]))
 
-    def _obey(self) -> None:
-        """Leave the wish where the pilot looks for it."""
-        if self._wish is not None and self._entry is not None:
-            entries.leave_wish(self._entry / wire.CONTROL / wire.CANCEL, self._wish)
+    def _hand_in(self) -> None:
+        """Leave the words where the pilot looks for them."""
+        if self._entry is not None:
+            for name, text in self._words.items():
+                entries.leave_word(self._entry / wire.CONTROL / name, text)
 
     def piece(self, path: str, offset: int) -> tuple[int, bytes]:
         """See `bringing.Carrier`."""
@@ -342,7 +353,7 @@ class Courier:
                 until = end - LAST
                 if not isinstance(error, Away):
                     since = since or now()
-                    if self._wish is not None:
+                    if wire.CANCEL in self._words:
                         until = min(until, since + WISHED)
                     if self._signals:
                         until = 0.0
@@ -400,7 +411,7 @@ class Courier:
                 os.kill(self._pilot, number)
 
     def is_stopped(self) -> bool:
-        return bool(self._signals) or self._wish is not None
+        return bool(self._signals) or wire.CANCEL in self._words
 
     def _watch(self) -> None:
         assert self._entry is not None

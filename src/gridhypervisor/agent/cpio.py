@@ -6,9 +6,12 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from gridhypervisor.agent import renewal
+
 
 def guest_archive(folder: Path) -> bytes:
-    """Every file of `folder` as `/ghv/NAME` without its suffix, executable, and `/init` pointing at `/ghv/init`.
+    """Every file of `folder` as `/ghv/NAME` without its suffix, executable, `/ghv/renew`, and `/init` pointing at
+    `/ghv/init`.
 
     The same files give the same bytes: inodes are counted, times and owners are 0.
 
@@ -18,9 +21,10 @@ def guest_archive(folder: Path) -> bytes:
     if not (folder / "init.sh").is_file():
         raise FileNotFoundError(f"pack the guest's agent: no {folder / 'init.sh'}; the installation is incomplete")
     out = bytearray(_member(1, "ghv", stat.S_IFDIR | 0o755))
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    for inode, path in enumerate(files, 2):
-        out += _member(inode, f"ghv/{path.stem}", stat.S_IFREG | 0o755, path.read_bytes())
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = {path.stem: path.read_bytes() for path in paths} | {"renew": renewal.program()}
+    for inode, (name, data) in enumerate(files.items(), 2):
+        out += _member(inode, f"ghv/{name}", stat.S_IFREG | 0o755, data)
     return _close(out + _member(len(files) + 2, "init", stat.S_IFLNK | 0o777, b"ghv/init"))
 
 

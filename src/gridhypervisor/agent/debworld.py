@@ -29,6 +29,7 @@ PROGRAMS = {
     "qemu-system-x86_64": "usr/bin/qemu-system-x86_64",
     "qemu-img": "usr/bin/qemu-img",
     "mke2fs": "sbin/mke2fs",
+    "zstd": "usr/bin/zstd",
 }
 QEMU_MODULES = ("accel-tcg-x86_64",)
 FIRMWARE = {

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gridhypervisor.agent import relayfiles, spool
 from gridhypervisor.agent.relayfiles import Refused
@@ -32,17 +33,41 @@ def prepare(entry: Path, manifest: bytes) -> None:
     spool.sync_folder(entry.parent)
 
 
+def offer(entry: Path, pool: str) -> None:
+    """Let pilots of this pool serve an entry that nobody has. Not durable: without it its own batch job serves it."""
+    if not (entry / wire.MANIFEST).exists() or (entry / wire.OWNER).exists() or spool.buried(entry):
+        return
+    folder = entry.parent.parent / wire.OPEN / pool
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(folder / entry.name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _withhold(entry: Path) -> None:
+    """Nobody need look at it any more. One that was left is no harm: whoever looks finds that it is taken."""
+    for offered in entry.parent.parent.glob(f"{wire.OPEN}/*/{entry.name}"):
+        offered.unlink(missing_ok=True)
+
+
 def revoke(entry: Path, record: OwnerRecord) -> OwnerRecord:
     """An entry that is not there is made: the name is taken, whatever surfaces later."""
     entry.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return spool.take_owner(entry, record)
+    owner = spool.take_owner(entry, record)
+    _withhold(entry)
+    return owner
 
 
-def leave_wish(path: Path, why: str) -> None:
-    """Leave a wish for the pilot, where there is none of this kind yet."""
+def leave_word(path: Path, text: str) -> None:
+    """Leave a word for the pilot, where there is none of this kind yet."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     if not path.exists():
-        spool.write_durable(path, why.encode())
+        spool.write_durable(path, text.encode())
+
+
+def word(path: Path) -> str | None:
+    """What was left there; None: nothing was."""
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")
+    return None
 
 
 def leave_grant(control: Path, beat: int) -> None:
@@ -64,6 +89,24 @@ def leave_grant(control: Path, beat: int) -> None:
         os.rename(control / standing.pop(), new)
     for name in standing:
         (control / name).unlink(missing_ok=True)
+
+
+def word_of(entry: str, request: Mapping[str, Any]) -> tuple[str, str]:
+    """The file in control/, and what stands in it, that wire.Op.REQUEST asks for.
+
+    Raises:
+        Refused: it is none that a pilot knows.
+    """
+    match request["what"]:
+        case wire.CANCEL:
+            return wire.CANCEL, str(request.get("why", ""))
+        case wire.BEGIN:
+            return wire.BEGIN, str(request.get("members", ""))
+        case "save" if request.get("then") in (wire.SAVE_END, wire.SAVE_GO_ON) and int(request.get("number", 0)) > 0:
+            return f"{wire.SAVE}{int(request['number'])}", f"{request['then']}: {request.get('why', '')}"
+    raise Refused(
+        "request", f"request {request!r:.200} of {entry}: only {wire.CANCEL!r}, {wire.BEGIN!r} and 'save' are known"
+    )
 
 
 def granted(control: Path) -> int | None:
@@ -90,6 +133,7 @@ def remove(entry: Path, settle: Callable[[Path], None], *, known: str, force: bo
             _refuse_unseen(entry, entry.name, known)
         settle(entry)
     spool.bury(entry, remover)
+    _withhold(entry)
     aside = entry.with_name(f".removed.{entry.name}")
     relayfiles.remove(aside)  # a file that showed late kept it from being removed when this was asked before
     if not entry.is_dir():

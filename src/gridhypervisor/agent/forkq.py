@@ -379,9 +379,10 @@ def _carry_out(queue: Queue, given: argparse.Namespace, script: Callable[[], byt
             return f"{number}\n"
         case "list":
             shown = (
-                {"id": str(job.id), "name": job.name, "state": job.state, "reason": job.reason, "code": job.code}
+                {"id": str(job.id), "name": job.name, "state": job.state, "reason": job.reason, "code": job.code,
+                 "cpus": job.cpus}
                 for job in queue.jobs()
-            )
+            )  # fmt: skip
             return "".join(f"{json.dumps(each)}\n" for each in shown)
         case "cancel":
             for number in given.id:

@@ -26,7 +26,7 @@ from gridhypervisor.agent.carried import Carried
 from gridhypervisor.agent.relayfiles import Files, Refused
 from gridhypervisor.agent.tls import gate_context
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import CANCEL_NOTE, GRANT_NOTE, Carry
+from gridhypervisor.model.wire import NOTES, Carry
 
 PATIENCE = 30.0
 """Seconds for a peer to say who it is."""
@@ -243,12 +243,11 @@ class _Courier:
 
     async def tell(self) -> None:
         """Pass on what was left. What is lost with its connection is told at the next CLAIM."""
-        why, beat = await asyncio.to_thread(lambda: (self.carried.wish(), self.carried.granted()))
+        left = await asyncio.to_thread(self.carried.words)
         with contextlib.suppress(OSError):
-            if why is not None:
-                await self.send({"note": CANCEL_NOTE, "why": why})
-            if beat is not None:
-                await self.send({"note": GRANT_NOTE, "beat": beat})
+            for note, word in NOTES.items():
+                if left[note] is not None:
+                    await self.send({"note": note, word: left[note]})
 
 
 def _takes_long(message: dict[str, Any]) -> bool:

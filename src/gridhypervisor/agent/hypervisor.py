@@ -8,7 +8,8 @@ watchdog's child. What each of them can is in `model/wire/hypervisors.py`, which
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,6 +50,9 @@ class Machine:
     cmdline: str
     disks: tuple[Disk, ...]
     network: str = "none"  # none | restricted | outbound
+    # save | restore: its memory is a file that it is given, for a snapshot; resume: it waits for a checkpoint; else it
+    # starts as every machine does.
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Descriptors:
     monitor: int = FIRST_DESCRIPTOR
     console: int = FIRST_DESCRIPTOR + 1
     channels: tuple[int, ...] = tuple(range(FIRST_DESCRIPTOR + 2, FIRST_DESCRIPTOR + 2 + len(CHANNELS)))  # as CHANNELS
+    memory: int = FIRST_DESCRIPTOR + 2 + len(CHANNELS)  # of the guest, where it is saved or restored
+    state: int = FIRST_DESCRIPTOR + 3 + len(CHANNELS)  # of the devices, where it is restored
 
 
 def lines() -> tuple[dict[str, socket.socket], list[socket.socket]]:
@@ -80,6 +86,16 @@ class Command:
     seats: str | None = None  # where processors are taken (`seats.py`), for one that is to keep to one of them
 
 
+@dataclass(frozen=True)
+class Ask:
+    """One thing to ask of a monitor that answers."""
+
+    command: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    descriptor: int | None = None  # that goes with it
+    migrated: bool = False  # done when the guest's state has gone over, not when the answer comes
+
+
 class Monitor(Protocol):
     """The hypervisor's own voice, without I/O: bytes in, what happened to the guest out."""
 
@@ -94,8 +110,53 @@ class Monitor(Protocol):
         """Take in bytes; return the events that they complete: `shutdown`, `reset` (by the guest), `nospace` (a disk
         could not grow) or `stopped` (the site stopped the guest's processes), after which it cannot go on."""
 
+    def ask(self, question: Ask) -> bytes:
+        """What to send to `monitor`; the next question follows the answer. Empty where nothing can be asked."""
+
+    def answer(self) -> str | None:
+        """What became of the last question: empty where it was done, else why not; None while that is open."""
+
     def quit(self) -> bytes:
         """What to send to `monitor` to end the hypervisor at once; empty where only a signal does."""
+
+
+class Saver(Protocol):
+    """How a hypervisor saves guests, and takes them up again: in questions for its monitor. Of a snapshot the memory is
+    a file that the pilot has too, and what is asked for is the state of the devices, and of the disks. Of a checkpoint
+    all but the disks is one stream."""
+
+    def layout(self, machine: Machine) -> tuple[str, ...]:
+        """All that the guest could see of how it is started: words that are alike for machines that are."""
+
+    def processor(self) -> str:
+        """What of this node's processor a guest may have found; empty where that is nothing."""
+
+    def save(self, state: int) -> tuple[Ask, ...]:
+        """Stop the guest and write the devices' state to a descriptor."""
+
+    def go_on(self, disk: Disk) -> tuple[Ask, ...]:
+        """Let the guest go on that was stopped, with `disk` in the place of the one of that serial."""
+
+    def take_up(self) -> tuple[Ask, ...]:
+        """Have a machine that was started with `restore` go on where it was saved."""
+
+    def halt(self) -> tuple[Ask, ...]:
+        """Stop the guest."""
+
+    def rounds(self) -> tuple[Ask, ...]:
+        """What to ask a stopped machine, after which it has passed on what it can of what the guest wrote."""
+
+    def write(self, stream: int) -> tuple[Ask, ...]:
+        """Write the stopped guest's memory and devices to a descriptor. Its disks' files hold all when that is done."""
+
+    def give_up(self) -> tuple[Ask, ...]:
+        """End what `write` began."""
+
+    def proceed(self) -> tuple[Ask, ...]:
+        """Let the guest go on that was stopped. Refused for a moment where a `write` is not quite over."""
+
+    def read(self, stream: int) -> tuple[Ask, ...]:
+        """Have a machine that was started with `resume` go on as the descriptor's stream says."""
 
 
 class Hypervisor(Protocol):
@@ -114,6 +175,9 @@ class Hypervisor(Protocol):
         """How to start the machine."""
 
     def monitor(self) -> Monitor: ...
+
+    def saver(self) -> Saver | None:
+        """None where guests cannot be saved."""
 
 
 def of_kind(kind: HypervisorKind, world: World) -> Hypervisor:

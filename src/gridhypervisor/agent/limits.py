@@ -40,7 +40,7 @@ class Limits:
         walltime = float(wanted.walltime)
         deadline = started + walltime - max(1.0, min(15.0, walltime / 20)) - carrying
         hard = deadline - max(0.5, min(5.0, walltime / 40))
-        bring_out = _STAGE_OUT + (wanted.scratch / _STAGE_OUT_RATE if manifest.program.outputs else 0.0)
+        bring_out = _STAGE_OUT + (wanted.scratch / _STAGE_OUT_RATE if manifest.program.leaves else 0.0)
         soft = hard - min(manifest.stop_grace + bring_out, walltime / 4)
         return cls(started, walltime, soft, hard, deadline)
 
@@ -48,7 +48,7 @@ class Limits:
     def carrying(manifest: Manifest) -> float:
         """Seconds that are left for a courier to carry the results to the relay; of a short walltime not much."""
         wanted = manifest.resources
-        seconds = _CARRY + (wanted.scratch / _CARRY_RATE if manifest.program.outputs else 0.0)
+        seconds = _CARRY + (wanted.scratch / _CARRY_RATE if manifest.program.leaves else 0.0)
         return min(seconds, wanted.walltime / 8)
 
     def meaning(self, moment: float, *, cancelled: bool) -> Reason:

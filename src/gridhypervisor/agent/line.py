@@ -14,7 +14,7 @@ from typing import Any
 
 from gridhypervisor.agent.tls import courier_context
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import CANCEL_NOTE, GRANT_NOTE, RELAY_NAME, Carry, WireError
+from gridhypervisor.model.wire import NOTES, RELAY_NAME, Carry, WireError
 
 CONNECT, ANSWER = 20.0, 1800.0
 """Seconds that a connection and an answer may take: a relay verifies a large output before it answers."""
@@ -139,7 +139,7 @@ class Line:
                 raise Declined(str(error["kind"]), str(error["message"]), str(error.get("hint", "")))
             answer = dict(reply[0]["ok"])
             # The note of it may have gone by another relay.
-            for note, word in ((CANCEL_NOTE, "why"), (GRANT_NOTE, "beat")):
+            for note, word in NOTES.items():
                 if answer.get(note) is not None:
                     self._noted({"note": note, word: answer[note]})
             return answer, reply[1]

@@ -5,8 +5,8 @@ phase after another, each a method below; whatever ends the allocation raises `E
 last. What a guest is made of and how the parts work is in the modules beside; this one says in which order, and what a
 signal, a wish of the controller or the walltime means at each moment.
 
-    PREPARE ─▶ BOOT ─▶ STAGE_IN ─▶ EXECUTE ─▶ STAGE_OUT ─▶ SHUT_DOWN ─▶ exit.json
-       └─────────┴─────────┘ stop: ends here   │stop: TERM to the program, then on as usual, STOPPED at the end
+    PREPARE ─▶ BOOT ─▶ STAGE_IN (─▶ GATHER) ─▶ EXECUTE ─▶ STAGE_OUT ─▶ SHUT_DOWN ─▶ exit.json
+       └─────────┴─────────┴────────────┘ stop: ends here  │stop: TERM to the program, then as usual, STOPPED at the end
 
 Where the manifest asks for a probe, there is PREPARE alone: it looks at the node (`survey.py`), and boots nothing.
 """
@@ -16,22 +16,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gridhypervisor.agent import channel, processes, scratchdisk, spool
+from gridhypervisor.agent import processes, spool
+from gridhypervisor.agent.channel import both
 from gridhypervisor.agent.ending import Ending, instead, leave_in_any_case, leave_sentinel, now, settle
+from gridhypervisor.agent.equip import Equipment, Equipper
+from gridhypervisor.agent.freeze import Freezer
 from gridhypervisor.agent.grant import Grant
+from gridhypervisor.agent.instant import NotRestored, Waiting
 from gridhypervisor.agent.limits import Limits
 from gridhypervisor.agent.loop import Loop
-from gridhypervisor.agent.node import MARGIN, Node, remove
+from gridhypervisor.agent.node import Node, remove
 from gridhypervisor.agent.report import Report, cpu_seconds, process_start, where
 from gridhypervisor.agent.verdict import stopped, verdict
 from gridhypervisor.agent.watchdog import Watchdog
+from gridhypervisor.agent.wishes import Wishes
 from gridhypervisor.agent.world import World, WorldError
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import (
@@ -47,11 +51,11 @@ from gridhypervisor.model.wire import (
 )
 
 if TYPE_CHECKING:
-    from gridhypervisor.agent.hypervisor import Machine
-    from gridhypervisor.agent.inotify import Inotify
+    from gridhypervisor.agent.effort import Meter
+    from gridhypervisor.agent.instant import Beginning
     from gridhypervisor.agent.vm import Vm
 
-_POLL = 2.0  # seconds between looks into control/, which on a network file system nothing else announces
+_WARM = {"--pool", "--idle", "--lasts"}  # what lets it serve others afterwards; see `warm`
 _POWER_OFF = 10.0  # seconds for the guest to power off; it takes a fraction of one
 _STAGE_LIMIT = 120.0  # seconds for the guest to make the job's folder the user's
 _SILENT_AFTER = 60.0  # seconds
@@ -61,11 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the VM of an entry; 0 when the program ran to its end or somebody else owns the entry, else 1."""
     words = list(sys.argv[1:] if argv is None else argv)
     given = dict(zip(words[::2], words[1::2], strict=False))
-    if len(words) != 4 or given.keys() != {"--entry", "--scratch"}:
-        sys.stderr.write("usage: pilot --entry FOLDER (in the spool) --scratch FOLDER (on the node's own disk)\n")
+    warm = given.keys() - {"--entry", "--scratch"}
+    if len(words) != 2 * len(given) or given.keys() - warm != {"--entry", "--scratch"} or warm not in (set(), _WARM):
+        sys.stderr.write(
+            "usage: pilot --entry FOLDER (in the spool) --scratch FOLDER (on the node's own disk) "
+            "[--pool NAME --idle SECONDS --lasts SECONDS]\n"
+        )
         return 64
     os.umask(0o077)
-    return play(Path(given["--entry"]).absolute(), Path(given["--scratch"]).absolute(), process_start())
+    pilot = played(Path(given["--entry"]).absolute(), Path(given["--scratch"]).absolute(), process_start())
+    if warm:
+        from gridhypervisor.agent import warm as others  # not before: its own guest's start waits for imports
+
+        others.serve(pilot, given["--pool"], float(given["--idle"]), float(given["--lasts"]))
+    return pilot.code
 
 
 def play(
@@ -73,9 +86,19 @@ def play(
 ) -> int:
     """Run the VM of an entry; like `main`. A courier gives `claim`, by which it owns the entry, `refused`, why no guest
     may be started, and how many seconds of the walltime it needs itself."""
+    return played(entry, scratch, started, claim=claim, refused=refused, carrying=carrying).code
+
+
+def played(
+    entry: Path, scratch: Path, started: float, *, claim: str = "", refused: Ending | None = None,
+    carrying: float = 0.0, host: str = "",
+) -> Pilot:  # fmt: skip
+    """Like `play`; what there is to know of the pilot afterwards. `host`: with whose batch job it came, by `claim`."""
     watchdog = Watchdog()
     try:
-        return Pilot(entry, scratch, watchdog, started, claim, refused, carrying).run()
+        pilot = Pilot(entry, scratch, watchdog, started, claim, refused, carrying, host)
+        pilot.code = pilot.run()
+        return pilot
     finally:
         watchdog.dismiss()
 
@@ -85,27 +108,27 @@ class Pilot:
 
     def __init__(
         self, entry: Path, scratch: Path, watchdog: Watchdog, started: float, claim: str = "",
-        refused: Ending | None = None, carrying: float = 0.0,
+        refused: Ending | None = None, carrying: float = 0.0, host: str = "",
     ) -> None:  # fmt: skip
-        """See `play`."""
+        """See `play`, `played`."""
         self.entry = entry
         self.claim = claim or f"{os.uname().nodename}:{os.getpid()}:{os.urandom(8).hex()}"
-        self.refused, self.carrying = refused, carrying
+        self.refused, self.carried, self.carrying, self.host = refused, bool(claim) and not host, carrying, host
+        self.code = 1  # its exit code, when it has ended
+        self.serves_on = False  # nothing speaks against other guests on this node, in this batch job
         self.workdir = entry.parent.parent
         self.scratch = scratch
         self.watchdog = watchdog
         self.report = Report(entry, started)
         self.loop = Loop()
-        self.stop: Reason | None = None  # why the allocation is to end, once somebody said so
-        self.stop_said_at = float("inf")
         self.run_folder: Path | None = None
         self.vm: Vm | None = None
+        self.beginning: Beginning | None = None
         self.interrupted: Reason | None = None  # why the program was stopped, where it had not ended before
         self.files: dict[str, OutputFile] = {}
         self.trouble: Ending | None = None  # with the outputs
         self.unmatched: list[str] = []  # patterns that matched nothing
-        self.wishes: Inotify | None = None
-        self.grant: Grant | None = None  # None: the guest needs none
+        self.meter: Meter | None = None  # of the guest, while its program runs
 
     def run(self) -> int:
         """Run it all; the process's exit code."""
@@ -113,10 +136,11 @@ class Pilot:
         try:
             self.manifest = self._read_manifest()
             self.limits = Limits.of(self.manifest, self.report.started, self.carrying)
-            if self.manifest.grant:
-                self.report.grant = self.grant = Grant(self.manifest.grant)
-            self._hear_signals()
-            owner = OwnerRecord("pilot", self.claim, self.manifest.epoch, os.uname().nodename)
+            self.report.grant = grant = Grant(self.manifest.grant) if self.manifest.grant else None
+            self.wishes = Wishes(self.entry, self.limits, grant, self.watchdog, self.loop, self.log)
+            self.wishes.hold = self.manifest.hold
+            self.wishes.hear_signals()
+            owner = OwnerRecord("pilot", self.claim, self.manifest.epoch, os.uname().nodename, host=self.host)
             standing = spool.take_owner(self.entry, owner)
         except Ending as ending:
             return self._refuse(ending)
@@ -152,15 +176,18 @@ class Pilot:
         self._listen()
         if self.manifest.probe:
             return self._survey()
-        machine, vm = self._prepare()
-        self._boot(vm, machine)
-        self._stage_in(vm)
-        self._execute(vm)
+        equipment = self._prepare()
+        vm = self._boot(equipment)
+        if not vm.runs:  # else it was taken up where its program ran
+            self._stage_in(vm)
+            self._gather(vm)
+        self._execute(vm, equipment)
         self._stage_out(vm)
         self._shut_down(vm)
         assert vm.exit is not None
-        # A program that ended by itself has ended, though the time ran out or the site lost patience after that.
-        stop = self.stop if self.stop is Reason.CANCELLED else self.interrupted
+        # A program that ended by itself has ended, though after that the time ran out, the site lost patience, or it
+        # was to go elsewhere.
+        stop = self.wishes.stop if self.wishes.stop is Reason.CANCELLED else self.interrupted
         ending = verdict(
             self.manifest, vm.exit, stop=stop, trouble=self.trouble, unmatched=self.unmatched, cut=sorted(vm.cut)
         )
@@ -172,90 +199,52 @@ class Pilot:
         assert owner is not None
         duty = {
             "entry": str(self.entry), "claim": owner.claim, "epoch": owner.epoch, "node": owner.node,
-            "started": self.report.started, "deadline": self.limits.deadline,
+            "host": owner.host, "started": self.report.started, "deadline": self.limits.deadline,
         }  # fmt: skip
         self.watchdog.arm(**duty, run="")
         self.node = Node(self.scratch)
         self.run_folder, self.lock = self.node.enter(self.manifest.entry)
         self.watchdog.arm(**duty, run=str(self.run_folder))
-        with contextlib.suppress(OSError):
-            (self.entry / wire.CONTROL).mkdir(mode=0o700, exist_ok=True)
-        # Not all pilots at once: they may share a file server.
-        self.loop.every(_POLL * (0.8 + 0.4 * os.urandom(1)[0] / 255), self._look)
+        self.wishes.hear()
         self.loop.every(self.manifest.beat, self._beat)
         self.report.write()
-        self._look()
+        self.wishes.look()
 
-    def _hear_wishes(self) -> None:
-        """Hear from now on at once what this machine writes into control/, and look at what is there."""
-        from gridhypervisor.agent import inotify  # not before the guest runs, or while layers are fetched
-
-        with contextlib.suppress(OSError):
-            self.wishes = inotify.Inotify()
-            self.wishes.add(self.entry / wire.CONTROL, inotify.CREATE | inotify.MOVED_TO)
-            self.loop.read(self.wishes, self._announced)
-        self._look()
-
-    def _hear_signals(self) -> None:
-        def stop(name: str) -> Callable[[], None]:
-            return lambda: self._wish(None, name)
-
-        # Some sites send USR1 or USR2 as a warning that the time is nearly over, and TERM when it is.
-        names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-        self.loop.signals({number: stop(number.name) for number in names} | {signal.SIGHUP: lambda: None})
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, names)  # a courier's pilot has those wait that came before
-
-    def _prepare(self) -> tuple[Machine, Vm]:
-        """Everything that the VM needs, verified, on the node."""
+    def _prepare(self) -> Equipment:
+        """Everything that the VM needs, on the node, and how it begins."""
         manifest, run = self.manifest, self.run_folder
         assert run is not None
         self._heed_lender()
         for name in self.node.sweep():
             self.log(f"swept {name}: its pilot is gone")
-        image = manifest.image
-        job = channel.job_file(manifest.program, user=image.user, path=image.path)
-        paths = {layer.digest: self.node.has(layer) for layer in image.layers}
-        missing = [layer for layer in image.layers if paths[layer.digest] is None]
+        # Where a courier carries, what is kept in the entry's folder ends with the job.
+        snapshots = (self.node.root if self.carried else self.workdir) / wire.SNAPSHOTS
+        checkpoints = self.workdir / wire.CHECKPOINTS
+        equipper = Equipper(manifest, self.entry, self.workdir / wire.CACHE, snapshots, checkpoints, self.node, run)
+        self.freezer = Freezer(
+            manifest, checkpoints, self.report, self.wishes, self.loop, self.log, carried=self.carried
+        )  # fmt: skip
 
-        def work() -> tuple[Machine, wire.HypervisorUsed, Callable[[], Vm]]:
-            world = World.from_environment()
-            self.node.make_room(MARGIN)
-            for layer in missing:
-                self.log(f"verify and copy layer {layer.digest[:12]} ({layer.role}, {layer.size} bytes)")
-                paths[layer.digest] = self.node.fetch(layer, self.workdir / wire.CACHE, self._stopped)
-            made = scratchdisk.make_scratch(
-                world, run, size=manifest.resources.scratch, job_file=job, inputs=manifest.program.inputs,
-                source=self.entry / wire.INPUTS, stop=self._stopped,
-            )  # fmt: skip
-            try:  # the file system is made meanwhile, so here is the time for everything that can wait until now
-                from gridhypervisor.agent.machine import compose
-                from gridhypervisor.agent.probe import settle
-                from gridhypervisor.agent.vm import Vm
-
-                processes.be_subreaper()
-                there = {digest: path for digest, path in paths.items() if path is not None}
-                hypervisor, used = settle(manifest, there, run, world, self.node.root, self.watchdog)
-                machine = compose(manifest, there, run, world, hypervisor.modules())
-                log = run / "hypervisor.log"
-                return machine, used, lambda: Vm(self.loop, self.watchdog, hypervisor, self.entry, log)
-            finally:
-                made()
+        def work() -> Equipment:
+            return equipper.equip(self.watchdog, self.loop, self.wishes.stopped, self.log)
 
         try:
-            if missing or manifest.program.inputs:
-                self._hear_wishes()
-                machine, used, make_vm = self.loop.apart(work, self._check_stop)
+            if manifest.program.inputs or equipper.lacks:
+                self.wishes.hear_at_once()
+                equipment = self.loop.apart(work, self.wishes.check)
             else:
-                machine, used, make_vm = work()
+                equipment = work()
         except WorldError as error:
             raise Ending(Reason.BUNDLE, f"prepare the node: {error}", "upload the bundle again, or retry") from error
+        used, self.beginning = equipment.used, equipment.beginning
         self.report.hypervisor = used
         self.log(f"hypervisor: {used.program}, {used.kind}: {used.why}")
+        self.log(f"boot: {used.boot}")
         if used.kind is HypervisorKind.TCG and manifest.hypervisor != HypervisorKind.TCG:
             self.log("this guest is EMULATED, 5 to 30 times slower")
             sys.stderr.write(f"ghv: emulating on {os.uname().nodename}: {used.why}\n")
-        self._check_stop()
-        return machine, make_vm()
+        self.wishes.check()
+        return equipment
 
     def _survey(self) -> ExitRecord:
         """Look at the node instead of booting anything."""
@@ -270,7 +259,7 @@ class Pilot:
             return survey(World.from_environment(), run, memory, self.watchdog, self.entry, self.scratch)
 
         try:
-            report = self.loop.apart(work, self._check_stop)
+            report = self.loop.apart(work, self.wishes.check)
         except WorldError as error:
             raise Ending(Reason.BUNDLE, f"look at the node: {error}", "upload the bundle again, or retry") from error
         return dataclasses.replace(self._record(Ending(Reason.EXITED, "", outcome=Outcome.COMPLETED)), report=report)
@@ -286,16 +275,27 @@ class Pilot:
         if no := forbidden(self.workdir, self.manifest):
             raise Ending(Reason.LENDER, f"start the guest on {os.uname().nodename}: {no[0]}", no[1])
 
-    def _boot(self, vm: Vm, machine: Machine) -> None:
-        if self.grant is not None:
-            self._await_grant(self.grant)
+    def _boot(self, equipment: Equipment) -> Vm:
+        begin, make_vm, run = equipment.beginning, equipment.make_vm, self.run_folder
+        assert run is not None
+        if self.wishes.grant is not None:
+            self._await_grant(self.wishes.grant)
         self.report.enter(Phase.BOOT, self.report.note)
-        self.vm = vm
-        vm.start(machine)
+        limit = now() + self.manifest.boot_timeout
+        vm = self.vm = make_vm()
+        vm.start(begin.machine, begin.descriptors)
         self.log("hypervisor started")
-        if self.wishes is None:
-            self._hear_wishes()
-        if not self._await(lambda: vm.ready, now() + self.manifest.boot_timeout):
+        self.wishes.hear_at_once()
+        waiting = Waiting(
+            lambda done, latest: self._await(done, min(latest, limit)),
+            lambda work: self.loop.apart(work, self.wishes.check),
+        )
+        try:
+            begin.begin(vm, waiting, run, self.log)
+        except NotRestored as error:
+            vm = self._boot_instead(vm, begin, make_vm, error)
+            limit = now() + self.manifest.boot_timeout
+        if not self._await(lambda: vm.ready, limit):
             raise Ending(
                 Reason.BOOT,
                 f"boot the guest: not ready after {self.manifest.boot_timeout} s; its console ends with: "
@@ -303,14 +303,29 @@ class Pilot:
                 "see console.log; a longer boot timeout helps where the node is only slow",
             )
         self.report.ready()
+        return vm
+
+    def _boot_instead(self, vm: Vm, begin: Beginning, make_vm: Callable[[], Vm], error: NotRestored) -> Vm:
+        """Boot the guest that could not be taken up, when nothing is left of that. Nothing has run in it."""
+        self._end_hypervisor(vm)
+        if vm.running:
+            raise Ending(Reason.HYPERVISOR, f"end a guest that was not taken up ({error}): it does not end", "retry")
+        vm.close()
+        used = self.report.hypervisor
+        assert used is not None
+        boot = begin.instead(error)
+        self.report.hypervisor = dataclasses.replace(used, boot=boot)
+        self.log(f"boot: {boot}")
+        other = self.vm = make_vm()
+        other.start(begin.machine)
+        return other
 
     def _await_grant(self, grant: Grant) -> None:
         """No guest before somebody has said that it may run: the allocation may have been given up long ago."""
-        if self.wishes is None:
-            self._hear_wishes()
+        self.wishes.hear_at_once()
         self.report.note = "waiting for the service's word that its guest may run"
-        self.loop.wait(lambda: self._stopped() or now() < grant.until, now() + grant.seconds)
-        self._check_stop()
+        self.loop.wait(lambda: self.wishes.stopped() or now() < grant.until, now() + grant.seconds)
+        self.wishes.check()
         if now() >= grant.until:
             raise Ending(
                 Reason.GRANT,
@@ -325,41 +340,79 @@ class Pilot:
         vm.say("STAGE")
         if not self._await(lambda: vm.staged, now() + _STAGE_LIMIT):
             raise Ending(Reason.GUEST_SILENT, "stage in: the guest did not answer", "see console.log; retry")
+        self._watch_silence(vm)
 
-    def _execute(self, vm: Vm) -> None:
-        """Run the program to its end, or stop it when somebody wishes so."""
+    def _watch_silence(self, vm: Vm) -> None:
+        silent_after = float(self.manifest.debug.get("silent_after", _SILENT_AFTER))
+        vm.watch_silence(silent_after, min(self.manifest.beat, 10))
+
+    def _gather(self, vm: Vm) -> None:
+        """Wait, of a gang, until the guests of all are ready; then tell this one who they are."""
+        if not self.manifest.hold:
+            return
+        self.report.enter(Phase.GATHER, "its guest is ready, and waits for those of its gang")
+        wishes = self.wishes
+        wishes.look()
+        self._await(lambda: wishes.members is not None)
+        for member in (wishes.members or "").splitlines():
+            vm.say(f"MEMBER {member}")
+
+    def _execute(self, vm: Vm, equipment: Equipment) -> None:
+        """Run the program to its end, or stop it, or save it, when somebody wishes so."""
         self.report.enter(Phase.EXECUTE)
-        vm.run(os.urandom(16).hex())
-        debug = self.manifest.debug
-        vm.watch_silence(float(debug.get("silent_after", _SILENT_AFTER)), min(self.manifest.beat, 10))
+        if vm.runs:
+            self._watch_silence(vm)
+        else:
+            vm.run(os.urandom(16).hex())
+        self.freezer.begin(vm, equipment)
+        self._measure()
 
         def ended() -> bool:
             vm.check()
+            if vm.asks and not self.report.asks:
+                self.log(f"the program asks to be moved: {vm.asks}")
+                self._beat()
             return vm.exit is not None and vm.streams_ended
 
-        self.loop.wait(lambda: ended() or self._stopped())
-        if vm.exit is None and self.stop is not None:
-            self.interrupted = self.stop
+        while not ended() and not self.wishes.stopped():
+            if self.freezer.wanted:
+                self.freezer.save()
+            self.loop.wait(lambda: ended() or self.wishes.stopped() or self.freezer.wanted)
+        self.meter, stop = None, self.wishes.stop
+        if vm.exit is None and stop is not None:
+            self.interrupted = stop
             grace = min(self.manifest.stop_grace, max(1.0, (self.limits.hard - now()) / 2))
-            self.log(f"stop the program ({self.stop}), {grace:.0f} s of grace")
-            self.report.note = f"stopping the program: {self.stop}"
+            self.log(f"stop the program ({stop}), {grace:.0f} s of grace")
+            self.report.note = f"stopping the program: {stop}"
             vm.say(f"STOP {grace:.0f}")
             if not self.loop.wait(ended, min(self.limits.hard - 1.0, now() + grace + 10.0)):
                 self.log(f"the guest does not say that the program has ended: {vm.words}")
                 raise Ending(
-                    self.stop,
+                    stop,
                     "stop the program: the guest did not say in time that it ended, so its outputs could not be taken",
                     "see console.log",
-                    stopped(self.stop, "").outcome,
+                    stopped(stop, "").outcome,
                 )
+
+    def _measure(self) -> None:
+        """From now on, until the program ends: what its guest gets of the node's processors."""
+        from gridhypervisor.agent import effort  # not before the program runs
+
+        self.meter = effort.Meter(self.watchdog.pid)
+        self.loop.every(effort.LOOK, lambda: self.meter.look() if self.meter is not None else None)
 
     def _stage_out(self, vm: Vm) -> None:
         """Bring the outputs from the guest into the entry, those of a stopped or failed program too."""
         self.report.enter(Phase.STAGE_OUT)
-        patterns = self.manifest.program.outputs
+        program = self.manifest.program
+        what, patterns = "outputs", program.outputs
+        if self.interrupted is Reason.MOVED:  # of what begins anew elsewhere nobody wants the outputs
+            what, patterns = "restart", program.restart
+        elif self.interrupted is Reason.EVICTED and program.restart:  # perhaps it does
+            what, patterns = "both", both(program)
         if not patterns:
             return
-        vm.pack(len(patterns))
+        vm.pack(len(patterns), what)
 
         def packed() -> bool:
             vm.check()
@@ -368,7 +421,7 @@ class Pilot:
         self.loop.wait(packed, self.limits.hard)
         if not vm.packed:
             raise stopped(Reason.WALLTIME, "pack the outputs")
-        self.unmatched = [patterns[index] for index in sorted(vm.missing)]
+        self.unmatched = [patterns[index] for index in sorted(vm.missing)] if what == "outputs" else []
         if vm.pack_failure:
             self.trouble = Ending(
                 Reason.OUTPUT, f"pack the outputs in the guest: {vm.pack_failure}", "ask for more scratch"
@@ -391,8 +444,10 @@ class Pilot:
             finally:
                 self.trouble = self.trouble or unpacked.complaint
 
+        whole = False
         try:
             self.loop.apart(unpack, lambda: None)
+            whole = self.trouble is None
         except Ending as ending:
             if ending.reason is Reason.WALLTIME:
                 raise
@@ -403,6 +458,10 @@ class Pilot:
                 f"write the outputs to {out}: {error.strerror or error}",
                 "free space or quota where the account's workdir is",
             ) from error
+        finally:
+            if not whole and what != "outputs":  # nobody is to go on from a part of them
+                known = self.files.items()
+                self.files = {path: file for path, file in known if not wire.declared(path, program.restart)}
 
     def _shut_down(self, vm: Vm) -> None:
         """End the guest: gracefully, then by the monitor, then by force; each within its bound."""
@@ -417,56 +476,24 @@ class Pilot:
 
     # --- what may happen meanwhile ----------------------------------------------------------------------------------
 
-    def _stopped(self) -> bool:
-        return self.stop is not None
-
-    def _check_stop(self) -> None:
-        if self.stop is not None:
-            raise stopped(self.stop, "prepare the program's run")
-
-    def _await(self, done: Callable[[], bool], limit: float) -> bool:
+    def _await(self, done: Callable[[], bool], limit: float | None = None) -> bool:
         """Wait for the guest, while it lives and nobody wants it to stop."""
 
         def look() -> bool:
             assert self.vm is not None
-            self._check_stop()
+            self.wishes.check()
             self.vm.check()
             return done()
 
         return self.loop.wait(look, limit)
 
-    def _wish(self, reason: Reason | None, what: str) -> None:
-        """Somebody wants the allocation to end; None: by a bare signal."""
-        if self.stop is None or (self.stop is Reason.EVICTED and reason is Reason.CANCELLED):
-            self.stop = reason or self.limits.meaning(now(), cancelled=self._cancelled())
-            self.log(f"{what}: stop, reason {self.stop}")
-
-    def _cancelled(self) -> bool:
-        return wire.CANCEL in self._left_in_control()
-
-    def _left_in_control(self) -> list[str]:
-        # A listing asks the file server, where a look at one name may be answered from the memory of its absence.
-        with contextlib.suppress(OSError):
-            return os.listdir(self.entry / wire.CONTROL)
-        return []
-
-    def _announced(self) -> None:
-        assert self.wishes is not None
-        self.wishes.read()
-        self._look()
-
-    def _look(self) -> None:
-        """Look for wishes and answers, and at the time."""
-        if self.grant is not None and self.grant.heard(self._left_in_control()):
-            self.watchdog.grant(self.grant.until, self.grant.seconds)
-        if self.stop is None and now() >= self.limits.soft:
-            self._wish(Reason.WALLTIME, "the walltime is nearly over")
-        elif self.stop in (None, Reason.EVICTED) and self._cancelled():
-            self._wish(Reason.CANCELLED, "control/cancel")
-
     def _beat(self) -> None:
         if self.vm is not None and not self.vm.ready:
             self.report.note = f"waiting for the guest's word, {self.report.elapsed:.0f} s"
+        if self.vm is not None:
+            self.report.asks = self.vm.asks
+        if self.meter is not None:
+            self.report.effort = self.meter.read()
         self.report.write()
 
     # --- the end ----------------------------------------------------------------------------------------------------
@@ -502,22 +529,29 @@ class Pilot:
     def _record(self, ending: Ending) -> ExitRecord:
         owner = self.report.owner
         assert owner is not None
-        ended = self.vm.exit if self.vm else None
+        ended, saved = self.vm.exit if self.vm else None, self.report.saved
         return ExitRecord(
             entry=self.entry.name, epoch=owner.epoch, claim=owner.claim, outcome=ending.outcome, reason=ending.reason,
             message=ending.message, hint=ending.hint, exit_code=ended.code if ended else None,
-            outputs=tuple(self.files.values()), hypervisor=self.report.hypervisor, node=owner.node,
+            outputs=tuple(self.files.values()), hypervisor=self.report.hypervisor, node=owner.node, host=self.host,
+            checkpoint=saved.checkpoint if saved is not None and ending.reason is Reason.SUSPENDED else None,
         )  # fmt: skip
+
+    def _end_hypervisor(self, vm: Vm) -> None:
+        """By force, and wait until it has ended."""
+        vm.kill()
+        limit = now() + 10.0
+        while vm.running and now() < limit:
+            with contextlib.suppress(Ending):  # of what it said last
+                self.loop.wait(lambda: not vm.running, limit)
 
     def _leave(self, record: ExitRecord) -> int:
         """Nothing runs any more; then the sentinel; then nothing is left behind."""
         if self.vm is not None and self.vm.running:
             self.report.enter(Phase.SHUT_DOWN)
-            self.vm.kill()
-            vm, limit = self.vm, now() + 10.0
-            while vm.running and now() < limit:
-                with contextlib.suppress(Ending):  # of what it said last
-                    self.loop.wait(lambda: not vm.running, limit)
+            self._end_hypervisor(self.vm)
+        if self.beginning is not None:
+            self.beginning.end(well=record.outcome is Outcome.COMPLETED)
         if self.run_folder is not None:
             remove(self.run_folder)
         usage = CpuUsage(
@@ -544,4 +578,8 @@ class Pilot:
             failure = error
             self.log(f"write the sentinel: {error}")
             sys.stderr.write(f"ghv: cannot write {self.entry / wire.EXIT}: {error}\n")
+        # A job that another's batch job only serves may be asked to stop; for its own, the batch job may be ended next.
+        unasked = self.wishes.stop is None or (bool(self.host) and self.wishes.stop in (Reason.CANCELLED, Reason.MOVED))
+        well = record.outcome is Outcome.COMPLETED or record.reason is self.wishes.stop
+        self.serves_on = unasked and well and failure is None
         return 0 if record.outcome is Outcome.COMPLETED and failure is None else 1

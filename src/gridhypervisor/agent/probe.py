@@ -50,7 +50,7 @@ def settle(
             raise Ending(Reason.HYPERVISOR, step.message, step.hint)
         hypervisor = of_kind(step.kind, world)
         if isinstance(step, HypervisorUsed):
-            return hypervisor, step
+            return hypervisor, replace(step, rates=choice.speeds(found))
         try:
             if isinstance(step, choice.Prove):
                 finding = hypervisor.prove(trial)

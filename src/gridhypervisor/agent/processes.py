@@ -27,12 +27,16 @@ def be_subreaper() -> None:
 class Child:
     """A program that runs meanwhile. Not subprocess, which takes longer to import than a short program takes to run."""
 
-    def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
-        """Start it. Raises: OSError: it cannot be."""
+    def __init__(
+        self, argv: list[str], environment: Mapping[str, str], *, stdin: int | None = None, stdout: int | None = None
+    ) -> None:  # fmt: skip
+        """Start it; descriptors that it is given stay the caller's to close. Raises: OSError: it cannot be."""
         self._said, theirs = os.pipe()
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0) if stdin is None else (os.POSIX_SPAWN_DUP2, stdin, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
+            if stdout is None
+            else (os.POSIX_SPAWN_DUP2, stdout, 1),
             (os.POSIX_SPAWN_DUP2, theirs, 2),
         ]
         try:
@@ -42,6 +46,10 @@ class Child:
             raise
         finally:
             os.close(theirs)
+
+    def leave(self) -> None:
+        """It ends by itself, and nobody wants to know how."""
+        os.close(self._said)
 
     def wait(self) -> tuple[int, str]:
         """Its exit code (negative: the signal that ended it), and the end of what it said on stderr."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gridhypervisor.agent.choice import Finding
-from gridhypervisor.agent.hypervisor import CHANNELS, Command, Descriptors, Machine
+from gridhypervisor.agent.hypervisor import CHANNELS, Ask, Command, Descriptors, Disk, Machine
 from gridhypervisor.agent.trial import Trial
 from gridhypervisor.agent.world import World
 from gridhypervisor.model.wire import HypervisorKind
@@ -20,6 +21,22 @@ from gridhypervisor.model.wire import HypervisorKind
 PROGRAM = "qemu-system-x86_64"
 
 _START = 30.0  # seconds for QEMU to say its version, on a node whose disks are busy
+
+_MIGRATION = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+"""Memory in a shared file stays where it is; and it says when it is done."""
+
+_WHOLE = [{"capability": "x-ignore-shared", "state": False}, {"capability": "events", "state": True}]
+"""All of the memory is in the stream, wherever it lies."""
+
+_BANDWIDTH = 1 << 40
+"""Bytes a second: what is written stands still, so there is nothing to spare a network for."""
+
+_ROUNDS = 6
+"""Turns of QEMU's loop in which what a full socket held back comes out, once that has been read: one to see that there
+is room, one to pass on the rest, and as many again for each look that came too early."""
+
+_MEMORY = "pc.ram"
+"""The name of the guest's memory in what is saved: as QEMU calls it where nobody gave it a file."""
 
 CMDLINE = (
     # A panic must end QEMU (with -no-reboot) and leave its words on the console; nothing else is worth the time.
@@ -34,7 +51,16 @@ def arguments(machine: Machine, kind: HypervisorKind, descriptors: Descriptors) 
     """QEMU's words for a machine: no configuration, no default device, no display, no TCP port."""
     out = ["-name", _escape(machine.name), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     out += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
-    out += ["-machine", "q35,sata=off,smbus=off,usb=off,vmport=off,i8042=off,hpet=off"]
+    chipset = "q35,sata=off,smbus=off,usb=off,vmport=off,i8042=off,hpet=off"
+    if machine.start in ("save", "restore"):
+        # What is shared is not saved with the devices but by who has it too; what is not shared is copied on write.
+        shared = "on" if machine.start == "save" else "off"
+        file = f"mem-path=/proc/self/fd/{descriptors.memory},share={shared}"
+        out += ["-object", f"memory-backend-file,id={_MEMORY},size={machine.memory >> 20}M,{file}"]
+        chipset += f",memory-backend={_MEMORY}"
+    if machine.start in ("restore", "resume"):
+        out += ["-incoming", "defer"]
+    out += ["-machine", chipset]
     if kind is HypervisorKind.KVM:
         out += ["-accel", "kvm", "-cpu", "host"]
     else:
@@ -45,7 +71,7 @@ def arguments(machine: Machine, kind: HypervisorKind, descriptors: Descriptors) 
     out += ["-append", f"{CMDLINE} {machine.cmdline}".rstrip()]
     out += ["-device", "virtio-rng-pci"]
     for disk in machine.disks:
-        out += _disk(disk.serial, str(disk.path), disk.format, readonly=disk.readonly)
+        out += _disk(disk)
     out += ["-chardev", f"socket,id=monitor,fd={descriptors.monitor}", "-mon", "chardev=monitor,mode=control"]
     out += ["-chardev", f"socket,id=console,fd={descriptors.console}", "-serial", "chardev:console"]
     out += ["-device", "virtio-serial-pci"]
@@ -59,13 +85,21 @@ def arguments(machine: Machine, kind: HypervisorKind, descriptors: Descriptors) 
     return out
 
 
-def _disk(serial: str, path: str, form: str, *, readonly: bool) -> list[str]:
-    node: dict[str, Any] = {"driver": form, "node-name": serial, "read-only": readonly, "discard": "unmap"}
-    node["file"] = {"driver": "file", "filename": path, "read-only": readonly, "discard": "unmap"}
-    if not readonly:
-        # A VM's own disks are thrown away with it: what a power cut would lose, nobody would read.
-        node["cache"] = node["file"]["cache"] = {"no-flush": True}
-    return ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
+def _disk(disk: Disk) -> list[str]:
+    device = f"virtio-blk-pci,drive={disk.serial},serial={disk.serial}"
+    return ["-blockdev", json.dumps(_node(disk)), "-device", device]
+
+
+def _node(disk: Disk) -> dict[str, Any]:
+    """A disk as QEMU's block layer is told of it: the format's node, and in it the file's."""
+    node: dict[str, Any] = {"driver": disk.format, "node-name": disk.serial}
+    node["file"] = {"driver": "file", "filename": str(disk.path)}
+    for each in (node, node["file"]):
+        each |= {"read-only": disk.readonly, "discard": "unmap"}
+        if not disk.readonly:
+            # A VM's own disks are thrown away with it: what a power cut would lose, nobody would read.
+            each["cache"] = {"no-flush": True}
+    return node
 
 
 def _escape(value: str) -> str:
@@ -79,6 +113,9 @@ class Qmp:
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._asked = 0  # the last question's number
+        self._answer: str | None = ""
+        self._moved = ""  # what QEMU said last of the guest's state that is on its way
 
     def greet(self) -> bytes:
         """Commands are accepted after this one; QEMU reads it when it is ready."""
@@ -94,11 +131,26 @@ class Qmp:
                 event = message.get("event")
             except (ValueError, AttributeError):
                 continue
+            if message.get("id") == self._asked:
+                self._answer = str(message["error"].get("desc", "error")) if "error" in message else ""
+            elif event == "MIGRATION":
+                self._moved = str(message.get("data", {}).get("status"))
             if event == "SHUTDOWN":
                 out.append("reset" if message.get("data", {}).get("reason") == "guest-reset" else "shutdown")
             elif event == "BLOCK_IO_ERROR" and message.get("data", {}).get("nospace"):
                 out.append("nospace")
         return out
+
+    def ask(self, question: Ask) -> bytes:
+        self._asked, self._answer = self._asked + 1, None
+        self._moved = "" if question.migrated else "completed"
+        words = {"execute": question.command, "arguments": question.arguments, "id": self._asked}
+        return json.dumps(words).encode() + b"\n"
+
+    def answer(self) -> str | None:
+        if self._answer or self._moved == "completed":
+            return self._answer
+        return f"the guest's state: {self._moved}" if self._moved in ("failed", "cancelled") else None
 
     def quit(self) -> bytes:
         return b'{"execute":"quit"}\n'
@@ -135,6 +187,74 @@ class Qemu:
 
     def monitor(self) -> Qmp:
         return Qmp()
+
+    def saver(self) -> Qemu:
+        return self
+
+    def layout(self, machine: Machine) -> tuple[str, ...]:
+        disks = tuple(replace(disk, path=Path(disk.serial)) for disk in machine.disks)
+        alike = replace(machine, name="", kernel=Path("kernel"), initrd=Path("initrd"), disks=disks, start="")
+        return tuple(arguments(alike, self.kind, Descriptors()))
+
+    def processor(self) -> str:
+        """The first processor's model and features, where guests run on it."""
+        if self.kind is HypervisorKind.TCG:
+            return ""
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+        wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
+        return "\n".join(line for line in lines if line.partition("\t")[0].rstrip(" :") in wanted)
+
+    def save(self, state: int) -> tuple[Ask, ...]:
+        return (
+            Ask("stop"),
+            Ask("migrate-set-capabilities", {"capabilities": _MIGRATION}),
+            Ask("getfd", {"fdname": "state"}, descriptor=state),
+            Ask("migrate", {"uri": "fd:state"}, migrated=True),
+        )
+
+    def go_on(self, disk: Disk) -> tuple[Ask, ...]:
+        node = _node(disk)
+        file = {**node["file"], "node-name": f"{disk.serial}-file"}
+        return (
+            Ask("blockdev-add", file),
+            Ask("blockdev-reopen", {"options": [{**node, "file": file["node-name"]}]}),
+            Ask("cont"),
+        )
+
+    def take_up(self) -> tuple[Ask, ...]:
+        return (
+            Ask("migrate-set-capabilities", {"capabilities": _MIGRATION}),
+            Ask("migrate-incoming", {"uri": f"fd:{Descriptors().state}"}, migrated=True),
+            Ask("cont"),
+        )
+
+    def halt(self) -> tuple[Ask, ...]:
+        return (Ask("stop"),)
+
+    def rounds(self) -> tuple[Ask, ...]:
+        return (Ask("query-status"),) * _ROUNDS
+
+    def write(self, stream: int) -> tuple[Ask, ...]:
+        return (
+            Ask("migrate-set-capabilities", {"capabilities": _WHOLE}),
+            Ask("migrate-set-parameters", {"max-bandwidth": _BANDWIDTH}),
+            Ask("getfd", {"fdname": "stream"}, descriptor=stream),
+            Ask("migrate", {"uri": "fd:stream"}, migrated=True),
+        )
+
+    def give_up(self) -> tuple[Ask, ...]:
+        return (Ask("migrate_cancel"),)
+
+    def proceed(self) -> tuple[Ask, ...]:
+        return (Ask("cont"),)
+
+    def read(self, stream: int) -> tuple[Ask, ...]:
+        return (
+            Ask("migrate-set-capabilities", {"capabilities": _WHOLE}),
+            Ask("getfd", {"fdname": "stream"}, descriptor=stream),
+            Ask("migrate-incoming", {"uri": "fd:stream"}, migrated=True),
+            Ask("cont"),
+        )
 
     def _words(self) -> Sequence[str]:
         return [*self.world.argv(PROGRAM), *self.world.firmware()]

@@ -71,8 +71,8 @@ class Relay:
             Op.HELLO: self._hello, Op.EXEC: self._exec, Op.HAVE: self._have, Op.PUT: self._put,
             Op.LINK_IN: self._link_in, Op.GET: self._get, Op.PREPARE: self._prepare, Op.REVOKE: self._revoke,
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch_output, Op.LIST_OUT: self._list_out,
-            Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
-            Op.LENT: self._lent, Op.LISTEN: self._listen, Op.GRANT: self._grant,
+            Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage, Op.OFFER: self._offer,
+            Op.LENT: self._lent, Op.LISTEN: self._listen, Op.GRANT: self._grant, Op.FETCH: self._fetch,
         }  # fmt: skip
 
     async def run(self) -> int:
@@ -181,6 +181,14 @@ class Relay:
         await self._keep_pace(len(data))
         return {"size": size, "eof": offset + len(data) >= size}, data
 
+    async def _fetch(self, request: dict[str, Any], _: bytes) -> Answer:
+        entry = self._entry(request)
+        names, most = [str(name) for name in request["names"]], int(request["most"])
+        found = await asyncio.to_thread(self._files.fetch, entry, names, most, bool(request["outputs"]))
+        data = b"".join(content for content in found.values() if content is not None)
+        await self._keep_pace(len(data))
+        return {"sizes": {name: None if each is None else len(each) for name, each in found.items()}}, data
+
     async def _prepare(self, request: dict[str, Any], _: bytes) -> Answer:
         entry = self._entry(request)
         manifest = wire.from_plain(Manifest, request["manifest"])
@@ -199,6 +207,13 @@ class Relay:
         self._woken.set()
         return {}, b""
 
+    async def _offer(self, request: dict[str, Any], _: bytes) -> Answer:
+        entry, pool = self._entry(request), str(request["pool"])
+        if not _is_name(pool):
+            raise Refused("request", f"offer {entry.name}: pool {pool!r} is not a name")
+        await asyncio.to_thread(entries.offer, entry, pool)
+        return {}, b""
+
     async def _revoke(self, request: dict[str, Any], _: bytes) -> Answer:
         entry = self._entry(request)
         claim = f"{request.get('by') or 'controller'}:{secrets.token_hex(8)}"
@@ -210,9 +225,8 @@ class Relay:
 
     async def _request(self, request: dict[str, Any], _: bytes) -> Answer:
         entry = self._entry(request, must_exist=True)
-        if request["what"] != wire.CANCEL:
-            raise Refused("request", f"request {request['what']!r} of {entry.name}: only {wire.CANCEL!r} is known")
-        await asyncio.to_thread(entries.leave_wish, entry / wire.CONTROL / wire.CANCEL, str(request.get("why", "")))
+        name, text = entries.word_of(entry.name, request)
+        await asyncio.to_thread(entries.leave_word, entry / wire.CONTROL / name, text)
         if self._gate is not None:
             self._gate.tell(entry.name)
         return {}, b""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import stat
@@ -22,6 +23,9 @@ from gridhypervisor.model.wire import ExitRecord, WireError
 
 PAGE = 5000
 """Files in one LIST_OUT reply: their lines stay well below wire.MAX_LINE."""
+
+FEW = 100
+"""Outputs that come with a FETCH, at most."""
 
 REMOVAL_CUT_SHORT = 600.0
 """Seconds after which the removal of an entry is taken to have been cut short."""
@@ -133,6 +137,33 @@ class Files:
             data = file.read(max(0, min(length, wire.MAX_PAYLOAD)))
             return os.fstat(file.fileno()).st_size, data
 
+    def fetch(self, entry: Path, names: list[str], most: int, outputs: bool) -> dict[str, bytes | None]:
+        """Files of the entry, and (`outputs`) those that its sentinel lists, by name; None where there is none.
+
+        As many as come to `most` bytes: what does not fit is left out, and what comes behind it may still fit.
+        """
+        found: dict[str, bytes | None] = {}
+        left = min(most, wire.MAX_PAYLOAD)
+
+        def take(name: str) -> None:
+            nonlocal left
+            try:
+                with self.existing(f"{wire.SPOOL}/{entry.name}/{name}").open("rb") as file:
+                    data = file.read(left + 1)
+            except Refused as error:
+                if error.kind == "missing":
+                    found[name] = None
+                return
+            if len(data) <= left:
+                found[name] = data
+                left -= len(data)
+
+        for name in names:
+            take(name)
+        for name in _listed(entry) if outputs else ():
+            take(name)
+        return found
+
     def list_out(self, entry: Path, after: str) -> tuple[list[dict[str, Any]], bool]:
         """A page of the entry's outputs that sort behind `after`, and whether there are more."""
         out = entry / wire.OUTPUTS
@@ -153,13 +184,14 @@ class Files:
         return files, False
 
     def evict(self, paths: list[str]) -> int:
-        """Remove cached files or bundles; give the bytes freed. Absent is removed already."""
+        """Remove cached files, bundles or checkpoints; give the bytes freed. Absent is removed already."""
         freed = 0
         for relative in paths:
             path = self.place(relative)
             parts = path.relative_to(self.workdir).parts
-            if len(parts) < 2 or parts[0] not in (wire.CACHE, wire.BUNDLES):
-                raise Refused("path", f"evict {relative}: only below {wire.CACHE}/ and {wire.BUNDLES}/")
+            if len(parts) < 2 or parts[0] not in (wire.CACHE, wire.BUNDLES, wire.CHECKPOINTS):
+                below = f"{wire.CACHE}/, {wire.BUNDLES}/ and {wire.CHECKPOINTS}/"
+                raise Refused("path", f"evict {relative}: only below {below}")
             freed += remove(path)
         return freed
 
@@ -224,6 +256,16 @@ def sweep_abandoned(workdir: Path, installation: str, now: float) -> None:
         with contextlib.suppress(OSError):
             if now - path.stat().st_mtime > UPLOAD_GIVEN_UP:
                 path.unlink()
+
+
+def _listed(entry: Path) -> list[str]:
+    """The first outputs that the entry's sentinel lists, as names in the entry; links are not among them."""
+    try:
+        record = spool.read_json(entry / wire.EXIT, ExitRecord)
+    except WireError:
+        return []
+    files = (file.path for file in record.outputs if not file.link) if record is not None else ()
+    return [f"{wire.OUTPUTS}/{path}" for path in itertools.islice(files, FEW)]
 
 
 def _size(path: Path) -> int | None:

@@ -12,7 +12,7 @@ from gridhypervisor.agent import spool
 from gridhypervisor.agent.ending import now
 from gridhypervisor.agent.grant import Grant
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import HypervisorUsed, OwnerRecord, Phase, PhaseTime, Status
+from gridhypervisor.model.wire import Effort, HypervisorUsed, OwnerRecord, Phase, PhaseTime, Saved, Status
 
 
 class Report:
@@ -26,6 +26,9 @@ class Report:
         self.ready_at: float | None = None
         self.owner: OwnerRecord | None = None
         self.grant: Grant | None = None  # that answers to the beats renew
+        self.effort: Effort | None = None  # of the guest, while its program runs
+        self.saved: Saved | None = None  # what became of the last wish to save the guest
+        self.asks = ""  # why the program asked to be moved, if it did
         self._phases = [PhaseTime(Phase.PREPARE, 0.0)]
         self._sequence = 0
 
@@ -33,6 +36,10 @@ class Report:
     def elapsed(self) -> float:
         """Seconds since the pilot started."""
         return now() - self.started
+
+    @property
+    def phase(self) -> Phase:
+        return self._phases[-1].phase
 
     def enter(self, phase: Phase, note: str = "") -> None:
         """The phase before ends and this one begins, at the same moment."""
@@ -62,6 +69,7 @@ class Report:
             entry=self.entry.name, epoch=self.owner.epoch, claim=self.owner.claim, sequence=self._sequence,
             phase=self._phases[-1].phase, phases=tuple(self._phases), elapsed=self.elapsed, node=self.owner.node,
             pid=os.getpid(), hypervisor=self.hypervisor, note=self.note, ready_at=self.ready_at,
+            effort=self.effort, asks=self.asks, saved=self.saved,
         )  # fmt: skip
         with contextlib.suppress(OSError):
             spool.write_replace(self.entry / wire.STATUS, wire.canonical(status))

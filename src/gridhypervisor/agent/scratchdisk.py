@@ -94,6 +94,18 @@ def make_overlay(world: World, run: Path, base: Path, form: str) -> Path:
     return path
 
 
+def rebase_overlay(world: World, path: Path, base: Path, form: str) -> None:
+    """Say in an overlay that was made on another node where its base is here.
+
+    Raises:
+        Ending: qemu-img does not take it (checkpoint).
+    """
+    words = [*world.argv("qemu-img"), "rebase", "-q", "-u", "-f", "qcow2", "-F", form, "-b", str(base), str(path)]
+    code, said = _start(words, world.environment()).wait()
+    if code != 0:
+        raise Ending(Reason.CHECKPOINT, f"take up the overlay of disk {base.name[:12]}: {said}", "begin anew")
+
+
 def _bring(item: Input, source: Path, job: Path, stop: Callable[[], bool]) -> None:
     """Copy one input, verified on the way."""
     import hashlib  # only here: it loads OpenSSL, which a job without inputs need not wait for

@@ -164,6 +164,16 @@ def _or_none(path: Path, kind: type[T]) -> T | None:
         return None
 
 
+def to_save(control: Path) -> str | None:
+    """The last wish to save the guest: its number, a space, and what stands in it; None: there is none."""
+    with contextlib.suppress(OSError):
+        names = (name.removeprefix(wire.SAVE) for name in os.listdir(control) if name.startswith(wire.SAVE))
+        number = max((int(name) for name in names if name.isdecimal()), default=0)
+        if number:
+            return f"{number} {(control / f'{wire.SAVE}{number}').read_text(errors='replace')}"
+    return None
+
+
 def _write_beside(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:

@@ -8,8 +8,10 @@ in the account's workdir. It boots no guest but those of the proofs.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from gridhypervisor.agent.choice import Finding, speeds
 from gridhypervisor.agent.hypervisor import of_kind
 from gridhypervisor.agent.probe import key_of, recall, remember
 from gridhypervisor.agent.reach import reach
@@ -27,28 +29,39 @@ def survey(world: World, run: Path, memory: Path, watchdog: Watchdog, entry: Pat
         Ending: the node is full (node-disk).
     """
     try:
-        hypervisors = tuple(_prove(kind, world, Trial(watchdog, run), memory) for kind in HypervisorKind)
+        found = {kind: _prove(kind, world, Trial(watchdog, run), memory) for kind in HypervisorKind}
     except OSError as error:
         raise full(f"try hypervisors in {run}", error) from error
     sizes, space = _meminfo(Path("/proc/meminfo").read_text()), os.statvfs(memory)
+    processor = Path("/proc/cpuinfo").read_text(errors="replace")
+    clock = _first("cpu MHz", processor).partition(".")[0]
     return NodeReport(
         node=os.uname().nodename, kernel=os.uname().release,
-        processor=_processor(Path("/proc/cpuinfo").read_text(errors="replace")) or os.uname().machine,
+        processor=_first("model name", processor) or os.uname().machine,
         cpus=len(os.sched_getaffinity(0)), cores=os.cpu_count() or 1,
         memory=sizes.get("MemTotal", 0), memory_free=sizes.get("MemAvailable", 0), workdir=str(entry.parents[1]),
-        scratch=str(scratch), scratch_free=space.f_bavail * space.f_frsize, hypervisors=hypervisors,
-        relay=reach(entry),
+        scratch=str(scratch), scratch_free=space.f_bavail * space.f_frsize, hypervisors=_proven(found),
+        relay=reach(entry), arch=os.uname().machine, mhz=int(clock) if clock.isdecimal() else 0,
+        scratch_size=space.f_blocks * space.f_frsize,
     )  # fmt: skip
 
 
-def _prove(kind: HypervisorKind, world: World, trial: Trial, memory: Path) -> Proven:
+def _prove(kind: HypervisorKind, world: World, trial: Trial, memory: Path) -> Finding:
     """What holds of it now: a failure that is only remembered may be over."""
     key = key_of(world)
     found = recall(memory, kind, key)
     if found is None or not found.works:
         found = of_kind(kind, world).prove(trial)
         remember(memory, key, found)
-    return Proven(kind, found.works, found.why, found.program, str(found.rates) if found.rates is not None else "")
+    return found
+
+
+def _proven(found: Mapping[HypervisorKind, Finding]) -> tuple[Proven, ...]:
+    rates = speeds(found)
+    return tuple(
+        Proven(kind, f.works, f.why, f.program, str(f.rates) if f.rates is not None else "", rates.get(kind))
+        for kind, f in found.items()
+    )
 
 
 def _meminfo(text: str) -> dict[str, int]:
@@ -57,6 +70,6 @@ def _meminfo(text: str) -> dict[str, int]:
     return {row[0].rstrip(":"): int(row[1]) << 10 for row in rows if row[2:] == ["kB"] and row[1].isdigit()}
 
 
-def _processor(text: str) -> str:
-    """The model of the first processor; empty where the architecture does not tell."""
-    return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
+def _first(name: str, text: str) -> str:
+    """What `/proc/cpuinfo` tells by that name of the first processor; empty where the architecture does not."""
+    return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(name)), "")

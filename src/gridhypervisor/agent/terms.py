@@ -22,14 +22,15 @@ _AT = re.compile(r"\(at line (\d+), column \d+\)")
 
 
 class TermsError(ValueError):
-    """What is wrong with a lender's file: line, field, and what is allowed there."""
+    """What is wrong with a lender's file: of each fault line, field, and what is allowed there."""
 
 
 def parse(text: str, file: str, holder: str = "", *, own: bool = False) -> Terms:
     """What the file says. `holder`: its owner's name; `own`: the account can change it.
 
     Raises:
-        TermsError: it says nothing that can be understood; the message holds file, line, field, and what is allowed.
+        TermsError: it says what cannot be understood; the message names every fault, with file, line, field, and what
+            is allowed there.
     """
     try:
         found = tomllib.loads(text)
@@ -38,17 +39,19 @@ def parse(text: str, file: str, holder: str = "", *, own: bool = False) -> Terms
         where = f"line {at[1]}" if at else "its last line"
         raise TermsError(f"{file}, {where}: not TOML: {_AT.sub('', str(error)).strip()}") from error
     given: dict[str, Any] = {}
+    faults = []
     for key, value in found.items():
         if key not in _FIELDS:
-            known = ", ".join(_FIELDS)
-            raise TermsError(f"{file}, line {_line(text, key)}: {key}: there is no such field; there are {known}")
+            faults.append(f"line {_line(text, key)}: {key}: there is no such field; there are {', '.join(_FIELDS)}")
+            continue
         name, read, allowed = _FIELDS[key]
         try:
             given[name] = read(value)
         except ValueError as error:
-            line = _line(text, key, str(error))
             shown = str(error) or repr(value)
-            raise TermsError(f"{file}, line {line}: {key}: {shown:.80} is not allowed; give {allowed}") from error
+            faults.append(f"line {_line(text, key, str(error))}: {key}: {shown:.80} is not allowed; give {allowed}")
+    if faults:
+        raise TermsError(f"{file}, {'; '.join(faults)}")
     return Terms(file, holder, own, **given)
 
 

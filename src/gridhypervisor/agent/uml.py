@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gridhypervisor.agent import cpio
 from gridhypervisor.agent.choice import Finding
-from gridhypervisor.agent.hypervisor import Command, Descriptors, Machine
+from gridhypervisor.agent.hypervisor import Ask, Command, Descriptors, Machine
 from gridhypervisor.agent.trial import Trial
 from gridhypervisor.agent.walls import Shown, Walls
 from gridhypervisor.agent.world import UmlParts, World, WorldError
@@ -97,6 +97,12 @@ class Voice:
         self._line = self._line[-4096:]
         return [event for line in whole for words, event in _SAYS.items() if words in line]
 
+    def ask(self, question: Ask) -> bytes:
+        return b""
+
+    def answer(self) -> str:
+        return "it has no monitor"
+
     def quit(self) -> bytes:
         return b""
 
@@ -134,6 +140,9 @@ class Uml:
 
     def monitor(self) -> Voice:
         return Voice()
+
+    def saver(self) -> None:
+        return None
 
 
 def _root(run: Path) -> Path:

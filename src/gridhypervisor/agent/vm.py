@@ -10,12 +10,12 @@ import contextlib
 import functools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gridhypervisor.agent.channel import Exit, Lines, Stream, number
+from gridhypervisor.agent.channel import Exit, Heard, HeardStream, Lines, Stream, number
 from gridhypervisor.agent.ending import Ending, now
-from gridhypervisor.agent.hypervisor import Descriptors, Hypervisor, Machine, lines
+from gridhypervisor.agent.hypervisor import Ask, Descriptors, Hypervisor, Machine, lines
 from gridhypervisor.agent.loop import Loop
 from gridhypervisor.agent.verdict import STREAM_LIMIT
 from gridhypervisor.agent.watchdog import Watchdog
@@ -44,6 +44,7 @@ class Vm:
         self._lines = Lines()
         self._monitor = hypervisor.monitor()
         self._sockets: dict[str, socket.socket] = {}
+        self._marker = ""
         self._streams: dict[str, tuple[Stream, int]] = {}
         self._console = b""
         self._console_file = -1
@@ -55,8 +56,13 @@ class Vm:
         self._silence = 0.0
         self._silent_after = float("inf")
         self._last_tick = now()
+        self._still = False
+        self.taken = 0  # bytes that came of the guest
+        self.pristine = False  # it has booted, and waits to be renewed
         self.ready = False
         self.staged = False
+        self.frozen: tuple[int, bool] | None = None  # by which word, and whether the program stands still
+        self.renewed: int | None = None  # with which error
         self.exit: Exit | None = None
         self.packed = False
         self.pack_failure = ""
@@ -65,6 +71,7 @@ class Vm:
         self.cut: set[str] = set()  # the streams, as the entry names them, that were longer than is kept
         self.free: int | None = None  # bytes left on the scratch disk, at the agent's last word
         self.cannot = ""
+        self.asks = ""  # why the program wants to be moved, in its words or else ours
         self.running = False
         self.status: int | None = None  # the hypervisor's, as wait() gives it
         self.cpu = 0.0  # seconds of the hypervisor
@@ -78,11 +85,11 @@ class Vm:
         }
         loop.read(watchdog.socket, self._hear_watchdog)
 
-    def start(self, machine: Machine) -> None:
-        """Have the watchdog start the hypervisor."""
+    def start(self, machine: Machine, more: Sequence[int] = ()) -> None:
+        """Have the watchdog start the hypervisor; `more` are descriptors that it gets after its lines."""
         self._sockets, theirs = lines()
         command = self._hypervisor.command(machine, Descriptors())
-        self._watchdog.spawn(command, [other.fileno() for other in theirs], self._log)
+        self._watchdog.spawn(command, [*(other.fileno() for other in theirs), *more], self._log)
         self.running = True
         for other in theirs:
             other.close()
@@ -97,17 +104,97 @@ class Vm:
         """Say a line to the agent. A guest that does not read loses it; its silence is noticed."""
         self._send("ctl", line.encode() + b"\n")
 
+    def ask(
+        self, questions: Sequence[Ask], wait: Callable[[Callable[[], bool], float], bool], limit: float
+    ) -> str:  # fmt: skip
+        """Ask the hypervisor one thing after another, by `wait` until `limit`; why one was not done, or nothing."""
+        monitor = self._monitor
+        for question in questions:
+            data = monitor.ask(question)
+            if question.descriptor is None:
+                self._send("monitor", data)
+            else:
+                socket.send_fds(self._sockets["monitor"], [data], [question.descriptor])
+            if not wait(lambda: monitor.answer() is not None, limit):
+                return f"{question.command}: no answer in time"
+            if refusal := monitor.answer():
+                return f"{question.command}: {refusal}"
+        return ""
+
     def run(self, marker: str) -> None:
         """Start the program; its streams go to the entry from now on."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        for name, file in _STREAMS.items():
-            self._streams[name] = (Stream(marker.encode()), os.open(self._entry / file, flags, 0o600))
+        self._open(marker, {name: Stream(marker.encode()) for name in _STREAMS})
         self.say(f"RUN {marker}")
 
-    def pack(self, patterns: int) -> None:
-        """Have the outputs packed, by the `patterns` patterns of the job file."""
+    def keep_still(self, still: bool) -> None:
+        """From now on nobody expects it to answer, or again somebody does; the time between is no silence."""
+        self._tick()
+        self._still = still
+
+    @property
+    def answered(self) -> bool:
+        """Whether no ping is on its way."""
+        return self._asked == self._answered
+
+    def drain(self) -> None:
+        """Take in all that has come."""
+        for name in self._sockets:
+            while self._receive(name):
+                pass
+
+    def heard(self) -> Heard:
+        """What whoever takes it up must know. Its program runs, and the guest stands still."""
+        streams = {
+            name: HeardStream(stream.length, stream.held.hex(), stream.ended)
+            for name, (stream, _) in self._streams.items()
+        }
+        return Heard(self._marker, streams, self._lines.begun.hex(), self._asked, self.free, self.asks)
+
+    def recall(self, heard: Heard) -> None:
+        """It is to be taken up where its program runs; the entry has what was printed so far.
+
+        Raises:
+            ValueError: what was heard makes no sense.
+        """
+        streams = {
+            name: Stream(
+                heard.marker.encode(), bytes.fromhex(heard.streams[name].held),
+                ended=heard.streams[name].ended, length=heard.streams[name].length,
+            )
+            for name in _STREAMS
+        }  # fmt: skip
+        self._lines, self._asked, self._answered = Lines(bytes.fromhex(heard.line)), heard.asked, heard.asked
+        self.free, self.asks = heard.free, heard.asks
+        self._console_length = os.fstat(self._console_file).st_size
+        self.cut |= {_STREAMS[name] for name, stream in streams.items() if stream.length > STREAM_LIMIT}
+        self.pristine = self.ready = self.staged = True
+        self._open(heard.marker, streams)
+
+    def _open(self, marker: str, streams: dict[str, Stream]) -> None:
+        self._marker = marker
+        for name, stream in streams.items():
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            self._streams[name] = (stream, os.open(self._entry / _STREAMS[name], flags, 0o600))
+
+    def let_go(self) -> None:
+        """It was saved, and goes on elsewhere: what is heard of it from now on is not kept."""
+        for stream, _ in self._streams.values():
+            stream.rest()
+
+    def pack(self, patterns: int, what: str = "outputs") -> None:
+        """Have outputs packed, by the `patterns` patterns of that function of the job file."""
         self._patterns = patterns
-        self.say("PACK")
+        self.say(f"PACK {what}")
+
+    @property
+    def watchdog_lost(self) -> bool:
+        """It has taken the hypervisor along, and nobody can start another."""
+        return not self.running and self.status is None
+
+    @property
+    def runs(self) -> bool:
+        """Whether its program has been started."""
+        return bool(self._streams)
 
     @property
     def streams_ended(self) -> bool:
@@ -207,6 +294,8 @@ class Vm:
         if not data:
             self._loop.forget(source)
             return False
+        if name != "monitor":
+            self.taken += len(data)
         self._handlers[name](data)
         return True
 
@@ -217,6 +306,8 @@ class Vm:
     def _hear_agent(self, data: bytes) -> None:
         for words in self._lines.feed(data):
             match words:
+                case ["PRISTINE"]:
+                    self.pristine = True
                 case ["READY", *_]:
                     self.ready = True
                 case ["STAGED"]:
@@ -233,6 +324,12 @@ class Vm:
                     self.packed, self.pack_failure = True, " ".join(why) or "tar failed"
                 case ["PONG", word, rest] if (free := number(rest)) is not None:
                     self._answered, self._silence, self.free = number(word), 0.0, free
+                case ["FROZEN", word, how] if (count := number(word)) is not None:
+                    self.frozen = count, how == "1"
+                case ["RENEWED", word]:
+                    self.renewed = number(word)
+                case ["MOVE", *why]:
+                    self.asks = " ".join(why)[:200] or Reason.MOVED
                 case ["CANNOT", *why]:
                     self.cannot = " ".join(why)[:500] or "no reason given"
                 case _:
@@ -295,9 +392,7 @@ class Vm:
         if not self.running:
             return
         self.status = status
-        for name in self._sockets:
-            while self._receive(name):
-                pass
+        self.drain()
         for name, (stream, _) in self._streams.items():
             self._keep(name, stream.length, stream.rest())
         self.running = False
@@ -315,13 +410,13 @@ class Vm:
             ) from error
 
     def _ping(self) -> None:
-        if self._asked == self._answered:
+        if self.answered and not self._still:
             self._asked += 1
             self.say(f"PING {self._asked}")
 
     def _tick(self) -> None:
         """Count silence only while this process ran too: a job that was stopped and continued is not silent."""
         moment = now()
-        if self._asked != self._answered:
+        if not self.answered and not self._still:
             self._silence += min(moment - self._last_tick, 2 * _TICK)
         self._last_tick = moment

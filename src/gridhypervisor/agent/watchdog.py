@@ -7,7 +7,7 @@ no guest outlives its pilot. It decides nothing else. `Watchdog` below is the pi
 
 Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's descriptors: there they are 10, 11, ….
 
-    pilot -> watchdog    arm {entry, run, claim, epoch, node, started, deadline}
+    pilot -> watchdog    arm {entry, run, claim, epoch, node, host, started, deadline}
                          grant {until, seconds}
                          spawn {argv, environment, walls, seats, log} · kill {} · done {}
     watchdog -> pilot    exited {status, cpu, own_cpu}
@@ -324,7 +324,7 @@ class _Process:
             entry=entry.name, epoch=self.duty["epoch"], claim=self.duty["claim"], outcome=outcome, reason=reason,
             message=message, hint=hint, phases=phases, elapsed=elapsed, node=self.duty["node"],
             usage=CpuUsage(pilot=_own_cpu(), hypervisor=self.cpu), hypervisor=status.hypervisor if status else None,
-            streams=streams, by="watchdog",
+            streams=streams, by="watchdog", host=self.duty["host"],
         )  # fmt: skip
         with contextlib.suppress(OSError):
             leave_sentinel(entry, record)

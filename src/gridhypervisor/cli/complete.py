@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from gridhypervisor.client.launcher import find_paths
 from gridhypervisor.client.sync import Client
+from gridhypervisor.model.views import GroupView, JobView
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -20,7 +21,8 @@ def _client() -> Client:
 
 def jobs(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     with suppress(Exception):
-        found = _client().jobs(limit=100)
+        client = _client()
+        found: list[GroupView | JobView] = [*client.groups(limit=20), *client.jobs(limit=100)]
         return [CompletionItem(j.id, help=f"{j.state}  {j.name}") for j in found if j.id.startswith(incomplete)]
     return []
 
@@ -35,4 +37,11 @@ def images(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
 def sites(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     with suppress(Exception):
         return [CompletionItem(s.name, help=s.health) for s in _client().sites() if s.name.startswith(incomplete)]
+    return []
+
+
+def checkpoints(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    with suppress(Exception):
+        found = [c for c in _client().checkpoints() if c.id.startswith(incomplete)]
+        return [CompletionItem(c.id, help=f"{c.job} at {c.site}") for c in found]
     return []

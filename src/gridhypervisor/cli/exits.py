@@ -28,7 +28,7 @@ class Exit(enum.IntEnum):
     INFRASTRUCTURE = 75  # the site, the node or the hypervisor failed, retries included; worth trying again
     GUEST = 76  # the virtual machine failed: boot, kernel panic, silence, scratch disk full
     REFUSED = 77  # not permitted
-    CONFLICT = 78  # the object's state does not allow it
+    CONFLICT = 78  # the object's state does not allow it, or that of what a job was to run after
     WALLTIME = 124  # the job was stopped at its walltime
     CANCELLED = 130  # the job was cancelled, or ghv interrupted
 
@@ -54,8 +54,12 @@ def of_reason(reason: Reason | None, exit_code: int | None) -> int:
             return Exit.CANCELLED
         case Reason.MANIFEST:
             return Exit.INTERNAL
+        case Reason.WAITED | Reason.SLOW | Reason.MOVED | Reason.SUSPENDED:
+            return Exit.INTERNAL  # an attempt may end so, and its job goes on
         case Reason.INPUT:
             return Exit.MISSING
+        case Reason.FUTILE:
+            return Exit.CONFLICT
         case Reason.OUTPUT:
             return Exit.NO_RESULTS
         case Reason.STAGING:
@@ -74,8 +78,10 @@ def of_reason(reason: Reason | None, exit_code: int | None) -> int:
             | Reason.LOST
             | Reason.SUBMIT
             | Reason.BUSY
+            | Reason.GANG
             | Reason.GRANT
             | Reason.LENDER
+            | Reason.CHECKPOINT
         ):
             return Exit.INFRASTRUCTURE
     assert_never(reason)

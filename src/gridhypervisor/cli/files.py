@@ -1,40 +1,78 @@
-"""Verbs that need no service: `ghv validate`, `ghv schema`, `ghv completion`."""
+"""Verbs that start no service: `ghv validate`, `ghv schema`, `ghv completion`."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gridhypervisor.cli.output import GREEN, echo, emit, format_option, paint
+from gridhypervisor.cli.output import GREEN, dim, echo, emit, format_option, paint
 from gridhypervisor.model.spec import JobSpec, problems
-from gridhypervisor.model.yamlspec import json_schema, load
+from gridhypervisor.model.views import ServiceError
+from gridhypervisor.model.yamlspec import Check, json_schema, load
+
+if TYPE_CHECKING:
+    from gridhypervisor.client.sync import Client
 
 
-def read_job(path: str) -> JobSpec:
-    """The job that a file describes; `-` is stdin.
+def read_job(path: str, absent: Check[JobSpec] | None = None) -> JobSpec:
+    """The job that a file describes; `-` is stdin. `absent`: which of the things that it names are not there.
 
     Raises:
-        SpecError: it describes none; names every problem with its line.
+        SpecError: it describes none, or names what is not there; names every problem with its line.
         OSError: the file cannot be read.
     """
     name, text = ("stdin", sys.stdin.read()) if path == "-" else (path, Path(path).read_text(errors="replace"))
-    return load(name, text, JobSpec, problems)
+    return load(name, text, JobSpec, problems, absent)
+
+
+def folder_of(path: str) -> str:
+    """The folder from which a job's file names its inputs."""
+    return os.getcwd() if path == "-" else str(Path(path).resolve().parent)
 
 
 @click.command()
 @click.option("-f", "--file", "path", required=True, metavar="FILE", help="The job's YAML file; - for stdin.")
 @format_option
 def validate(path: str, output: str) -> None:
-    """Check a job's file without running it."""
-    spec = read_job(path)
+    """Check a job's file without running it: what it says, its inputs, and while the service runs its image and site.
+
+    All that is wrong is told at once, with its line.
+    """
+    from gridhypervisor.client.launcher import answers, connect, find_paths
+
+    client = connect() if answers(find_paths()) else None  # to look at a file starts no service
+    spec = read_job(path, lambda spec: _absent(spec, folder_of(path), client))
     if output != "table":
         emit(spec, output)
     else:
         echo(f"{paint('ok', GREEN)}  {path}: {spec.image}: {shlex.join(spec.command)}")
+    if client is None:
+        echo(dim("The service does not run, so nobody has looked for the image and the site."), err=True)
+
+
+def _absent(spec: JobSpec, folder: str, client: Client | None) -> Iterator[tuple[str, str]]:
+    """What a job's file names and is not there."""
+    from gridhypervisor.cli.request import missing_inputs
+
+    yield from missing_inputs(spec, folder)
+    if client is None:
+        return
+    try:
+        client.image(spec.image)
+    except ServiceError as error:
+        if error.problem.code != "not-found":
+            raise
+        yield "image", f"{error.problem.detail or error.problem.title}; {error.problem.hint}"
+    names = [site.name for site in client.sites()]
+    if spec.site not in ("", *names):
+        yield "site", f"there is no site {spec.site}; sites: {', '.join(names) or 'none'}"
 
 
 def job_schema() -> str:
@@ -42,11 +80,30 @@ def job_schema() -> str:
     return json.dumps(json_schema(JobSpec, title="GridHypervisor job"), indent=2, ensure_ascii=False) + "\n"
 
 
+def policy_schema() -> str:
+    """The JSON Schema of a policy's file."""
+    from gridhypervisor.model.policy import SchedulingPolicy
+
+    return json.dumps(json_schema(SchedulingPolicy, title="GridHypervisor policy"), indent=2, ensure_ascii=False) + "\n"
+
+
+def simulation_schema() -> str:
+    """The JSON Schema of a simulation's file."""
+    from gridhypervisor.model.simulation import SimulationSpec
+
+    return (
+        json.dumps(json_schema(SimulationSpec, title="GridHypervisor simulation"), indent=2, ensure_ascii=False) + "\n"
+    )
+
+
+SCHEMAS = {"job": job_schema, "policy": policy_schema, "simulation": simulation_schema}
+
+
 @click.command()
-@click.argument("what", type=click.Choice(["job"]))
+@click.argument("what", type=click.Choice(list(SCHEMAS)))
 def schema(what: str) -> None:
-    """Print the JSON Schema of a job's file, for editors and checks."""
-    echo(job_schema(), newline=False)
+    """Print the JSON Schema of a job's file, a policy's, or a simulation's, for editors and checks."""
+    echo(SCHEMAS[what](), newline=False)
 
 
 @click.command()

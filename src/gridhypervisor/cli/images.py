@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from gridhypervisor.cli import complete, exits
+from gridhypervisor.cli.errors import not_there
 from gridhypervisor.cli.operations import finish, show_checks
 from gridhypervisor.cli.output import GREEN, bold, dim, echo, emit, format_option, paint, pairs, size, table
 from gridhypervisor.client.launcher import connect
@@ -22,17 +23,18 @@ def image() -> None:
 
 
 @image.command()
-@click.argument("recipe", type=click.Path(exists=True, dir_okay=True))
+@click.argument("recipe", type=click.Path())
 @click.option("--tag", default="", metavar="NAME[:TAG]", help="What to call it.  [default: the recipe's name]")
 @format_option
 def build(recipe: str, tag: str, output: str) -> None:
     """Build an image from a RECIPE: packages and files, in layers."""
+    _see(recipe)
     client = connect()
     _made(finish(client, client.build_image(ImageBuildRequest(os.path.abspath(recipe), tag))), output)
 
 
 @image.command("import")
-@click.argument("path", type=click.Path(exists=True, dir_okay=False))
+@click.argument("path", type=click.Path())
 @click.option("--tag", required=True, metavar="NAME[:TAG]", help="What to call it.")
 @click.option(
     "--format",
@@ -43,11 +45,18 @@ def build(recipe: str, tag: str, output: str) -> None:
 @format_option
 def import_image(path: str, tag: str, kind: str | None, output: str) -> None:
     """Take in a disk image that boots Linux."""
+    _see(path)
     kind = kind or {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}.get(os.path.splitext(path)[1])
     if kind is None:
         raise click.UsageError(f"The name {path} does not say how it is written: give --format qcow2 or --format raw.")
     client = connect()
     _made(finish(client, client.import_image(ImageImportRequest(os.path.abspath(path), tag, kind))), output)
+
+
+def _see(path: str) -> None:
+    """Raises ServiceError: there is nothing to read."""
+    if not os.access(path, os.R_OK):
+        raise not_there([path])
 
 
 def _made(result: object, output: str) -> None:

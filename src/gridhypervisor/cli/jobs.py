@@ -1,4 +1,4 @@
-"""The verbs about jobs that exist: list, show, logs, events, wait, cancel, delete, explain, recover."""
+"""The verbs about jobs that exist: list, show, logs, events, wait, cancel, delete, explain, recover, move."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 
 import click
 
-from gridhypervisor.cli import complete, exits
+from gridhypervisor.cli import complete, exits, groups
 from gridhypervisor.cli.output import (
     GREEN,
     ago,
@@ -34,7 +35,10 @@ from gridhypervisor.client.launcher import connect
 from gridhypervisor.client.sync import Client
 from gridhypervisor.model.ledger import Ledger
 from gridhypervisor.model.states import JobState
-from gridhypervisor.model.views import EventView, FollowKind, JobDetail, JobView
+from gridhypervisor.model.views import CheckpointView, EventView, FollowKind, GroupView, JobDetail, JobView
+
+_PARTS = {"w": "node", "g": "member", "a": "task"}
+"""What a job is called in its group, by the first letter of the group's id."""
 
 _one_job = click.argument("job", shell_complete=complete.jobs)
 WHY = 128
@@ -44,6 +48,7 @@ _some_jobs = click.argument("jobs", nargs=-1, required=True, shell_complete=comp
 
 
 @click.command("list")
+@click.argument("group", default="", metavar="[GROUP]")
 @click.option(
     "--state",
     "states",
@@ -55,30 +60,50 @@ _some_jobs = click.argument("jobs", nargs=-1, required=True, shell_complete=comp
 @click.option("--before", default="", metavar="JOB", help="Only jobs older than this one.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N")
 @format_option
-def list_jobs(states: tuple[str, ...], site: str, before: str, limit: int, output: str) -> None:
-    """List jobs, newest first. Also: ghv ls."""
+def list_jobs(group: str, states: tuple[str, ...], site: str, before: str, limit: int, output: str) -> None:
+    """List jobs, newest first; those of an array, gang or workflow in one line, unless GROUP or a filter asks for them.
+
+    Also: ghv ls.
+    """
+    if group and not groups.is_group(group):
+        raise click.UsageError(
+            f"{group} is no array, like a12, no gang, like g12, and no workflow, like w12. Of a job: ghv show {group}"
+        )
     client = connect()
-    jobs: list[JobView] = []
-    while len(jobs) < limit and (page := client.jobs(states=states, before=before, limit=limit)):
-        jobs += [job for job in page if site in ("", job.site)][: limit - len(jobs)]
-        before = page[-1].id
+    if group:
+        client.group(group)  # raises that there is none
+    found: list[JobView | GroupView] = []
+    whole = not (group or states or site)
+    of = "" if whole else group or None
+    at = before
+    while len(found) < limit and (page := client.jobs(states=states, before=at, group=of, limit=limit)):
+        found += [job for job in page if site in ("", job.site)][: limit - len(found)]
+        at = page[-1].id
         if len(page) < limit:
             break
+    if whole:
+        found += client.groups(before=before, limit=limit)
+        found = sorted(found, key=lambda each: -int(each.id[1:]))[:limit]
     if output != "table":
-        emit(jobs, output)
+        emit(found, output)
         return
-    if not jobs:
-        filtered = states or site or before
+    if not found:
+        filtered = not whole or before
         echo("No such jobs." if filtered else "No jobs. Start one with: ghv run --image NAME -- COMMAND", err=True)
         return
     now = time.time()
     table(
         ("ID", "NAME", "STATE", "SITE", "AGE", "WHAT"),
-        [(j.id, j.name, state(j), j.site or "-", ago(now - j.created), _what(j)) for j in jobs],
+        [
+            (each.id, each.name, state(each), each.site or "-", ago(now - each.created), _what(each))
+            if isinstance(each, JobView)
+            else (each.id, each.name, groups.state(each), "-", ago(now - each.created), groups.counted(each))
+            for each in found
+        ],
         one_line=True,
     )
-    if len(jobs) == limit:
-        echo(dim(f"Older ones: ghv list --before {jobs[-1].id}"), err=True)
+    if len(found) == limit:
+        echo(dim(f"Older ones: ghv list {f'{group} ' if group else ''}--before {found[-1].id}"), err=True)
 
 
 def _what(job: JobView) -> str:
@@ -94,16 +119,25 @@ def _what(job: JobView) -> str:
 
 @click.command()
 @_one_job
+@click.option("--dot", is_flag=True, help="Draw a workflow as it is now, for Graphviz.")
 @format_option
-def show(job: str, output: str) -> None:
-    """Show a job: its state, its attempts, and where its time went."""
-    detail = connect().job(job)
+def show(job: str, dot: bool, output: str) -> None:
+    """Show a job, an array, a gang or a workflow: its state, its attempts, and where its time went."""
+    client = connect()
+    if groups.is_group(job):
+        _show_group(client, job, dot, output)
+        return
+    if dot:
+        raise click.UsageError("Only a workflow can be drawn; they are named w12.")
+    detail = client.job(groups.job_of(client, job))
     if output != "table":
         emit(detail, output)
         return
     _show_job(detail)
     if detail.attempts:
         _show_attempts(detail)
+    if detail.checkpoints:
+        _show_checkpoints(detail.checkpoints)
     if detail.ledger is not None:
         _show_ledger(detail.ledger)
     if detail.outputs:
@@ -112,6 +146,25 @@ def show(job: str, output: str) -> None:
             echo(f"  {os.path.relpath(path, detail.job.destination)}")
     if detail.job.hint:
         echo(f"\n{dim('next:')} {detail.job.hint}")
+
+
+def _show_group(client: Client, name: str, dot: bool, output: str) -> None:
+    group = client.group(name)
+    if output != "table" and not dot:
+        emit(group, output)
+        return
+    if not group.nodes:
+        groups.show(group)
+        return
+    from gridhypervisor.cli import dag  # what draws takes its time to import
+
+    progress = client.workflow(name)
+    if dot:
+        dag.show_dot(progress)
+        return
+    groups.show(group)
+    echo()
+    echo(dag.drawn(progress), newline=False)
 
 
 def _show_job(detail: JobDetail) -> None:
@@ -130,7 +183,8 @@ def _show_job(detail: JobDetail) -> None:
             ("command", shlex.join(job.command)),
             ("wants", f"{wants.cpus} cpu, {wants.memory} memory, {wants.scratch} scratch, {wants.walltime} walltime"),
             ("site", job.site),
-            ("handed in", f"{ago(now - job.created)} ago{ended}"),
+            (_PARTS.get(job.group[:1], ""), f"{job.member} of {job.group}" if job.group else ""),
+            ("submitted", f"{ago(now - job.created)} ago{ended}"),
             ("results to", "" if detail.outputs else job.destination),
         ]
     )
@@ -144,6 +198,8 @@ def _show_attempts(detail: JobDetail) -> None:
         note = plain(a.message) or (f"{plain(a.note)} ({ago(a.note_age)} ago)" if a.note else "")
         doing_now = f"{a.state}: {a.phase}" if a.phase else str(a.state)
         hypervisor, _, why = a.hypervisor.partition(":")
+        if a.restored:
+            note = f"from {a.restored}" + (f"; {note}" if note else "")
         rows.append((a.id, a.site, a.batch_id or "-", a.node or "-", doing_now, hypervisor or "-", note))
         if why.strip() and a.hypervisor not in whys:
             whys.append(a.hypervisor)
@@ -151,6 +207,13 @@ def _show_attempts(detail: JobDetail) -> None:
     for why in whys:
         for part in plain(why).split("; "):
             echo(f"  {dim(fit(part, WHY))}")
+
+
+def _show_checkpoints(checkpoints: Sequence[CheckpointView]) -> None:
+    echo(f"\n{bold('Checkpoints')}")
+    now = time.time()
+    rows = [(c.id, c.site, ago(now - c.made), length(c.executed), str(c.state)) for c in checkpoints]
+    table(("ID", "SITE", "MADE", "RAN", "STATE"), rows, indent="  ")
 
 
 def _show_ledger(ledger: Ledger) -> None:
@@ -164,6 +227,8 @@ def _show_ledger(ledger: Ledger) -> None:
         rows.append((name, f"{row.seconds:.2f}", f"{share:.1%}", blocks))
     rows.append((bold("wall"), bold(f"{ledger.wall:.2f}"), "", ""))
     table(("PHASE", "SECONDS", "SHARE", ""), rows, right=(1, 2), indent="  ")
+    if ledger.boot:
+        echo(f"  {dim('boot:')} {plain(ledger.boot)}")
     if ledger.cpu:
         echo(f"  {dim('CPU seconds:')} " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in ledger.cpu.items()))
 
@@ -179,6 +244,7 @@ def _show_ledger(ledger: Ledger) -> None:
 def logs(job: str, following: bool, stream: str | None) -> None:
     """Print what a job's program printed."""
     client = connect()
+    job = groups.job_of(client, job)
     if following and stream not in (None, "stdout", "stderr"):
         raise click.UsageError("Only stdout and stderr can be followed.")
     if not following:
@@ -211,13 +277,15 @@ def _write(stream: str, data: bytes) -> None:
 def events(job: str, watch: bool, after: int, output: str) -> None:
     """Print each change of a job, or of all jobs: when, and why."""
     client = connect()
+    if job and not groups.is_group(job):
+        job = groups.job_of(client, job)
     if job and not client.events(after=0, job=job):
-        client.job(job)  # raises that there is none
+        client.group(job) if groups.is_group(job) else client.job(job)  # raises that there is none
     if watch:
         for event in client.watch_events(after=after, job=job):
             echo(_event_line(event)) if output == "table" else emit_item(event, output)
             sys.stdout.flush()
-            if job and event.kind == "job" and event.after in _ENDINGS:
+            if job and event.kind in ("job", "group") and event.after in _ENDINGS:
                 return
         return
     found: list[EventView] = []
@@ -246,15 +314,20 @@ def _event_line(event: EventView) -> str:
 @_some_jobs
 @format_option
 def wait(jobs: tuple[str, ...], output: str) -> int:
-    """Wait until jobs have ended, and exit as they did.
+    """Wait until jobs, arrays, gangs and workflows have ended, and exit as they did.
 
     The exit code is that of the first of them that did not end well.
     """
     client = connect()
     code = 0
-    ended = []
+    ended: list[JobView | GroupView] = []
     with Progress(drawn_alone=True) as progress:
-        for job in jobs:
+        for job in groups.jobs_of(client, jobs):
+            if groups.is_group(job):
+                answer = progress.print if output == "table" else (lambda line: None)
+                ended.append(end := groups.wait(client, job, progress, answer))
+                code = code or groups.exit_code(end)
+                continue
             for item in client.follow(job, output=False):
                 if item.job is not None:
                     progress.show(item.job)
@@ -272,9 +345,10 @@ def wait(jobs: tuple[str, ...], output: str) -> int:
 @_some_jobs
 @format_option
 def cancel(jobs: tuple[str, ...], output: str) -> None:
-    """End jobs. Results so far come home; the records stay."""
+    """End jobs, arrays, gangs or workflows. Results so far come home; the records stay."""
     client = connect()
-    _say_each([client.cancel(job) for job in jobs], output)
+    named = groups.jobs_of(client, jobs)
+    _say_each([client.cancel_group(job) if groups.is_group(job) else client.cancel(job) for job in named], output)
 
 
 @click.command()
@@ -283,24 +357,48 @@ def cancel(jobs: tuple[str, ...], output: str) -> None:
 def recover(jobs: tuple[str, ...], output: str) -> None:
     """Try again now what is stuck."""
     client = connect()
-    _say_each([client.recover(job) for job in jobs], output, ended="trying again to bring the results home")
+    named = groups.jobs_of(client, jobs)
+    asked = [client.recover_group(job) if groups.is_group(job) else client.recover(job) for job in named]
+    _say_each(asked, output, recovered=True)
 
 
-def _say_each(jobs: list[JobView], output: str, *, ended: str = "") -> None:
+@click.command()
+@_some_jobs
+@click.option(
+    "--to", default="", metavar="SITE", shell_complete=complete.sites, help="There, and nowhere else from now on."
+)
+@format_option
+def move(jobs: tuple[str, ...], to: str, output: str) -> None:
+    """Have jobs leave their sites for others. A program that runs is ended, and begins anew there.
+
+    Its inputs go there again, and its `restart_files` as they are then. Of results nothing comes home yet.
+    """
+    client = connect()
+    _say_each([client.move(groups.job_of(client, job), to) for job in jobs], output)
+
+
+def _say_each(jobs: list[JobView | GroupView], output: str, *, recovered: bool = False) -> None:
+    """`recovered`: what was stuck is tried again. Of a job that has ended that can be the way of its results home."""
     if output != "table":
         emit(jobs, output)
         return
     for job in jobs:
-        echo(f"{job.id}  {doing(job)}" if not job.state.final else f"{job.id}  {ended or job.state}")
+        if isinstance(job, GroupView):
+            echo(f"{job.id}  {groups.line(job).words if not job.state.final else job.state}")
+            continue
+        words = doing(job)
+        if recovered and job.state.final:
+            words += "; trying again to bring the results home" if job.note else "; nothing of it is stuck"
+        echo(f"{job.id}  {words}")
 
 
 @click.command()
 @_some_jobs
 def delete(jobs: tuple[str, ...]) -> None:
-    """End jobs and forget them; results stay. Also: ghv rm."""
+    """End jobs, arrays, gangs or workflows and forget them; results stay. Also: ghv rm."""
     client = connect()
-    for job in jobs:
-        client.delete(job)
+    for job in groups.jobs_of(client, jobs):
+        client.delete_group(job) if groups.is_group(job) else client.delete(job)
         echo(f"{job}  deleted")
 
 
@@ -308,21 +406,36 @@ def delete(jobs: tuple[str, ...]) -> None:
 @_one_job
 @format_option
 def explain(job: str, output: str) -> None:
-    """Say why a job is where it is, site by site."""
-    explanation = connect().explain(job)
+    """Say why a job is where it is, site by site; of a gang, where its members are or would go.
+
+    Of an array or a workflow: what its jobs wait for, those that wait for the same in one line.
+    """
+    client = connect()
+    if groups.is_group(job) and not groups.is_gang(job):
+        groups.explain(client, job, output)
+        return
+    explanation = client.explain(groups.job_of(client, f"{job}.0" if groups.is_gang(job) else job))
     if output != "table":
         emit(explanation, output)
         return
-    echo(f"{bold(explanation.job)}  {explanation.summary}")
+    echo(f"{bold(explanation.job)}  {plain(explanation.summary)}")
     if explanation.candidates:
         echo()
         rows = []
         for candidate in explanation.candidates:
             mark = paint("chosen", GREEN) if candidate.chosen else dim("no")
             rank = "-" if candidate.rank is None else f"{candidate.rank:g}"
-            rows.append((candidate.site, mark, rank, candidate.verdict))
+            rows.append((candidate.site, mark, rank, plain(candidate.verdict)))
         table(("SITE", "CHOSEN", "RANK", "WHY"), rows, indent="  ")
+    if explanation.members:
+        groups.tell_gang(explanation)
+    if explanation.turn:
+        echo(f"\n{dim('its turn:')} {explanation.turn}")
+    if explanation.warning:
+        echo(f"\n{dim('warning:')} {plain(explanation.warning)}")
     if explanation.hypervisor:
         echo(f"\n{dim('hypervisor:')} {plain(explanation.hypervisor)}")
+    if explanation.boot:
+        echo(f"{dim('boot:')} {plain(explanation.boot)}")
     if explanation.hint:
         echo(f"\n{dim('next:')} {explanation.hint}")

@@ -1,7 +1,7 @@
 """`ghv ledger`: what ran where, under which hypervisor, and where the time of several jobs went, side by side.
 
 `stays` makes of what the service knows the rows of all three ways of showing it: the table, JSON or YAML, and the
-picture (`ghv ledger --plot`, drawn by `cli/plot.py`). Jobs are compared from the moment in which each was handed in.
+picture (`ghv ledger --plot`, drawn by `cli/plot.py`). Jobs are compared from the moment in which each was submitted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from gridhypervisor.cli import complete
+from gridhypervisor.cli import complete, groups
 from gridhypervisor.cli.output import (
     BLUE,
     GREEN,
@@ -59,7 +59,7 @@ class Stay(msgspec.Struct, frozen=True):
     node: str
     hypervisor: str  # e.g. "qemu 7.2.22, tcg"
     state: str  # the job's if this is its last attempt, else why this one ended
-    created: float  # when the job was handed in, in seconds since 1970
+    created: float  # when the job was submitted, in seconds since 1970
     start: float  # seconds after that
     spans: tuple[Span, ...]  # one after another from `start`; empty until the job has ended
     cpu: dict[str, float]  # CPU seconds of the whole job by who used them, at its last attempt
@@ -70,7 +70,7 @@ class Stay(msgspec.Struct, frozen=True):
 
 
 def stays(jobs: Iterable[JobDetail], batch_systems: Mapping[str, str]) -> list[Stay]:
-    """By site, and there in the order in which the jobs were handed in. `batch_systems`: by the site's name."""
+    """By site, and there in the order in which the jobs were submitted. `batch_systems`: by the site's name."""
     found = [stay for detail in jobs for stay in _stays(detail, batch_systems)]
     return sorted(found, key=lambda stay: (stay.site, stay.created, stay.attempt))
 
@@ -118,7 +118,7 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 KINDS = (
-    Kind("WAITING", frozenset({"wait", "queue", "middleware"}), "·", ".", None),
+    Kind("WAITING", frozenset({"wait", "queue", "gather", "middleware"}), "·", ".", None),
     Kind("MOVING DATA", frozenset({"prolog", "stage_in", "stage_out", "epilog"}), "░", "-", BLUE),
     Kind("MACHINE", frozenset({"prepare", "boot", "shut_down"}), "▒", "+", YELLOW),
     Kind("PROGRAM", frozenset({"execute"}), "█", "#", GREEN),
@@ -136,7 +136,10 @@ def columns(stay: Stay, longest: float, width: int = WIDTH) -> list[Kind | None]
     taken: list[dict[Kind | None, float]] = [{None: step} for _ in range(width)]
     at = stay.start
     for span in stay.spans:
-        [kind] = [kind for kind in KINDS if span.phase in kind.phases]
+        kind = next((kind for kind in KINDS if span.phase in kind.phases), None)
+        if kind is None:  # it was suspended: nothing happened
+            at += span.seconds
+            continue
         for number in range(max(0, int(at / step)), min(width, int((at + span.seconds) / step) + 1)):
             part = max(0.0, min(at + span.seconds, (number + 1) * step) - max(at, number * step))
             shares = taken[number]
@@ -159,14 +162,14 @@ def ledger(jobs: tuple[str, ...], plot: Path | None, output: str) -> None:
     """Compare jobs: what ran where, and where the time went.
 
     By site: batch system, node and hypervisor of each job, and its time from the moment in which it
-    was handed in. Without JOBS: the newest that have ended.
+    was submitted. Without JOBS: the newest that have ended.
     """
     client = connect()
     if not jobs:
         ended = [state for state in JobState if state.final]
         jobs = tuple(job.id for job in client.jobs(states=ended, limit=NEWEST))
     systems = {site.name: site.batch_system for site in client.sites()}
-    found = stays([client.job(job) for job in dict.fromkeys(jobs)], systems)
+    found = stays([client.job(groups.job_of(client, job)) for job in dict.fromkeys(jobs)], systems)
     if output != "table":
         emit(found, output)
     elif found:

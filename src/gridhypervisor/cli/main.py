@@ -17,24 +17,47 @@ _SECTIONS = {
         "run": "run:run",
         "list": "jobs:list_jobs",
         "show": "jobs:show",
+        "history": "accounts:history",
         "ledger": "ledger:ledger",
+        "accounting": "accounts:accounting",
         "logs": "jobs:logs",
         "events": "jobs:events",
         "wait": "jobs:wait",
         "explain": "jobs:explain",
+        "match": "match:match",
+        "plan": "match:plan",
+        "replay": "match:replay",
         "cancel": "jobs:cancel",
         "recover": "jobs:recover",
+        "move": "jobs:move",
+        "suspend": "checkpoints:suspend",
+        "resume": "checkpoints:resume",
+        "checkpoint": "checkpoints:checkpoint",
         "delete": "jobs:delete",
     },
-    "What they run on": {"image": "images:image", "site": "sites:site", "service": "services:service"},
+    "What they run on": {
+        "image": "images:image",
+        "site": "sites:site",
+        "node": "match:node",
+        "policy": "policies:policy",
+        "service": "services:service",
+    },
     "Without the service": {
+        "simulate": "simulate:simulate",
         "validate": "files:validate",
         "schema": "files:schema",
         "completion": "files:completion",
     },
 }
 _VERBS = {verb: target for section in _SECTIONS.values() for verb, target in section.items()}
-_ALIASES = {"ls": "list", "rm": "delete", "images": "image", "sites": "site"}
+_ALIASES = {
+    "ls": "list",
+    "rm": "delete",
+    "images": "image",
+    "sites": "site",
+    "nodes": "node",
+    "checkpoints": "checkpoint",
+}
 
 
 class Verbs(click.Group):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from gridhypervisor.model.states import JobState
+from gridhypervisor.model.states import JobState, Wish
 from gridhypervisor.model.views import JobView, Problem
 from gridhypervisor.model.wire import Phase
 
@@ -26,6 +27,7 @@ _STATE_COLOURS = {
     JobState.QUEUED: YELLOW,
     JobState.RUNNING: BLUE,
     JobState.EPILOG: BLUE,
+    JobState.SUSPENDED: YELLOW,
     JobState.DONE: GREEN,
     JobState.FAILED: RED,
     JobState.CANCELLED: None,
@@ -35,6 +37,7 @@ _PHASE_WORDS = {
     Phase.PREPARE: "preparing the node",
     Phase.BOOT: "booting",
     Phase.STAGE_IN: "taking in the inputs",
+    Phase.GATHER: "waiting for its gang",
     Phase.EXECUTE: "running",
     Phase.STAGE_OUT: "taking out the results",
     Phase.SHUT_DOWN: "shutting down",
@@ -46,6 +49,7 @@ _STATE_WORDS = {
     JobState.QUEUED: "queued",
     JobState.RUNNING: "starting",
     JobState.EPILOG: "bringing the results home",
+    JobState.SUSPENDED: "suspended",
 }
 
 
@@ -131,9 +135,14 @@ def pairs(rows: Iterable[tuple[str, str]]) -> None:
             echo(" " * (width + 2) + line)
 
 
+def places(known: Mapping[str, int]) -> str:
+    """Where the members of a gang go: `a ×2, b ×1`."""
+    return ", ".join(f"{site} ×{count}" for site, count in known.items())
+
+
 def plain(text: str) -> str:
     """Words of others (a site's, a guest's) on one line, without what could steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return "".join(c if c.isprintable() else "?" for c in re.sub(r"[^\S ]+", " ", text).strip())
 
 
 def terminal_width(stream: Any) -> int | None:
@@ -177,8 +186,10 @@ def doing(job: JobView) -> str:
     """What a job is doing, in words."""
     if job.state.final:
         return str(job.state)
-    if job.wish != "run":
+    if job.wish.ends:
         return "being cancelled"
+    if job.wish is Wish.SUSPEND and job.state is not JobState.SUSPENDED:
+        return "being suspended"
     words = _PHASE_WORDS.get(job.phase) if job.state is JobState.RUNNING and job.phase else None
     words = words or _STATE_WORDS[job.state]
     preposition = {JobState.PROLOG: "to", JobState.QUEUED: "at"}.get(job.state)
@@ -227,6 +238,11 @@ def bar(share: float, width: int = 24) -> str:
 def unicode(stream: Any) -> bool:
     """Whether a stream can show more than ASCII."""
     return "utf" in (getattr(stream, "encoding", None) or "").lower()
+
+
+def say_warning(text: str) -> None:
+    """What a user should know, though it goes on; on stderr."""
+    echo(f"{paint('warning:', YELLOW)} {plain(text)}", err=True)
 
 
 def say_problem(problem: Problem) -> None:

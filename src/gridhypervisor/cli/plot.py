@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gridhypervisor.cli.ledger import Stay
 from gridhypervisor.model.views import Problem, ServiceError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
 
 COLOURS = {
     "wait": "#c9ced6", "prolog": "#8fb8de", "queue": "#dfe3e8", "prepare": "#f0c987", "boot": "#e8a33d",
-    "stage_in": "#9fd0c7", "execute": "#2f7d4f", "stage_out": "#74b3a7", "shut_down": "#c07f2c", "epilog": "#5b8db8",
-    "middleware": "#b5483a",
+    "stage_in": "#9fd0c7", "gather": "#d5d0dc", "execute": "#2f7d4f", "stage_out": "#74b3a7", "shut_down": "#c07f2c",
+    "epilog": "#5b8db8", "middleware": "#b5483a", "suspended": "#eeeeee",
 }  # fmt: skip
 """Phases in the order in which they come: grey waits, blue moves data, orange is the machine, green the program."""
 
@@ -30,13 +34,9 @@ def draw(found: Sequence[Stay], file: Path) -> None:
     """
     if file.suffix.lower() not in FORMATS:
         raise _problem(file, "invalid", f"a picture's name ends with {', '.join(FORMATS)}", "Give it such a name.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        hint = "Install it beside ghv: pip install matplotlib"
-        raise _problem(file, "unavailable", f"drawing needs matplotlib, which is not here ({error})", hint) from error
+    figure_type = needed(file)
     longest = max((stay.end for stay in found), default=0.0) or 1.0
-    figure = Figure(figsize=(10, 1.6 + 0.62 * len(found)), layout="constrained")
+    figure = figure_type(figsize=(10, 1.6 + 0.62 * len(found)), layout="constrained")
     axes = figure.subplots()
     for row, stay in enumerate(found):
         at = stay.start
@@ -49,7 +49,7 @@ def draw(found: Sequence[Stay], file: Path) -> None:
             at += span.seconds
         axes.text(at + longest / 100, row, _beside(stay), va="center", fontsize=8, color="#444444")
     axes.set_yticks(range(len(found)), [_label(stay) for stay in found], fontsize=8)
-    axes.set(xlabel="seconds since the job was handed in", xlim=(0, longest * 1.16), ylim=(len(found) - 0.5, -0.5))
+    axes.set(xlabel="seconds since the job was submitted", xlim=(0, longest * 1.16), ylim=(len(found) - 0.5, -0.5))
     axes.set_title("What ran where, under which hypervisor, and where the time went", fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3, linewidth=0.5)
@@ -62,6 +62,20 @@ def draw(found: Sequence[Stay], file: Path) -> None:
         figure.legend(ncols=len(seen), fontsize=8, loc="outside lower center", frameon=False, handlelength=1,
                       columnspacing=1.2)  # fmt: skip
     figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
+
+
+def needed(file: Path) -> type[Figure]:
+    """Matplotlib's figures, which the product can do without.
+
+    Raises:
+        ServiceError: it is not installed, so that the file cannot be drawn.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        hint = "Install it beside ghv: pip install matplotlib"
+        raise _problem(file, "unavailable", f"drawing needs matplotlib, which is not here ({error})", hint) from error
+    return Figure
 
 
 def _label(stay: Stay) -> str:

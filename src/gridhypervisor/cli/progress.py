@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
 
 from gridhypervisor.cli import output
 from gridhypervisor.model.views import JobView
@@ -25,6 +25,16 @@ are over by then."""
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _TICK = 0.5
 _CLEAR = "\r\x1b[2K"
+
+
+class Line(NamedTuple):
+    """What is shown of a job, or of what was submitted as one."""
+
+    id: str
+    words: str  # what it is doing
+    note: str = ""
+    urgent: bool = False  # to be told at once where nothing can be drawn over
+    over: bool = False
 
 
 class Progress:
@@ -44,7 +54,7 @@ class Progress:
             "stderr": sys.stderr.buffer,
         }
         self._shares_screen = {"stdout": stdout_is_stderr or sys.stdout.isatty(), "stderr": True}
-        self._job: JobView | None = None
+        self._line: Line | None = None
         self._words, self._since, self._told = "", time.monotonic(), True
         self._turn = 0
         self._ended = threading.Event()
@@ -66,11 +76,14 @@ class Progress:
 
     def show(self, job: JobView) -> None:
         """The job changed."""
+        urgent = job.phase is Phase.EXECUTE
+        self.show_line(Line(job.id, output.doing(job), output.plain(job.note), urgent=urgent, over=job.state.final))
+
+    def show_line(self, line: Line) -> None:
         with self._lock:
-            self._job = job
-            words = output.doing(job)
-            if words != self._words:
-                self._words, self._since, self._told = words, time.monotonic(), job.state.final
+            self._line = line
+            if line.words != self._words:
+                self._words, self._since, self._told = line.words, time.monotonic(), line.over
             self._tell()
             self._draw()
 
@@ -113,25 +126,24 @@ class Progress:
 
     def _tell(self) -> None:
         """Where nothing can be drawn over: say it once it has lasted, and at once when the program begins."""
-        job = self._job
-        if self._quiet or self._live or job is None or self._told:
+        line = self._line
+        if self._quiet or self._live or line is None or self._told:
             return
-        if job.phase is Phase.EXECUTE or time.monotonic() - self._since >= LASTING:
+        if line.urgent or time.monotonic() - self._since >= LASTING:
             self._told = True
-            note = f": {output.plain(job.note)}" if job.note else ""
-            self.say(f"{job.id} {self._words}{note}")
+            self.say(f"{line.id} {line.words}: {line.note}" if line.note else f"{line.id} {line.words}")
 
     def _draw(self) -> None:
-        job = self._job
-        if not self._live or job is None or job.state.final or self._ended.is_set() or any(self._unfinished.values()):
+        job = self._line
+        if not self._live or job is None or job.over or self._ended.is_set() or any(self._unfinished.values()):
             return
         mark = _SPINNER[self._turn % len(_SPINNER)] if output.unicode(sys.stderr) else "-\\|/"[self._turn % 4]
         width = (output.terminal_width(sys.stderr) or 80) - 1
         age = f"  {output.age(time.monotonic() - self._since)}"
-        line = output.fit(f"{mark} {job.id}  {self._words}", width - len(age)) + age
+        line = output.fit(f"{mark} {job.id}  {job.words}", width - len(age)) + age
         room = width - len(line) - 2
         if job.note and room > 8:  # less than that says nothing
-            line = f"{line}  {output.fit(output.plain(job.note), room)}"
+            line = f"{line}  {output.fit(job.note, room)}"
         sys.stderr.write(f"{_CLEAR}{line}")
         sys.stderr.flush()
         self._drawn = True

@@ -1,4 +1,4 @@
-"""`ghv run`: hands in a job, streams what it prints, and ends as its program ended.
+"""`ghv run`: submits a job, streams what it prints, and ends as its program ended.
 
 The first Ctrl-C cancels the job and goes on streaming until it has ended; the second leaves at once.
 """
@@ -9,26 +9,35 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gridhypervisor.cli import complete, exits
-from gridhypervisor.cli.output import RED, YELLOW, age, bold, dim, echo, emit, format_option, paint, plain
+from gridhypervisor.cli import complete, exits, groups
+from gridhypervisor.cli.output import RED, YELLOW, age, bold, dim, echo, emit, format_option, paint, plain, say_warning
 from gridhypervisor.cli.progress import Progress
-from gridhypervisor.cli.request import DURATION, SIZE, Flags, InputType, PairType, make_request
+from gridhypervisor.cli.request import DURATION, SIZE, Flags, InputType, JobIdType, PairType, SweepType, make_request
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.client.sync import Client
 from gridhypervisor.model.states import JobState
-from gridhypervisor.model.views import FollowKind, JobDetail, JobView, ServiceError
+from gridhypervisor.model.views import FollowKind, JobDetail, JobRequest, JobView, ServiceError
 from gridhypervisor.model.wire import Phase
+
+if TYPE_CHECKING:
+    from gridhypervisor.cli.dag import Flags as DagFlags
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-f", "--file", metavar="FILE", help="The job's YAML file; - for stdin. Flags override it.")
+@click.option(
+    "--template",
+    metavar="FILE",
+    help="A job template of GridWay's; --image says what to boot, other flags override it.",
+)
 @click.option(
     "--image", metavar="NAME", shell_complete=complete.images, help="What to boot: name[:tag] or name@digest."
 )
@@ -41,7 +50,9 @@ from gridhypervisor.model.wire import Phase
     help="PATH, PATH=NAME, or URL#sha256=HEX&name=NAME. May be repeated.",
 )
 @click.option("--out", "outputs", multiple=True, metavar="GLOB", help="Results to bring home. May be repeated.")
-@click.option("--to", "destination", default=".", metavar="DIR", help="Where the results go.  [default: here]")
+@click.option(
+    "--to", "destination", metavar="DIR", help="Where the results go.  [default: here; a template: its folder]"
+)
 @click.option("--cpus", type=click.IntRange(1, 1024), metavar="N", help="Virtual CPUs.  [default: 1]")
 @click.option("--memory", type=SIZE, metavar="SIZE", help="The guest's memory.  [default: 512Mi]")
 @click.option("--scratch", type=SIZE, metavar="SIZE", help="The guest's scratch disk.  [default: 2Gi]")
@@ -55,6 +66,15 @@ from gridhypervisor.model.wire import Phase
     help="A variable for the program; without a value, this environment's. May be repeated.",
 )
 @click.option("--name", metavar="NAME", help="A name for people.")
+@click.option("--requirements", metavar="EXPR", help="Only at sites of which this ClassAd expression is true.")
+@click.option("--rank", metavar="EXPR", help="Rather at sites where this one is higher; see docs/requirements.md.")
+@click.option(
+    "--priority",
+    type=click.IntRange(0, 20),
+    metavar="N",
+    help="Higher goes first; 20 is urgent, if the policy lets you.  [default: policy's]",
+)
+@click.option("--deadline", type=DURATION, metavar="TIME", help="By when it should have begun, from now on.")
 @click.option("--site", envvar="GHV_SITE", metavar="NAME", shell_complete=complete.sites, help="Only at this site.")
 @click.option(
     "--retry",
@@ -73,16 +93,39 @@ from gridhypervisor.model.wire import Phase
     help="What runs the guest: kvm and uml compute at native speed, tcg emulates.  [default: auto]",
 )
 @click.option(
+    "--instant",
+    type=click.Choice(["auto", "never"]),
+    help="Start from a snapshot of the booted image where there is one, or boot.  [default: auto]",
+)
+@click.option(
+    "--isolation",
+    type=click.Choice(["auto", "job"]),
+    help="Share a batch job with other jobs of yours, one after another, or have one of its own.  [default: auto]",
+)
+@click.option(
     "--on-silence",
     type=click.Choice(["keep", "replace"]),
     help="When nothing is heard of it: wait, or end its guest and try again.  [default: keep]",
 )
 @click.option("--silence", type=DURATION, metavar="TIME", help="How long, for `replace`.  [default: 5m]")
-@click.option("--detach", is_flag=True, help="Hand in the job, print its id, and leave.")
+@click.option("--array", metavar="TASKS", help="A job for each of 1-100, or 1-9:2; 1-100%10: ten of them at a time.")
+@click.option("--gang", type=click.IntRange(2, 256), metavar="N", help="N machines that start together or not at all.")
+@click.option("--spread", is_flag=True, help="The gang may be at several sites.  [default: at one]")
+@click.option("--param", type=SweepType(), metavar="START[:STEP]", help="What ${PARAM} is in an array's tasks.")
+@click.option(
+    "--after", multiple=True, type=JobIdType(), metavar="JOB", shell_complete=complete.jobs,
+    help="Begin only when this job, array, gang or workflow has ended well. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--dag", "dag_file", metavar="FILE", help="A workflow: a DAGMan file, whose JOBs are job files or templates."
+)
+@click.option("--dot", is_flag=True, help="Only draw the workflow, for Graphviz.")
+@click.option("--from-start", is_flag=True, help="Run all of the workflow, whatever its rescue file says is done.")
+@click.option("--detach", is_flag=True, help="Submit the job, print its id, and leave.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @format_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def run(detach: bool, quiet: bool, output: str, **given: Any) -> int:
+def run(dag_file: str | None, dot: bool, from_start: bool, detach: bool, quiet: bool, output: str, **given: Any) -> int:
     """Run a program in a virtual machine of its own, inside a batch job.
 
     \b
@@ -92,15 +135,26 @@ def run(detach: bool, quiet: bool, output: str, **given: Any) -> int:
     Prints what the program prints, and exits with its exit code. With -o json or yaml the
     program's output goes to stderr, and the job's record to stdout at the end.
     """
-    request = make_request(Flags(**given))
+    if dag_file:
+        if given["command"] or given["destination"]:
+            raise click.UsageError("A workflow's files say what runs, and results go beside them: no COMMAND, no --to.")
+        from gridhypervisor.cli import dag  # what reads and draws workflows takes its time to import
+
+        flags = dag.Flags(dag_file, given["image"], from_start)
+        return _run_dag(flags, draw=dot, detach=detach, quiet=quiet, output=output)
+    request = make_request(Flags(**given), say_warning)
     client = connect()
+    if request.spec.array or request.spec.gang is not None:
+        return _run_array(client, request, detach=detach, quiet=quiet, output=output)
     if detach:
         job = client.submit(request)
+        _forewarn(job.warning)
         echo(job.id) if output == "table" else emit(job, output)
         return exits.Exit.OK
     with Progress(quiet=quiet, stdout_is_stderr=output != "table") as progress, _interruptible(progress) as interrupts:
         job = client.submit(request, os.urandom(16).hex())
-        interrupts.cancels(client, job.id)
+        interrupts.cancels(partial(client.cancel, job.id), job.id)
+        _forewarn(job.warning)
         end = follow(client, job.id, progress, interrupts=interrupts)
         detail = client.job(job.id)
         interrupts.over()
@@ -108,6 +162,54 @@ def run(detach: bool, quiet: bool, output: str, **given: Any) -> int:
         emit(detail, output)
     tell_end(detail, quiet=quiet)
     return exits.of_job(end)
+
+
+def _run_dag(flags: DagFlags, *, draw: bool, detach: bool, quiet: bool, output: str) -> int:
+    from gridhypervisor.cli import dag
+
+    request = dag.read(flags)
+    if draw:
+        dag.draw_dot(request.workflow)
+        return exits.Exit.OK
+    client = connect()
+    if detach:
+        made = client.submit_workflow(request)
+        echo(made.id) if output == "table" else emit(made, output)
+        return exits.Exit.OK
+    with Progress(quiet=True) as progress, _interruptible(progress) as interrupts:
+        made = client.submit_workflow(request, os.urandom(16).hex())
+        interrupts.cancels(partial(client.cancel_group, made.id), made.id)
+        end = dag.follow(client, made.id, quiet=quiet)
+        interrupts.over()
+    if output != "table":
+        emit(end, output)
+    dag.tell_end(end, quiet=quiet)
+    return groups.exit_code(end)
+
+
+def _run_array(client: Client, request: JobRequest, *, detach: bool, quiet: bool, output: str) -> int:
+    """Its tasks' output stays in their logs: what is shown is how many are how far."""
+    if detach:
+        made = client.submit_group(request)
+        _forewarn(made.warning)
+        echo(made.id) if output == "table" else emit(made, output)
+        return exits.Exit.OK
+    with Progress(quiet=quiet) as progress, _interruptible(progress) as interrupts:
+        made = client.submit_group(request, os.urandom(16).hex())
+        interrupts.cancels(partial(client.cancel_group, made.id), made.id)
+        _forewarn(made.warning)
+        end = groups.follow(client, made.id, progress)
+        interrupts.over()
+    if output != "table":
+        emit(end, output)
+    groups.tell_end(end, quiet=quiet)
+    return groups.exit_code(end)
+
+
+def _forewarn(warning: str) -> None:
+    """Say, before anything of it has begun, what the service thinks that its user did not mean."""
+    if warning:
+        say_warning(warning)
 
 
 def follow(client: Client, job: str, progress: Progress, *, interrupts: _Interrupts | None = None) -> JobView:
@@ -197,13 +299,13 @@ class _Interrupts:
         self._progress = progress
         self._count = 0
         self._job = ""
-        self._client: Client | None = None
+        self._cancelling: Callable[[], object] | None = None
         self._over = False
         self._asking: threading.Thread | None = None
 
-    def cancels(self, client: Client, job: str) -> None:
+    def cancels(self, cancel: Callable[[], object], job: str) -> None:
         """From now on the first Ctrl-C cancels this job; one that came before does so now."""
-        self._client, self._job = client, job
+        self._cancelling, self._job = cancel, job
         if self._count:
             self._cancel()
 
@@ -231,9 +333,9 @@ class _Interrupts:
         self._asking.start()
 
     def _ask(self) -> None:
-        assert self._client is not None
+        assert self._cancelling is not None
         try:
-            self._client.cancel(self._job)
+            self._cancelling()
         except ServiceError as error:
             self._progress.say(f"cannot cancel {self._job}: {error}")
 

@@ -25,6 +25,7 @@ from gridhypervisor.cli.output import (
     paint,
     pairs,
     plain,
+    say_warning,
     size,
     table,
 )
@@ -58,7 +59,7 @@ _SETTINGS = (
     click.option("--workdir", metavar="DIR", help="Where on the site spool and cache lie.  [default: ~/.ghv]"),
     click.option("--scratch", metavar="DIR", help="Node-local scratch.  [default: the job's TMPDIR, or /tmp]"),
     click.option("--slots", type=click.IntRange(1), help="fork: jobs at once.  [default: one per core]"),
-    click.option("--max-jobs", type=click.IntRange(1), help="Jobs of ours in its queue at once."),
+    click.option("--max-jobs", type=click.IntRange(1), help="The most jobs of ours there at once, queued or running."),
     click.option(
         "--option",
         "options",
@@ -76,6 +77,12 @@ _SETTINGS = (
         help="For its batch system's commands. May be repeated.",
     ),
 )
+_SUBMITS = {
+    SiteKind.SLURM: "sbatch",
+    SiteKind.GRIDENGINE: "qsub",
+    SiteKind.HTCONDOR: "condor_submit",
+    SiteKind.PBS: "qsub",
+}
 _FIXED = ("kind", *_PAIRS.values())
 _RESTORABLE = [name.replace("_", "-") for name in SiteChange.__struct_fields__ if name not in _FIXED]
 _KIND = click.Choice([str(kind) for kind in SiteKind])
@@ -119,6 +126,8 @@ def add(name: str, output: str, **flags: Any) -> None:
     ghv site add cluster --kind slurm --host login.example.org --user me --option partition=short
     """
     added = connect().add_site(SiteRequest(name, **_given(flags)))
+    if not flags["host"] and added.kind in _SUBMITS:
+        say_warning(f"without --host its jobs are submitted on this machine, by its own {_SUBMITS[added.kind]}")
     _tell(added, output, f"added; see what it can do: ghv site check {added.name}")
 
 
@@ -185,9 +194,8 @@ def list_sites(output: str) -> None:
         )
         for s in found
     ]
-    table(
-        ("SITE", "KIND", "ADDRESS", "HEALTH", "QUEUED", "RUNNING", "MAX", "WHY"), rows, right=(4, 5, 6), one_line=True
-    )
+    heads = ("SITE", "KIND", "ADDRESS", "HEALTH", "QUEUED", "RUNNING", "MAX JOBS", "WHY")
+    table(heads, rows, right=(4, 5, 6), one_line=True)
 
 
 def _health(view: SiteView) -> str:
@@ -216,9 +224,10 @@ def show(name: str, output: str) -> None:
             ("batch system", found.batch_system),
             ("workdir", found.workdir or (found.settings.workdir if found.settings else "")),
             ("jobs", f"{found.queued} queued, {found.running} running"),
-            ("most at once", str(found.max_jobs or "")),
+            ("max jobs", str(found.max_jobs or "")),
             ("submissions", found.submissions),
             *_probed(found),
+            ("guests' speed", ", ".join(f"{kind} {rate:.0%} of the node's" for kind, rate in found.rates.items())),
             *_set(found.settings),
         ]
     )
@@ -311,10 +320,20 @@ def login(name: str, output: str) -> int:
 @click.option(
     "--abandon", is_flag=True, help="It is gone for good: end its jobs without it, and leave there what is there."
 )
-def remove(name: str, abandon: bool) -> None:
-    """Forget a site. Refused while jobs are there."""
-    connect().remove_site(name, abandon=abandon)
-    echo(f"{name}  removed")
+@format_option
+def remove(name: str, abandon: bool, output: str) -> None:
+    """Forget a SITE. Refused while jobs are there; what waits for it, and for no other, goes on waiting."""
+    removed = connect().remove_site(name, abandon=abandon)
+    if output != "table":
+        emit(removed, output)
+    else:
+        echo(f"{name}  removed")
+    if waiting := removed.waiting:
+        some = ", ".join(waiting[:5]) + (", …" if len(waiting) > 5 else "")
+        jobs = "1 job waits" if len(waiting) == 1 else f"{len(waiting)} jobs wait"
+        say_warning(f"{jobs} for {name} and no other site: {some}; add {name} again, or cancel them")
+    if not removed.sites:
+        say_warning("no site is left, so no job can run; for this machine: ghv site add local --kind fork")
 
 
 @site.command()

@@ -6,33 +6,46 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import httpx
 
 from gridhypervisor.client import calls
 from gridhypervisor.client.calls import Call, Feed
 from gridhypervisor.client.sync import PAUSE
+from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.views import (
     PATIENCE,
+    CheckpointView,
     EventView,
     Explanation,
     FollowItem,
+    GroupView,
     ImageBuildRequest,
     ImageImportRequest,
     ImageView,
     JobDetail,
     JobRequest,
     JobView,
+    MatchView,
+    NodeView,
     Operation,
     OperationItem,
+    PlannedView,
+    ReplayView,
     ServiceView,
     SiteChange,
     SiteLogin,
+    SiteRemoval,
     SiteRequest,
     SiteUsage,
     SiteView,
 )
+
+if TYPE_CHECKING:
+    from gridhypervisor.model.accounts import Accounts, By, History
+    from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
+    from gridhypervisor.model.workflow import Progress, Request
 
 T = TypeVar("T")
 
@@ -64,9 +77,45 @@ class AsyncClient:
     async def submit(self, request: JobRequest, key: str = "") -> JobView:
         return await self._ask(calls.submit(request, key))
 
-    async def jobs(self, *, states: Sequence[str] = (), before: str = "", limit: int = 100) -> tuple[JobView, ...]:
-        """Newest first, below the id `before`."""
-        return await self._ask(calls.jobs(states, before, limit))
+    async def jobs(
+        self, *, states: Sequence[str] = (), before: str = "", group: str | None = None, limit: int = 100
+    ) -> tuple[JobView, ...]:
+        """Newest first, below the id `before`; of this group, or ("") of none."""
+        return await self._ask(calls.jobs(states, before, group, limit))
+
+    async def submit_group(self, request: JobRequest, key: str = "") -> GroupView:
+        """Submit an array."""
+        return await self._ask(calls.submit_group(request, key))
+
+    async def submit_workflow(self, request: Request, key: str = "") -> GroupView:
+        return await self._ask(calls.submit_workflow(request, key))
+
+    async def workflow(self, group: str) -> Progress:
+        """A workflow, and where its nodes are."""
+        return await self._ask(calls.workflow(group))
+
+    async def groups(self, *, before: str = "", limit: int = 100) -> tuple[GroupView, ...]:
+        return await self._ask(calls.groups(before, limit))
+
+    async def group(self, group: str) -> GroupView:
+        return await self._ask(calls.group(group))
+
+    async def member(self, group: str, name: str) -> JobView:
+        """A task of an array, by its number."""
+        return await self._ask(calls.member(group, name))
+
+    async def cancel_group(self, group: str) -> GroupView:
+        return await self._ask(calls.cancel_group(group))
+
+    async def recover_group(self, group: str) -> GroupView:
+        return await self._ask(calls.recover_group(group))
+
+    async def delete_group(self, group: str) -> None:
+        await self._ask(calls.delete_group(group))
+
+    def follow_group(self, group: str) -> AsyncIterator[GroupView]:
+        """The group as it changes; the last item is of its end."""
+        return self._stream(calls.GroupFeed(group))
 
     async def job(self, job: str) -> JobDetail:
         return await self._ask(calls.job(job))
@@ -76,6 +125,32 @@ class AsyncClient:
 
     async def recover(self, job: str) -> JobView:
         return await self._ask(calls.recover(job))
+
+    async def move(self, job: str, to: str = "") -> JobView:
+        """Have it leave its site for another: for `to`, if that is given, and from now on only there."""
+        return await self._ask(calls.move(job, to))
+
+    async def suspend(self, job: str) -> JobView:
+        """Save its guest and give its place free; what has not begun stands still as it is."""
+        return await self._ask(calls.suspend(job))
+
+    async def resume(self, job: str) -> JobView:
+        return await self._ask(calls.resume(job))
+
+    async def checkpoint(self, job: str) -> JobView:
+        """Have its guest saved, which goes on then; `checkpoints` tells when it is done."""
+        return await self._ask(calls.save(job))
+
+    async def checkpoints(self, job: str = "") -> list[CheckpointView]:
+        """Those that are kept of a job, or of all; newest first."""
+        return await self._ask(calls.checkpoints(job))
+
+    async def delete_checkpoint(self, checkpoint: str) -> None:
+        await self._ask(calls.delete_checkpoint(checkpoint))
+
+    async def restore(self, checkpoint: str) -> JobView:
+        """Have its job go on from there, and not from a newer one."""
+        return await self._ask(calls.restore(checkpoint))
 
     async def delete(self, job: str) -> None:
         await self._ask(calls.delete(job))
@@ -136,8 +211,9 @@ class AsyncClient:
         """The command that a person runs in a terminal to let the service in."""
         return await self._ask(calls.login_site(name))
 
-    async def remove_site(self, name: str, *, abandon: bool = False) -> None:
-        await self._ask(calls.remove_site(name, abandon=abandon))
+    async def remove_site(self, name: str, *, abandon: bool = False) -> SiteRemoval:
+        """Forget a site; `abandon`: also though something of jobs is there, which end without it."""
+        return await self._ask(calls.remove_site(name, abandon=abandon))
 
     async def check_site(self, name: str, *, patience: int = PATIENCE) -> Operation:
         """Ask it, and prove what its nodes can do by a small job, which has `patience` seconds; 0: no job."""
@@ -145,6 +221,37 @@ class AsyncClient:
 
     async def site_usage(self, name: str) -> SiteUsage:
         return await self._ask(calls.site_usage(name))
+
+    async def history(self, job: str) -> History:
+        return await self._ask(calls.history(job))
+
+    async def accounting(
+        self, by: Sequence[By] = ("user",), *, since: float = 0.0, until: float | None = None
+    ) -> Accounts:
+        """What attempts that ended in that time have used, in seconds since the epoch; until now, if none is named."""
+        return await self._ask(calls.accounting(by, since, until))
+
+    async def replay(self, job: str) -> ReplayView:
+        """The choice of its site, made again from the record."""
+        return await self._ask(calls.replay(job))
+
+    async def match(self, spec: JobSpec) -> MatchView:
+        """Where such a job could go now; no job is made."""
+        return await self._ask(calls.match(spec))
+
+    async def nodes(self, site: str = "") -> tuple[NodeView, ...]:
+        """What sites and their nodes publish; of all sites, where none is named."""
+        return await self._ask(calls.nodes(site))
+
+    async def plan(self, limit: int = 1000) -> tuple[PlannedView, ...]:
+        """Where jobs that wait for a site would go, and when."""
+        return await self._ask(calls.plan(limit))
+
+    async def policy(self) -> PolicyView:
+        return await self._ask(calls.policy())
+
+    async def set_policy(self, policy: SchedulingPolicy) -> PolicyView:
+        return await self._ask(calls.set_policy(policy))
 
     def follow_operation(self, operation: Operation) -> AsyncIterator[OperationItem]:
         """Its progress; ends with the item of kind `done`, or raises the operation's error."""

@@ -8,34 +8,47 @@ from __future__ import annotations
 import abc
 import os
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
+from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.views import (
     PATIENCE,
+    CheckpointView,
     EventView,
     Explanation,
     FollowItem,
     FollowKind,
+    GroupView,
     ImageBuildRequest,
     ImageImportRequest,
     ImageView,
     JobDetail,
     JobRequest,
     JobView,
+    MatchView,
+    NodeView,
     Operation,
     OperationItem,
+    PlannedView,
     Problem,
+    ReplayView,
     ServiceError,
     ServiceView,
     SiteChange,
     SiteLogin,
+    SiteRemoval,
     SiteRequest,
     SiteUsage,
     SiteView,
 )
+
+if TYPE_CHECKING:
+    from gridhypervisor.model.accounts import Accounts, By, History
+    from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
+    from gridhypervisor.model.workflow import Progress, Request
 
 T = TypeVar("T")
 
@@ -112,8 +125,49 @@ def submit(request: JobRequest, key: str = "") -> Call[JobView]:
     return Call("POST", _path("jobs"), JobView, msgspec.json.encode(request), headers)
 
 
-def jobs(states: Sequence[str], before: str, limit: int) -> Call[tuple[JobView, ...]]:
-    return Call("GET", _path("jobs", state=tuple(states), before=before, limit=limit), tuple[JobView, ...])
+def jobs(states: Sequence[str], before: str, group: str | None, limit: int) -> Call[tuple[JobView, ...]]:
+    path = _path("jobs", state=tuple(states), before=before, limit=limit)
+    return Call("GET", path if group is None else f"{path}&group={quote(group)}", tuple[JobView, ...])
+
+
+def submit_group(request: JobRequest, key: str = "") -> Call[GroupView]:
+    headers = (("Idempotency-Key", key or os.urandom(16).hex()),)
+    return Call("POST", _path("groups"), GroupView, msgspec.json.encode(request), headers)
+
+
+def submit_workflow(request: Request, key: str = "") -> Call[GroupView]:
+    headers = (("Idempotency-Key", key or os.urandom(16).hex()),)
+    return Call("POST", _path("workflows"), GroupView, msgspec.json.encode(request), headers)
+
+
+def workflow(group: str) -> Call[Progress]:
+    from gridhypervisor.model.workflow import Progress  # here: few calls need it, and every `ghv` would wait for it
+
+    return Call("GET", _path("groups", group, "nodes"), Progress)
+
+
+def groups(before: str, limit: int) -> Call[tuple[GroupView, ...]]:
+    return Call("GET", _path("groups", before=before, limit=limit), tuple[GroupView, ...])
+
+
+def group(group: str) -> Call[GroupView]:
+    return Call("GET", _path("groups", group), GroupView)
+
+
+def member(group: str, name: str) -> Call[JobView]:
+    return Call("GET", _path("groups", group, "members", name), JobView)
+
+
+def cancel_group(group: str) -> Call[GroupView]:
+    return Call("POST", _path("groups", group, "cancel"), GroupView)
+
+
+def recover_group(group: str) -> Call[GroupView]:
+    return Call("POST", _path("groups", group, "recover"), GroupView)
+
+
+def delete_group(group: str) -> Call[None]:
+    return Call("DELETE", _path("groups", group), type(None))
 
 
 def job(job: str) -> Call[JobDetail]:
@@ -128,12 +182,56 @@ def recover(job: str) -> Call[JobView]:
     return Call("POST", _path("jobs", job, "recover"), JobView)
 
 
+def move(job: str, to: str) -> Call[JobView]:
+    return Call("POST", _path("jobs", job, "move", to=to), JobView, repeatable=False)
+
+
+def suspend(job: str) -> Call[JobView]:
+    return Call("POST", _path("jobs", job, "suspend"), JobView)
+
+
+def resume(job: str) -> Call[JobView]:
+    return Call("POST", _path("jobs", job, "resume"), JobView)
+
+
+def save(job: str) -> Call[JobView]:
+    return Call("POST", _path("jobs", job, "checkpoint"), JobView, repeatable=False)
+
+
+def checkpoints(job: str) -> Call[list[CheckpointView]]:
+    return Call("GET", _path("checkpoints", job=job), list[CheckpointView])
+
+
+def delete_checkpoint(checkpoint: str) -> Call[None]:
+    return Call("DELETE", _path("checkpoints", checkpoint), type(None))
+
+
+def restore(checkpoint: str) -> Call[JobView]:
+    return Call("POST", _path("checkpoints", checkpoint, "restore"), JobView)
+
+
 def delete(job: str) -> Call[None]:
     return Call("DELETE", _path("jobs", job), type(None))
 
 
 def explain(job: str) -> Call[Explanation]:
     return Call("GET", _path("jobs", job, "explain"), Explanation)
+
+
+def replay(job: str) -> Call[ReplayView]:
+    return Call("GET", _path("jobs", job, "replay"), ReplayView)
+
+
+def history(job: str) -> Call[History]:
+    from gridhypervisor.model.accounts import History  # here, as below: every `ghv` imports this module
+
+    return Call("GET", _path("jobs", job, "history"), History)
+
+
+def accounting(by: Sequence[By], since: float, until: float | None) -> Call[Accounts]:
+    from gridhypervisor.model.accounts import Accounts
+
+    return Call("GET", _path("accounting", by=tuple(by), since=since, until=until), Accounts)
 
 
 def log(job: str, stream: str, offset: int, limit: int) -> Call[bytes]:
@@ -192,8 +290,8 @@ def login_site(name: str) -> Call[SiteLogin]:
     return Call("POST", _path("sites", name, "login"), SiteLogin)
 
 
-def remove_site(name: str, *, abandon: bool = False) -> Call[None]:
-    return Call("DELETE", _path("sites", name, abandon="true" if abandon else ""), type(None))
+def remove_site(name: str, *, abandon: bool = False) -> Call[SiteRemoval]:
+    return Call("DELETE", _path("sites", name, abandon="true" if abandon else ""), SiteRemoval)
 
 
 def check_site(name: str, patience: int = PATIENCE) -> Call[Operation]:
@@ -202,6 +300,30 @@ def check_site(name: str, patience: int = PATIENCE) -> Call[Operation]:
 
 def site_usage(name: str) -> Call[SiteUsage]:
     return Call("GET", _path("sites", name, "usage"), SiteUsage)
+
+
+def match(spec: JobSpec) -> Call[MatchView]:
+    return Call("POST", _path("match"), MatchView, msgspec.json.encode(spec))
+
+
+def nodes(site: str) -> Call[tuple[NodeView, ...]]:
+    return Call("GET", _path("nodes", site=site), tuple[NodeView, ...])
+
+
+def plan(limit: int) -> Call[tuple[PlannedView, ...]]:
+    return Call("GET", _path("plan", limit=limit), tuple[PlannedView, ...])
+
+
+def policy() -> Call[PolicyView]:
+    from gridhypervisor.model.policy import PolicyView  # few ask for it, and every `ghv` imports this module
+
+    return Call("GET", _path("policy"), PolicyView)
+
+
+def set_policy(policy: SchedulingPolicy) -> Call[PolicyView]:
+    from gridhypervisor.model.policy import PolicyView
+
+    return Call("PUT", _path("policy"), PolicyView, msgspec.json.encode(policy), repeatable=False)
 
 
 def stop_operation(operation: Operation) -> Call[None]:
@@ -284,6 +406,22 @@ class JobFeed(Feed[FollowItem]):
         fresh = item.data[have - item.offset :]
         self.offsets[item.stream] = have + len(fresh)
         return msgspec.structs.replace(item, offset=have, data=fresh) if fresh else None
+
+
+class GroupFeed(Feed[GroupView]):
+    """A group as it changes. After a break its present view comes, perhaps once more."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(GroupView)
+        self._group = group
+
+    @property
+    def path(self) -> str:
+        return _path("groups", self._group, "follow")
+
+    def _accept(self, item: GroupView) -> GroupView:
+        self.ended = item.state.final
+        return item
 
 
 class EventFeed(Feed[EventView]):

@@ -5,32 +5,45 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gridhypervisor.client import calls
 from gridhypervisor.client.calls import Call, Feed
 from gridhypervisor.client.http import Absent, Exchange
+from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.views import (
     PATIENCE,
+    CheckpointView,
     EventView,
     Explanation,
     FollowItem,
+    GroupView,
     ImageBuildRequest,
     ImageImportRequest,
     ImageView,
     JobDetail,
     JobRequest,
     JobView,
+    MatchView,
+    NodeView,
     Operation,
     OperationItem,
+    PlannedView,
+    ReplayView,
     ServiceError,
     ServiceView,
     SiteChange,
     SiteLogin,
+    SiteRemoval,
     SiteRequest,
     SiteUsage,
     SiteView,
 )
+
+if TYPE_CHECKING:
+    from gridhypervisor.model.accounts import Accounts, By, History
+    from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
+    from gridhypervisor.model.workflow import Progress, Request
 
 T = TypeVar("T")
 
@@ -53,9 +66,45 @@ class Client:
     def submit(self, request: JobRequest, key: str = "") -> JobView:
         return self._ask(calls.submit(request, key))
 
-    def jobs(self, *, states: Sequence[str] = (), before: str = "", limit: int = 100) -> tuple[JobView, ...]:
-        """Newest first, below the id `before`."""
-        return self._ask(calls.jobs(states, before, limit))
+    def jobs(
+        self, *, states: Sequence[str] = (), before: str = "", group: str | None = None, limit: int = 100
+    ) -> tuple[JobView, ...]:
+        """Newest first, below the id `before`; of this group, or ("") of none."""
+        return self._ask(calls.jobs(states, before, group, limit))
+
+    def submit_group(self, request: JobRequest, key: str = "") -> GroupView:
+        """Submit an array."""
+        return self._ask(calls.submit_group(request, key))
+
+    def submit_workflow(self, request: Request, key: str = "") -> GroupView:
+        return self._ask(calls.submit_workflow(request, key))
+
+    def workflow(self, group: str) -> Progress:
+        """A workflow, and where its nodes are."""
+        return self._ask(calls.workflow(group))
+
+    def groups(self, *, before: str = "", limit: int = 100) -> tuple[GroupView, ...]:
+        return self._ask(calls.groups(before, limit))
+
+    def group(self, group: str) -> GroupView:
+        return self._ask(calls.group(group))
+
+    def member(self, group: str, name: str) -> JobView:
+        """A task of an array, by its number."""
+        return self._ask(calls.member(group, name))
+
+    def cancel_group(self, group: str) -> GroupView:
+        return self._ask(calls.cancel_group(group))
+
+    def recover_group(self, group: str) -> GroupView:
+        return self._ask(calls.recover_group(group))
+
+    def delete_group(self, group: str) -> None:
+        self._ask(calls.delete_group(group))
+
+    def follow_group(self, group: str) -> Iterator[GroupView]:
+        """The group as it changes; the last item is of its end."""
+        return self._stream(calls.GroupFeed(group))
 
     def job(self, job: str) -> JobDetail:
         return self._ask(calls.job(job))
@@ -65,6 +114,32 @@ class Client:
 
     def recover(self, job: str) -> JobView:
         return self._ask(calls.recover(job))
+
+    def move(self, job: str, to: str = "") -> JobView:
+        """Have it leave its site for another: for `to`, if that is given, and from now on only there."""
+        return self._ask(calls.move(job, to))
+
+    def suspend(self, job: str) -> JobView:
+        """Save its guest and give its place free; what has not begun stands still as it is."""
+        return self._ask(calls.suspend(job))
+
+    def resume(self, job: str) -> JobView:
+        return self._ask(calls.resume(job))
+
+    def checkpoint(self, job: str) -> JobView:
+        """Have its guest saved, which goes on then; `checkpoints` tells when it is done."""
+        return self._ask(calls.save(job))
+
+    def checkpoints(self, job: str = "") -> list[CheckpointView]:
+        """Those that are kept of a job, or of all; newest first."""
+        return self._ask(calls.checkpoints(job))
+
+    def delete_checkpoint(self, checkpoint: str) -> None:
+        self._ask(calls.delete_checkpoint(checkpoint))
+
+    def restore(self, checkpoint: str) -> JobView:
+        """Have its job go on from there, and not from a newer one."""
+        return self._ask(calls.restore(checkpoint))
 
     def delete(self, job: str) -> None:
         self._ask(calls.delete(job))
@@ -125,8 +200,9 @@ class Client:
         """The command that a person runs in a terminal to let the service in."""
         return self._ask(calls.login_site(name))
 
-    def remove_site(self, name: str, *, abandon: bool = False) -> None:
-        self._ask(calls.remove_site(name, abandon=abandon))
+    def remove_site(self, name: str, *, abandon: bool = False) -> SiteRemoval:
+        """Forget a site; `abandon`: also though something of jobs is there, which end without it."""
+        return self._ask(calls.remove_site(name, abandon=abandon))
 
     def check_site(self, name: str, *, patience: int = PATIENCE) -> Operation:
         """Ask it, and prove what its nodes can do by a small job, which has `patience` seconds; 0: no job."""
@@ -134,6 +210,35 @@ class Client:
 
     def site_usage(self, name: str) -> SiteUsage:
         return self._ask(calls.site_usage(name))
+
+    def history(self, job: str) -> History:
+        return self._ask(calls.history(job))
+
+    def accounting(self, by: Sequence[By] = ("user",), *, since: float = 0.0, until: float | None = None) -> Accounts:
+        """What attempts that ended in that time have used, in seconds since the epoch; until now, if none is named."""
+        return self._ask(calls.accounting(by, since, until))
+
+    def replay(self, job: str) -> ReplayView:
+        """The choice of its site, made again from the record."""
+        return self._ask(calls.replay(job))
+
+    def match(self, spec: JobSpec) -> MatchView:
+        """Where such a job could go now; no job is made."""
+        return self._ask(calls.match(spec))
+
+    def nodes(self, site: str = "") -> tuple[NodeView, ...]:
+        """What sites and their nodes publish; of all sites, where none is named."""
+        return self._ask(calls.nodes(site))
+
+    def plan(self, limit: int = 1000) -> tuple[PlannedView, ...]:
+        """Where jobs that wait for a site would go, and when."""
+        return self._ask(calls.plan(limit))
+
+    def policy(self) -> PolicyView:
+        return self._ask(calls.policy())
+
+    def set_policy(self, policy: SchedulingPolicy) -> PolicyView:
+        return self._ask(calls.set_policy(policy))
 
     def follow_operation(self, operation: Operation) -> Iterator[OperationItem]:
         """Its progress; ends with the item of kind `done`, or raises the operation's error."""

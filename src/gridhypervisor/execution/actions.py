@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from gridhypervisor.execution.cases import Cases
 from gridhypervisor.execution.ports import Session, Steps
 from gridhypervisor.model.records import ActionKind
+from gridhypervisor.model.replacing import replace
 from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.world import Outcome, Result
 

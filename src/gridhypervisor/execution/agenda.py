@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 SLACK = 64
@@ -91,7 +91,7 @@ class Agenda:
 
 
 class Waiting:
-    """Jobs without a place, oldest first, by the site that they ask for ("": any).
+    """Jobs without a place, in the order in which they came or were put, by the site that they ask for ("": any).
 
     A job that did not take a place although the site had one free cannot use that site as it is: it is not offered one
     again until the site has changed, so that it does not stand in the way of those behind it.
@@ -103,6 +103,8 @@ class Waiting:
         self._unfit: dict[str, set[str]] = {}  # by site
 
     def add(self, job: str, site: str) -> None:
+        if (before := self._site_of.get(job, site)) != site:
+            del self._jobs[before][job]
         self._site_of[job] = site
         self._jobs.setdefault(site, {})[job] = None
 
@@ -112,6 +114,14 @@ class Waiting:
             del self._jobs[site][job]
         for unfit in self._unfit.values():
             unfit.discard(job)
+
+    def put_in_order(self, jobs: Iterable[str]) -> None:
+        """Those that wait are to be offered places in this order; others after them."""
+        ordered = {job: self._site_of[job] for job in jobs if job in self._site_of}
+        self._site_of = ordered | self._site_of
+        self._jobs = {}
+        for job, site in self._site_of.items():
+            self._jobs.setdefault(site, {})[job] = None
 
     def unfit(self, site: str, job: str) -> bool:
         """Take down that it did not take a free place of the site. Whether it asked for one there, or anywhere."""
@@ -124,8 +134,20 @@ class Waiting:
         """The site may serve jobs now that it could not serve before."""
         self._unfit.pop(site, None)
 
-    def candidates(self, site: str, count: int) -> list[str]:
-        """Those who are next to be offered a place at the site: at most `count` that ask for it, and `count` others."""
+    def may_fit(self, job: str, site: str) -> None:
+        """The site may serve this one."""
+        self._unfit.get(site, set()).discard(job)
+
+    def all_changed(self) -> None:
+        """So may all."""
+        self._unfit.clear()
+
+    def candidates(self, site: str, count: int, may: Callable[[str], bool] | None = None) -> list[str]:
+        """Those who are next to be offered a place at the site: at most `count` that ask for it, and `count` others.
+
+        `may`: whether a job can be given any place at all.
+        """
         unfit = self._unfit.get(site, ())
         queues = (self._jobs.get(asked, {}) for asked in (site, ""))
-        return [job for queue in queues for job in islice((j for j in queue if j not in unfit), count)]
+        fit = ((j for j in queue if j not in unfit and (may is None or may(j))) for queue in queues)
+        return [job for queue in fit for job in islice(queue, count)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from gridhypervisor.execution.ports import Driver, Link, Listener, Tickets, Transport
 from gridhypervisor.model.batch import Limits, Listing
+from gridhypervisor.model.capacity import Capacity
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import PROTOCOL, Command, CommandResult, EntryView, Lending, Op, from_plain
@@ -69,6 +70,11 @@ class Connection:
         """All our jobs as the batch system has them; or None, and why it does not say."""
         return self.driver.listing(await self.batch(self.driver.query(self.installation)), as_of)
 
+    async def capacity(self) -> Capacity | None:
+        """What the site has and has free, as its batch system tells now; None: it does not."""
+        survey = self.driver.survey()
+        return self.driver.capacity(await self.batch(survey)) if survey else None
+
     async def scan(self, listener: Listener, at: float) -> None:
         """Look at all entries of the spool. `at`: when, on the listener's clock."""
         after, more = "", True
@@ -123,6 +129,7 @@ async def greet(
         max_walltime=limits.max_walltime,
         max_cpus=limits.max_cpus,
         max_memory=limits.max_memory,
+        slots=limits.slots,
         listing_lag=driver.listing_lag,
         spool_lag=driver.spool_lag,
     )

@@ -6,15 +6,17 @@ from it, the planner decides.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from gridhypervisor.execution import restarts
+from gridhypervisor.execution.cancellations import Cancellations
 from gridhypervisor.execution.collect import Collector
 from gridhypervisor.execution.connection import CALL, Connection
-from gridhypervisor.execution.logs import Logs
+from gridhypervisor.execution.logs import OUTPUT, Logs
 from gridhypervisor.execution.ports import Listener
 from gridhypervisor.execution.prolog import Damaged, Prolog
 from gridhypervisor.execution.results import Unfit
@@ -22,11 +24,13 @@ from gridhypervisor.execution.submissions import Submissions
 from gridhypervisor.model.batch import Carried, Submission
 from gridhypervisor.model.errors import InputError, LinkError, LinkLost
 from gridhypervisor.model.records import ActionKind, Allocation, Job
+from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.spec import parse_duration, parse_size
-from gridhypervisor.model.wire import SPOOL, Op, OwnerRecord, Reason, from_plain
+from gridhypervisor.model.wire import BEGIN, CANCEL, CHECKPOINTS, SPOOL, Op, OwnerRecord, Reason, from_plain
 from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.probes import PATIENCE
 from gridhypervisor.planning.sites import carried
+from gridhypervisor.planning.warm import lasting, warmth
 from gridhypervisor.planning.world import Case, Outcome, Result
 
 _PURPOSES = {
@@ -35,9 +39,12 @@ _PURPOSES = {
     ActionKind.REVOKE: "withdraw it from",
     ActionKind.REQUEST_CANCEL: "ask it to stop at",
     ActionKind.BATCH_CANCEL: "end its batch job at",
+    ActionKind.BEGIN: "have it begin at",
+    ActionKind.SAVE: "have its guest saved at",
     ActionKind.LOOK: "look after it at",
     ActionKind.COLLECT: "bring the results from",
     ActionKind.CLEAN: "clean up after it at",
+    ActionKind.DISCARD: "remove its checkpoints from",
 }
 
 
@@ -65,8 +72,10 @@ class Errands:
     ) -> None:
         room = partial(listener.room_changed, connection.site.name)
         self.submissions = Submissions(connection, jitter=jitter, room=room, tell=progress)
+        self._cancellations = Cancellations(connection)
         self._connection, self._prolog, self._logs, self._listener = connection, prolog, logs, listener
         self._clock, self._progress, self._ask_listing, self._used = clock, progress, ask_listing, used
+        self._measuring: asyncio.Task[None] | None = None
 
     async def run(self, action: Action, case: Case) -> Outcome:
         what = purpose(action)
@@ -96,6 +105,9 @@ class Errands:
         match action.kind:
             case ActionKind.PROLOG:
                 await self._measure()
+                begun = next((c.checkpoint.streams for c in case.checkpoints if c.id == a.restore), None)
+                if begun is not None:
+                    await asyncio.to_thread(self._logs.begin, a.job, a.epoch, begun)
                 await self._prolog.prepare(a, case)
             case ActionKind.SUBMIT:
                 return await self._submit(a, case.job)
@@ -104,17 +116,27 @@ class Errands:
                 reply = await self._connection.ask(Op.REVOKE, args)
                 return replace(self._outcome(Result.OK), owner=from_plain(OwnerRecord, reply["owner"]))
             case ActionKind.REQUEST_CANCEL:
-                await self._connection.ask(Op.REQUEST, {"entry": a.pilot_job, "what": "cancel", "why": action.why})
+                await self._connection.ask(Op.REQUEST, {"entry": a.pilot_job, "what": CANCEL, "why": action.why})
+            case ActionKind.BEGIN:
+                await self._connection.ask(Op.REQUEST, {"entry": a.pilot_job, "what": BEGIN, "members": action.members})
+            case ActionKind.SAVE if a.saving is not None:
+                asked = {"number": a.saving.number, "then": a.saving.then, "why": a.saving.why}
+                await self._connection.ask(Op.REQUEST, {"entry": a.pilot_job, "what": "save", **asked})
+            case ActionKind.SAVE:
+                raise AssertionError(f"{a.id}: nothing says how it is to be saved")
+            case ActionKind.DISCARD:
+                await self._discard(action.checkpoints)
+                return replace(self._outcome(Result.OK), discarded=action.checkpoints)
             case ActionKind.BATCH_CANCEL:
                 batch_id = case.pilot_jobs[a.pilot_job].batch_id
-                await self._connection.batch(self._connection.driver.cancel([(a.pilot_job, batch_id)]))
+                await self._cancellations.cancel(a.pilot_job, batch_id)
                 self._ask_listing()
                 # Whether it is gone, the next listing says; until then it may be asked for again.
                 return self._outcome(Result.UNKNOWN, f"{purpose(action)}: waiting for the site to end it")
             case ActionKind.LOOK:
-                asked = self._clock()
-                await self._connection.scan(self._listener, asked)
-                return Outcome(Result.OK, asked)
+                since = self._clock()
+                await self._connection.scan(self._listener, since)
+                return Outcome(Result.OK, since)
             case ActionKind.COLLECT:
                 await self._collect(action, case.job)
                 await self._measure()
@@ -128,6 +150,11 @@ class Errands:
         if connection.tickets is not None and carried(connection.site):
             patience = PATIENCE if job.probe else None
             way = Carried(str(connection.gate), connection.bundle, connection.tickets.entry(a.pilot_job), patience)
+        facts, walltime = connection.facts, parse_duration(resources.walltime)
+        warm = warmth(job, connection.site, connection.installation, connection.bundle, connection.driver.idle)
+        if warm is not None:
+            with contextlib.suppress(LinkError):  # its own batch job serves it all the same
+                await connection.ask(Op.OFFER, {"entry": a.pilot_job, "pool": warm.pool})
         submission = Submission(
             name=a.pilot_job,
             entry=f"{connection.workdir}/{SPOOL}/{a.pilot_job}",
@@ -135,8 +162,9 @@ class Errands:
             scratch=connection.site.scratch,
             cpus=resources.cpus,
             memory=parse_size(resources.memory),
-            walltime=parse_duration(resources.walltime),
+            walltime=lasting(walltime, facts.max_walltime) if warm is not None else walltime,
             carried=way,
+            warm=warm,
         )
         answer = await self.submissions.submit(submission)
         self._ask_listing()
@@ -153,14 +181,24 @@ class Errands:
     async def _collect(self, action: Action, job: Job) -> None:
         collector = self._collector(action.allocation)
         await collector.logs()
-        if action.results:
-            await collector.results(Path(job.destination), job.spec.outputs)
+        printed = {name: place for name in OUTPUT if (place := getattr(job.spec, name))}
+        try:
+            await collector.streams(Path(job.destination), printed)
+        finally:  # what keeps these from the user keeps nothing else
+            if action.results:
+                spec = job.spec
+                await collector.results(
+                    Path(job.destination), spec.outputs, spec.destinations, others=spec.restart_files
+                )
+            else:
+                await restarts.keep(collector, self._logs, action.allocation, job)
 
     async def _clean(self, action: Action, job: Job) -> Outcome:
         """Remove the entry. Results of a run that was thought lost, and came after all, are kept beside its logs."""
         a = action.allocation
         lost = a.exit is None or a.exit.reason is Reason.LOST
         known = "" if lost or a.exit is None else a.exit.claim
+        await self._discard(action.checkpoints)
         args: dict[str, object] = {"entry": a.pilot_job, "force": True, "known": known}
         message = ""
         if a.exit is None and a.times.submitting is not None:
@@ -181,6 +219,18 @@ class Errands:
             await self._connection.ask(Op.REMOVE, args | {"discard": True}, timeout=4 * CALL)
         return self._outcome(Result.OK, message)
 
+    async def _discard(self, checkpoints: Sequence[str]) -> None:
+        if checkpoints:
+            paths = [f"{CHECKPOINTS}/{checkpoint}" for checkpoint in checkpoints]
+            await self._connection.ask(Op.EVICT, {"paths": paths}, timeout=4 * CALL)
+
     async def _measure(self) -> None:
-        usage = await self._connection.ask(Op.USAGE, {})
-        self._used(float(usage["cpu_seconds"]))
+        """Learn what the relay has used so far; where many ask at a time, one asks for all."""
+        if self._measuring is None or self._measuring.done():
+            self._measuring = asyncio.create_task(self._ask_usage())
+        await asyncio.shield(self._measuring)
+
+    async def _ask_usage(self) -> None:
+        with contextlib.suppress(LinkLost, LinkError):  # the next time will do; nothing fails for want of a figure
+            usage = await self._connection.ask(Op.USAGE, {})
+            self._used(float(usage["cpu_seconds"]))

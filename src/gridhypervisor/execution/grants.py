@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from gridhypervisor.execution.cases import Cases
 from gridhypervisor.execution.ports import Session, Store
 from gridhypervisor.execution.storing import StoreThread
 from gridhypervisor.model.commit import StoreError
+from gridhypervisor.model.replacing import replace
 from gridhypervisor.planning.grants import GRANTED, grant_of, renewal
 
 

@@ -1,7 +1,8 @@
 """What a job's program printed, and what its pilot and console said, on the user's machine.
 
 One folder per job and epoch. `stdout` and `stderr` of a job are the concatenation over its attempts; offsets count in
-that. A stream is written at given offsets, so a piece that comes twice changes nothing.
+that. Of an attempt that went on from a checkpoint, whose streams begin with what was printed before, only what comes
+after that counts. A stream is written at given offsets, so a piece that comes twice changes nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from gridhypervisor.model.wire import BATCH_LOG, CONSOLE, EXIT, PILOT_LOG, STDERR, STDOUT, ExitRecord, from_plain
@@ -19,6 +21,10 @@ OUTPUT = ("stdout", "stderr")
 """The streams of the program itself, which go on from attempt to attempt."""
 
 
+BEGINS = "begins.json"
+"""In the folder of an attempt that goes on from a checkpoint: what its streams begin with."""
+
+
 class Logs:
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -27,6 +33,31 @@ class Logs:
         path = self.root / job / str(epoch)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
+
+    def begin(self, job: str, epoch: int, sizes: Mapping[str, int]) -> None:
+        """Note what the streams of an attempt begin with that was printed before it, in bytes, before any of it comes.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        place = self.folder(job, epoch) / BEGINS
+        new = place.with_name(f".{BEGINS}")
+        new.write_text(json.dumps({stream: sizes.get(STREAMS[stream], 0) for stream in OUTPUT}))
+        new.replace(place)
+
+    def begins(self, job: str, epoch: int, stream: str) -> int:
+        """Bytes at the beginning of an attempt's stream that were printed before it."""
+        try:
+            return int(json.loads((self.root / job / str(epoch) / BEGINS).read_bytes())[stream])
+        except (FileNotFoundError, NotADirectoryError, KeyError):
+            return 0
+
+    def before(self, job: str, epoch: int, stream: str) -> int:
+        """Bytes of a job's stream that attempts before this one have printed."""
+        return sum(self._own(job, each, stream) for each in self._epochs(job) if each < epoch)
+
+    def _own(self, job: str, epoch: int, stream: str) -> int:
+        return max(0, self.size(job, epoch, stream) - self.begins(job, epoch, stream))
 
     def write(self, job: str, epoch: int, stream: str, offset: int, data: bytes) -> None:
         """Add a piece of a stream, unless one before it is missing: then the whole comes when the run has ended.
@@ -56,13 +87,26 @@ class Logs:
         if stream not in OUTPUT:
             epochs = epochs[-1:]
         for epoch in epochs:
-            size = self.size(job, epoch, stream)
+            begins = self.begins(job, epoch, stream) if stream in OUTPUT else 0
+            size = max(0, self.size(job, epoch, stream) - begins)
             if offset < size:
                 with open(self.root / job / str(epoch) / STREAMS[stream], "rb") as file:
-                    file.seek(offset)
+                    file.seek(begins + offset)
                     return file.read(limit)
             offset -= size
         return b""
+
+    def copy(self, job: str, stream: str, place: Path) -> None:
+        """Make a file of all that there is of a stream, in the place of what is there.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        new = place.with_name(f".ghv-{job}.{stream}")
+        with open(new, "wb") as file:
+            while data := self.read(job, stream, file.tell(), 1 << 20):
+                file.write(data)
+        new.replace(place)
 
     def outputs(self, job: str) -> tuple[str, ...]:
         """Paths of the results, relative to the job's destination, as its newest collected sentinel lists them."""

@@ -7,21 +7,24 @@ job, the planner decides.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from gridhypervisor.execution.cases import Cases
+from gridhypervisor.execution.denials import Denials
 from gridhypervisor.execution.output import Output
 from gridhypervisor.execution.places import Places
 from gridhypervisor.execution.strays import Strays
-from gridhypervisor.model.batch import BatchState, Listing
-from gridhypervisor.model.wire import EntryView
-from gridhypervisor.planning.world import Absent, Seen, Unknown
+from gridhypervisor.model.batch import BatchJob, BatchState, Listing
+from gridhypervisor.model.capacity import Capacity
+from gridhypervisor.model.replacing import replace
+from gridhypervisor.model.wire import EntryView, Phase
+from gridhypervisor.planning.world import Absent, Batch, Seen, Unknown
 
 TAKERS = ("pilot", "controller")
 """Who can have taken an entry's `owner`. Of whom else it speaks, it could not be read."""
 
-ALIVE = (BatchState.PENDING, BatchState.HELD, BatchState.RUNNING)
-"""States of a batch job that nobody has asked to end, and that has not."""
+WAITING = (BatchState.PENDING, BatchState.HELD)
+"""States of a batch job that has not begun. One that has may be a pilot's that serves others when its own job is done
+with, and deleted; if it is not, its entry is gone or taken, so that it ends by itself."""
 
 
 class Observer:
@@ -31,6 +34,7 @@ class Observer:
     def __init__(
         self,
         cases: Cases,
+        denials: Denials,
         places: Places,
         strays: Strays,
         output: Output,
@@ -39,7 +43,7 @@ class Observer:
         beat: Callable[[str, str, str, int], None],
         clock: Callable[[], float],
     ) -> None:
-        self._cases, self._places, self._strays = cases, places, strays
+        self._cases, self._denials, self._places, self._strays = cases, denials, places, strays
         self._touch, self._announce, self._beat, self._clock = touch, announce, beat, clock
         self.output = output.take
 
@@ -73,37 +77,59 @@ class Observer:
         self._cases.observe(job, view.entry, after)
         if news and now.status is not None and now.exit is None:
             self._beat(site, job, view.entry, now.status.sequence)
-        # A beat alone decides nothing; it is shown to who follows, and matters to a pending verdict on silence.
-        if old is None or now.owner != old.owner or now.exit != old.exit or isinstance(before.batch, Absent):
+        # A beat alone decides nothing; it is shown to who follows, and matters to a pending verdict on silence. That a
+        # guest is ready matters to its gang, that its program runs to who would save it, and what came of that too.
+        was = old.status if old is not None else None
+        told = now.status is not None and (now.status.asks != (was.asks if was else "") or
+                                           now.status.saved != (was.saved if was else None))  # fmt: skip
+        changed = old is None or now.owner != old.owner or now.exit != old.exit or _stage(now) != _stage(old)
+        if changed or isinstance(before.batch, Absent) or told:
             self._touch(job)
         else:
             self._announce(job)
 
     def listed(self, site: str, listing: Listing) -> None:
-        for entry, job in self._cases.attended(site):
-            before = self._cases.observed(job, entry)
-            found = listing.jobs.get(entry)
-            now: Seen | Absent
-            if found is not None:
-                known = before.batch if isinstance(before.batch, Seen) else None
-                if known is not None and known.job == found:
-                    continue  # nearly all of a long listing says what the one before said
-                same_state = known is not None and known.job.state is found.state
-                now = Seen(found, known.since if known is not None and same_state else listing.as_of)
-            elif isinstance(before.batch, Absent):
-                now = Absent(before.batch.first, listing.as_of, before.batch.times + 1)
-            else:
-                now = Absent(listing.as_of, listing.as_of, 1)
-            self._cases.observe(job, entry, replace(before, batch=now))
+        for entry, job, before in self._cases.attended(site):
+            batch = folded(before.batch, listing.jobs.get(entry), listing.as_of)
+            bearer = before.bearer
+            if before.host:
+                bearer = folded(bearer, listing.jobs.get(before.host), listing.as_of)
+            if batch is before.batch and bearer is before.bearer:
+                continue  # nearly all of a long listing says what the one before said
+            self._cases.observe(job, entry, replace(before, batch=batch, bearer=bearer))
             self._touch(job)
-        for name, found in listing.jobs.items():
-            if found.state in ALIVE and not self._cases.home(name)[0]:
-                self._strays.suspect(site, name, found.id)
+        for name in sorted(self._cases.unknown(listing.jobs.keys())):
+            if (stray := listing.jobs[name]).state in WAITING:
+                self._strays.suspect(site, name, stray.id)
+
+    def surveyed(self, site: str, capacity: Capacity) -> None:
+        self._denials.surveyed(site, capacity)
+        self._places.published(site)
 
     def silent(self, site: str, why: str) -> None:
-        for entry, job in self._cases.attended(site):
-            self._cases.observe(job, entry, replace(self._cases.observed(job, entry), batch=Unknown(why)))
+        for entry, job, before in self._cases.attended(site):
+            self._cases.observe(job, entry, replace(before, batch=Unknown(why), bearer=Unknown(why)))
         self.site_changed(site)
+
+
+def _stage(view: EntryView) -> Phase | None:
+    """Its phase, where something may wait for that."""
+    phase = view.status.phase if view.status is not None else None
+    return phase if phase in (Phase.GATHER, Phase.EXECUTE) else None
+
+
+def folded(before: Batch, found: BatchJob | None, as_of: float) -> Batch:
+    """What is known of a batch job after a listing that has it so, or (None) lacks it: the same object, if that is what
+    was known before."""
+    match before:
+        case Seen(job) if job is found or job == found:
+            return before
+        case Seen(job, since) if found is not None and job.state is found.state:
+            return Seen(found, since)
+        case Absent(first, _, times) if found is None:
+            return Absent(first, as_of, times + 1)
+        case _:
+            return Seen(found, as_of) if found is not None else Absent(as_of, as_of, 1)
 
 
 def merged(old: EntryView, new: EntryView) -> EntryView:

@@ -9,32 +9,45 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from gridhypervisor.execution.meter import Meter
+from gridhypervisor.model.accounts import Accounts, By, History
 from gridhypervisor.model.batch import Limits, Listing, Rates, Submission, Submitted
-from gridhypervisor.model.commit import Birth, Commit, JobRecords
-from gridhypervisor.model.records import AllocationState, Event, Job, Ledger, Site
+from gridhypervisor.model.capacity import Capacity
+from gridhypervisor.model.commit import Birth, Commit, JobRecords, Tally
+from gridhypervisor.model.policy import PolicyRecord, PolicyView, SchedulingPolicy
+from gridhypervisor.model.records import AllocationState, Denial, Event, Group, Job, Ledger, Site
+from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.views import (
+    CheckpointView,
     EventView,
     Explanation,
     FollowItem,
+    GroupView,
     ImageBuildRequest,
     ImageImportRequest,
     ImageView,
     JobDetail,
     JobRequest,
     JobView,
+    MatchView,
+    NodeView,
     Operation,
     OperationItem,
+    PlannedView,
+    ReplayView,
     ServiceView,
     SiteChange,
     SiteLogin,
+    SiteRemoval,
     SiteRequest,
     SiteUsage,
     SiteView,
 )
 from gridhypervisor.model.wire import Command, CommandResult, EntryView, Input, Layer, Op
+from gridhypervisor.model.workflow import Progress, Request
 from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.world import Case, Outcome, SiteFacts
 
@@ -57,8 +70,10 @@ class Store(Protocol):
 
     def job(self, job: str) -> JobRecords | None: ...
 
-    def jobs(self, *, states: Sequence[str] = (), before: str = "", limit: int = 100) -> list[JobRecords]:
-        """Newest first, below the id `before`."""
+    def jobs(
+        self, *, states: Sequence[str] = (), before: str = "", group: str | None = None, limit: int = 100
+    ) -> list[JobRecords]:
+        """Newest first, below the id `before`; of this group, or ("") of none."""
 
     def states(self, allocations: Sequence[str]) -> dict[str, AllocationState]:
         """How these allocations stand at this moment; one that is not known is left out."""
@@ -75,12 +90,65 @@ class Store(Protocol):
 
     def add_event(self, event: Event) -> None: ...
 
+    def reserve(self, count: int) -> int:
+        """The first of so many numbers in a row for jobs that are yet to be made."""
+
+    def create_group(
+        self, group: Group, event: Event, idempotency_key: str = "", nodes: Mapping[str, str] = MappingProxyType({})
+    ) -> Group:
+        """Write a new group, giving it the next id; a key seen before returns the group of then.
+
+        `nodes`: where each node of a workflow is, as JSON.
+        """
+
+    def put_group(
+        self,
+        group: Group,
+        births: Sequence[Birth] = (),
+        events: Sequence[Event] = (),
+        nodes: Mapping[str, str] = MappingProxyType({}),
+    ) -> bool:
+        """Change a group and these nodes, and make these members, all or nothing. False: its version no longer fits."""
+
+    def groups(
+        self, *, ids: Sequence[str] = (), alive: bool = False, before: str = "", limit: int = 100
+    ) -> list[Group]:
+        """Newest first, below the id `before`."""
+
+    def tally(self, group: str) -> Tally: ...
+
+    def member(self, group: str, name: str) -> JobRecords | None: ...
+
+    def nodes(self, group: str) -> dict[str, str]:
+        """Where each node of a workflow is, by name, as JSON."""
+
+    def delete_group(self, group: str, event: Event) -> None:
+        """Forget a group that has no members any more."""
+
+    def ended(self, *, since: float, limit: int) -> list[JobRecords]:
+        """Jobs that ended after that time; the newest of them, if there are more than the limit."""
+
+    def accounts(self, by: Sequence[By], *, since: float, until: float, limit: int) -> Accounts:
+        """What the attempts that ended in that time have used. May be called beside the loop: it may take a while."""
+
+    def policy(self, version: int | None = None) -> PolicyRecord:
+        """The one that was set last, or this version; the defaults, where none was set, or for version 0."""
+
+    def put_policy(self, record: PolicyRecord, event: Event) -> bool:
+        """False: its version no longer fits."""
+
     def sites(self) -> list[Site]: ...
 
     def put_site(self, site: Site) -> bool:
         """False: its version no longer fits."""
 
     def remove_site(self, name: str) -> None: ...
+
+    def denials(self, *, since: float) -> list[Denial]:
+        """Times when sites did not have what they said, after that time; oldest first."""
+
+    def put_denial(self, denial: Denial, *, forget: float) -> None:
+        """Keep one; those of that site from before the time `forget` are not needed any more."""
 
     def close(self) -> None: ...
 
@@ -89,14 +157,34 @@ class Backend(Protocol):
     """What the API can ask for. Raises ServiceError: its Problem names operation, object and mend."""
 
     async def submit(self, request: JobRequest, idempotency_key: str) -> JobView: ...
-    async def jobs(self, *, states: Sequence[str], before: str, limit: int) -> list[JobView]: ...
+    async def jobs(self, *, states: Sequence[str], before: str, group: str | None, limit: int) -> list[JobView]: ...
     async def job(self, job: str) -> JobDetail: ...
     async def cancel(self, job: str) -> JobView: ...
     async def delete(self, job: str) -> None: ...
     async def recover(self, job: str) -> JobView: ...
+    async def move(self, job: str, to: str) -> JobView: ...
+    async def suspend(self, job: str) -> JobView: ...
+    async def resume(self, job: str) -> JobView: ...
+    async def save(self, job: str) -> JobView: ...
+    async def checkpoints(self, job: str) -> list[CheckpointView]: ...
+    async def delete_checkpoint(self, checkpoint: str) -> None: ...
+    async def restore(self, checkpoint: str) -> JobView: ...
     async def explain(self, job: str) -> Explanation: ...
+    async def replay(self, job: str) -> ReplayView: ...
+    async def history(self, job: str) -> History: ...
+    async def accounting(self, by: Sequence[By], *, since: float, until: float | None) -> Accounts: ...
     def follow(self, job: str, *, output: bool) -> AsyncIterator[FollowItem]: ...
     async def log(self, job: str, stream: str, offset: int, limit: int) -> bytes: ...
+    async def submit_group(self, request: JobRequest, idempotency_key: str) -> GroupView: ...
+    async def submit_workflow(self, request: Request, idempotency_key: str) -> GroupView: ...
+    async def workflow(self, group: str) -> Progress: ...
+    async def groups(self, *, before: str, limit: int) -> list[GroupView]: ...
+    async def group(self, group: str) -> GroupView: ...
+    async def member(self, group: str, name: str) -> JobView: ...
+    async def cancel_group(self, group: str) -> GroupView: ...
+    async def recover_group(self, group: str) -> GroupView: ...
+    async def delete_group(self, group: str) -> None: ...
+    def follow_group(self, group: str) -> AsyncIterator[GroupView]: ...
     async def events(self, *, after: int, job: str, limit: int) -> list[EventView]: ...
     def watch_events(self, *, after: int, job: str) -> AsyncIterator[EventView]: ...
 
@@ -113,9 +201,15 @@ class Backend(Protocol):
     async def edit_site(self, name: str, change: SiteChange) -> SiteView: ...
     async def drain_site(self, name: str, *, undo: bool) -> SiteView: ...
     async def login_site(self, name: str) -> SiteLogin: ...
-    async def remove_site(self, name: str, *, abandon: bool) -> None: ...
+    async def remove_site(self, name: str, *, abandon: bool) -> SiteRemoval: ...
     async def check_site(self, name: str, *, patience: int) -> Operation: ...
     async def site_usage(self, name: str) -> SiteUsage: ...
+
+    async def match(self, spec: JobSpec) -> MatchView: ...
+    async def nodes(self, site: str) -> list[NodeView]: ...
+    async def plan_ahead(self, limit: int) -> list[PlannedView]: ...
+    async def policy(self) -> PolicyView: ...
+    async def set_policy(self, policy: SchedulingPolicy) -> PolicyView: ...
 
     def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]: ...
     async def stop_operation(self, operation: str) -> None: ...
@@ -188,6 +282,10 @@ class Driver(Protocol):
         """Seconds between listings while jobs wait."""
 
     @property
+    def idle(self) -> float:
+        """Seconds that a pilot whose job has ended waits for another at most; 0: it serves no other."""
+
+    @property
     def rates(self) -> Rates: ...
 
     def max_jobs(self, site: Site) -> int: ...
@@ -206,6 +304,12 @@ class Driver(Protocol):
 
     def cancel(self, jobs: Sequence[tuple[str, str]]) -> list[Command]:
         """For (name, batch id) pairs; the id may be empty, then by name."""
+
+    def survey(self) -> list[Command]:
+        """What asks for the site's nodes and queue: a few commands, however many nodes there are."""
+
+    def capacity(self, results: Sequence[CommandResult]) -> Capacity | None:
+        """What the answers to `survey` tell; None: nothing that makes sense."""
 
 
 class Tickets(Protocol):
@@ -286,5 +390,6 @@ class Listener(Protocol):
 
     def entry_seen(self, site: str, view: EntryView, at: float) -> None: ...
     def listed(self, site: str, listing: Listing) -> None: ...
+    def surveyed(self, site: str, capacity: Capacity) -> None: ...
     def silent(self, site: str, why: str) -> None: ...
     def output(self, site: str, entry: str, stream: str, offset: int, data: bytes) -> None: ...

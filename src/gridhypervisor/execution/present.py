@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import os
+
+from gridhypervisor.model.arrays import tasks_of
 from gridhypervisor.model.batch import BatchState
-from gridhypervisor.model.commit import JobRecords
-from gridhypervisor.model.records import Allocation, AllocationState, Event, JobState, Ledger
-from gridhypervisor.model.views import AttemptView, EventView, JobDetail, JobView
-from gridhypervisor.model.wire import Phase
+from gridhypervisor.model.commit import JobRecords, Tally
+from gridhypervisor.model.records import (
+    Allocation,
+    AllocationState,
+    CheckpointRecord,
+    Event,
+    Group,
+    Job,
+    JobState,
+    Ledger,
+)
+from gridhypervisor.model.views import (
+    AttemptView,
+    CheckpointView,
+    EventView,
+    GroupView,
+    JobDetail,
+    JobView,
+    MemberView,
+    PlannedView,
+)
+from gridhypervisor.model.wire import MOVES, Outcome, Phase
+from gridhypervisor.planning.checkpoints import THERE, newest_first
+from gridhypervisor.planning.forecast import Forecast
 from gridhypervisor.planning.world import Case, Observed, Seen
 
 
@@ -23,6 +46,8 @@ def job_view(case: Case, waiting: str = "", progress: str = "") -> JobView:
             note = progress
     if not job.state.final:
         note = waiting or note
+    elif _stranded(case):
+        note = waiting or "bringing the results home"
     return JobView(
         id=job.id,
         name=job.name,
@@ -43,6 +68,53 @@ def job_view(case: Case, waiting: str = "", progress: str = "") -> JobView:
         reason=job.reason,
         message=job.message,
         hint=job.hint,
+        group=job.group,
+        member=job.member,
+    )
+
+
+def group_view(group: Group, tally: Tally, first_bad: JobView | None, note: str, nodes: dict[str, int]) -> GroupView:
+    """`nodes`: of a workflow, how many are in which state."""
+    begun = tally.states.keys() - {JobState.PENDING}
+    return GroupView(
+        id=group.id,
+        name=group.name,
+        owner=group.owner,
+        project=group.project,
+        state=JobState.RUNNING if begun and not group.state.final else group.state,
+        wish=group.wish,
+        created=group.created,
+        image=group.spec.image if group.spec is not None else "",
+        command=group.spec.command if group.spec is not None else (),
+        destination=group.destination,
+        total=len(tasks_of(group.spec)) if group.spec is not None else sum(nodes.values()),
+        made=group.made,
+        counts={str(state): count for state, count in tally.states.items()},
+        well=tally.well,
+        array=group.spec.array if group.spec is not None else "",
+        gang=group.spec.gang if group.spec is not None else None,
+        nodes=nodes,
+        first_bad=first_bad,
+        note=note or group.message or group.rounds.why,
+        rescue=group.rescue,
+        exit_code=group.exit_code,
+        ended=group.ended,
+        version=group.version,
+    )
+
+
+def member_view(case: Case) -> MemberView:
+    """A member of a gang."""
+    job, last = case.job, case.allocations[-1] if case.allocations else None
+    return MemberView(job.member, job.id, job.state, last.site if last is not None else "")
+
+
+def planned_view(job: Job, ahead: Forecast) -> PlannedView:
+    """What is foreseen of a job, or of the gang that it leads."""
+    group = job.group if job.spec.gang is not None else ""
+    name = job.name.removesuffix(f"[{job.member}]") if group else job.name
+    return PlannedView(
+        job.id, name, job.owner, ahead.site, ahead.at, ahead.starts, ahead.why, group, dict(ahead.places)
     )
 
 
@@ -51,32 +123,46 @@ def job_detail(
 ) -> JobDetail:
     """`outputs`: relative to the job's destination."""
     job = case.job
-    stranded = any(a.state is AllocationState.ENDED for a in case.allocations)
-    home = tuple(f"{job.destination}/{path}" for path in outputs) if job.state.final and not stranded else ()
+    named = (job.spec.destinations.get(path, path) for path in outputs)
+    places = tuple(os.path.normpath(os.path.join(job.destination, name)) for name in named)
+    home = places if job.state.final and not _stranded(case) else ()
     attempts = tuple(_attempt(case, a, now) for a in case.allocations)
-    return JobDetail(job_view(case, waiting, progress), job.spec, attempts, home, ledger)
+    kept = tuple(checkpoint_view(c) for c in newest_first(c for c in case.checkpoints if c.state in THERE))
+    return JobDetail(job_view(case, waiting, progress), job.spec, attempts, home, ledger, kept)
+
+
+def checkpoint_view(c: CheckpointRecord) -> CheckpointView:
+    hypervisor = f"{c.checkpoint.program}, {c.checkpoint.kind}"
+    return CheckpointView(c.id, c.job, c.site, c.made, c.bytes, c.executed, c.state, hypervisor, c.note)
+
+
+def _stranded(case: Case) -> bool:
+    """Whether results of it are still at a site."""
+    return any(a.state is AllocationState.ENDED for a in case.allocations)
 
 
 def _attempt(case: Case, a: Allocation, now: float) -> AttemptView:
     sight = case.sight(a)
-    pilot_job = case.pilot_jobs.get(a.pilot_job)
     status = sight.view.status if sight.view is not None else None
     exit = a.exit
     note, age = _note(sight, a, now)
+    leaves = a.why in MOVES and (exit is None or exit.outcome is not Outcome.COMPLETED)
     return AttemptView(
         id=a.id,
         epoch=a.epoch,
         site=a.site,
         entry=a.pilot_job,
-        batch_id=pilot_job.batch_id if pilot_job is not None else "",
+        batch_id=case.batch_id(a),
         state=a.state,
         phase=status.phase if status is not None and a.state is AllocationState.RUNNING else None,
         note=note,
         note_age=age,
         node=exit.node if exit is not None else status.node if status is not None else "",
         hypervisor=case.hypervisor(a),
-        reason=exit.reason if exit is not None else a.why,
-        message=exit.message if exit is not None else a.note,
+        boot=case.boot(a),
+        reason=exit.reason if exit is not None and not leaves else a.why,
+        message=exit.message if exit is not None and not leaves else a.note,
+        restored=a.restore,
     )
 
 
@@ -91,7 +177,12 @@ def _note(sight: Observed, a: Allocation, now: float) -> tuple[str, float]:
 
 def case_of(records: JobRecords) -> Case:
     """A job that is no longer planned, as the store remembers it."""
-    return Case(records.job, records.vm, records.allocations, {p.name: p for p in records.pilot_jobs})
+    pilot_jobs = {p.name: p for p in records.pilot_jobs}
+    return Case(records.job, records.vm, records.allocations, pilot_jobs, checkpoints=records.checkpoints)
+
+
+_KINDS = {"allocation": "attempt"}
+"""Events whose records users know by another name."""
 
 
 def event_view(event: Event) -> EventView:
@@ -101,7 +192,7 @@ def event_view(event: Event) -> EventView:
         event.owner,
         event.project,
         event.job,
-        event.kind,
+        _KINDS.get(event.kind, event.kind),
         event.subject,
         event.before,
         event.after,

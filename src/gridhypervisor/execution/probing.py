@@ -55,7 +55,7 @@ class Probes:
                     await self._ended(job, tell)
             found = await self._controller.in_store(self._controller.store.job, job)
             if found is None:
-                return [probes.untried("somebody deleted the probe", "")], None
+                return [probes.untried("somebody deleted the probe", f"ghv site check {there.site}")], None
             if not found.job.state.final:
                 return [probes.unended(found.job, patience, told)], None
             return probes.judged(found, there, await self._last_words(found)), _report(found)

@@ -11,9 +11,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from gridhypervisor.execution import restarts
 from gridhypervisor.execution.collect import BULK
 from gridhypervisor.execution.connection import CALL, Connection
-from gridhypervisor.execution.ports import Inputs, Layers
+from gridhypervisor.execution.logs import Logs
+from gridhypervisor.execution.ports import Inputs, Layers, StagedInput
 from gridhypervisor.model.errors import InputError, LinkError, LinkLost
 from gridhypervisor.model.records import Allocation, Job
 from gridhypervisor.model.spec import parse_duration, parse_size
@@ -23,6 +25,7 @@ from gridhypervisor.model.wire import (
     PROTOCOL,
     SPOOL,
     TICKET,
+    Checkpoint,
     Input,
     Manifest,
     Op,
@@ -33,6 +36,7 @@ from gridhypervisor.model.wire import (
     canonical,
     to_plain,
 )
+from gridhypervisor.planning.gangs import environment, hostname
 from gridhypervisor.planning.grants import beat_of, grant_of
 from gridhypervisor.planning.sites import carried
 from gridhypervisor.planning.world import Case
@@ -51,10 +55,10 @@ class Prolog:
     """Over one connection, for all entries. `progress` is told of each what is being done for it."""
 
     def __init__(
-        self, connection: Connection, layers: Layers, inputs: Inputs, progress: Callable[[str, str], None]
+        self, connection: Connection, layers: Layers, inputs: Inputs, logs: Logs, progress: Callable[[str, str], None]
     ) -> None:
         self._connection, self._link, self._site = connection, connection.link, connection.site.name
-        self._layers, self._inputs, self._progress = layers, inputs, progress
+        self._layers, self._inputs, self._logs, self._progress = layers, inputs, logs, progress
         self._mended: set[str] = set()  # entries for whose sake layers were placed anew
         self._present: set[str] = set()  # paths in the account's cache that were seen there
         self._placing: dict[str, asyncio.Future[None]] = {}  # what is on its way to the cache
@@ -75,9 +79,17 @@ class Prolog:
             await self._place(chunks, f"{CACHE}/{layer.digest}.chunks", {"sha256": layer.digest}, entry)
             known = {"chunks": f"{CACHE}/{layer.digest}.chunks", "chunk_size": layer.chunk_size}
             await self._place(data, f"{CACHE}/{layer.digest}", known, entry)
-        self._progress(entry, "reading the inputs")
-        inputs = await self._inputs.plan(job, lambda words: self._progress(entry, words))
-        manifest = self._manifest(a, job, tuple(i.described for i in inputs))
+        restore = next((c.checkpoint for c in case.checkpoints if c.id == a.restore), None)
+        inputs: list[StagedInput] = []
+        left: list[StagedInput] = []
+        if restore is None:  # a guest that is taken up has them on its disk
+            self._progress(entry, "reading the inputs")
+            planned = await self._inputs.plan(job, lambda words: self._progress(entry, words))
+            left = await asyncio.to_thread(restarts.newest, self._logs, a) if job.spec.restart_files else []
+            names = {i.described.path for i in left}
+            inputs = [*(i for i in planned if i.described.path not in names), *left]
+        described = tuple(i.described for i in inputs)
+        manifest = self._manifest(a, job, described, restarted=bool(left), restore=restore)
         await self._connection.ask(Op.PREPARE, {"entry": entry, "manifest": to_plain(manifest)})
         if job.probe:
             await self._let_in(entry)
@@ -138,8 +150,15 @@ class Prolog:
         finally:
             self._placing.pop(path).set_result(None)
 
-    def _manifest(self, a: Allocation, job: Job, inputs: tuple[Input, ...]) -> Manifest:
+    def _manifest(
+        self, a: Allocation, job: Job, inputs: tuple[Input, ...], *, restarted: bool, restore: Checkpoint | None
+    ) -> Manifest:
         spec, resources = job.spec, job.spec.resources
+        names = {**spec.environment, **environment(job)}
+        if spec.restart_files:
+            names["GHV_RESTARTED"] = str(int(restarted))
+        if "GW_RESTARTED" in names:
+            names["GW_RESTARTED"] = str(int(restarted))
         return Manifest(
             protocol=PROTOCOL,
             installation=self._connection.installation,
@@ -150,7 +169,7 @@ class Prolog:
             job=a.job,
             image=job.image,
             image_digest=job.image_digest,
-            program=Program(spec.command, spec.environment, inputs, spec.outputs),
+            program=Program(spec.command, names, inputs, spec.outputs, spec.restart_files),
             resources=Resources(
                 resources.cpus,
                 parse_size(resources.memory),
@@ -162,6 +181,10 @@ class Prolog:
             beat=beat_of(job),
             grant=grant_of(job),
             hypervisor=spec.hypervisor,
+            instant=spec.instant,
+            hold=spec.gang is not None,
+            hostname=hostname(job),
             owner=job.owner,
+            restore=restore,
             probe=job.probe,
         )

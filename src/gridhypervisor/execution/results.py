@@ -12,7 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gridhypervisor.model.spec import unsafe
@@ -68,9 +68,47 @@ def place_of(destination: Path, path: str) -> Iterator[Path]:
             os.close(here)
 
 
+def keep(files: Mapping[Path, bytes], mode: int = 0o600) -> None:
+    """Write files, each whole or not at all and surely on the disk, in the place of files or links that are there.
+
+    Raises:
+        OSError: one could not be written; those before it may have been.
+    """
+    new = {place: place.with_name(f"{_new_name(place)}.part") for place in files}
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    place = Path()
+    try:
+        with contextlib.ExitStack() as opened:
+            parts = []
+            for place, data in files.items():
+                parts.append(part := os.open(new[place], flags, 0o600))
+                opened.callback(os.close, part)
+                _write_all(part, data)
+                os.fchmod(part, mode)
+            for part in parts:  # only now: what the disk does for the first of them, it often does for all
+                os.fsync(part)
+        for place in files:
+            new[place].replace(place)
+    except OSError as error:
+        for part_of_it in new.values():
+            part_of_it.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(place)) from error
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _new_name(place: Path) -> str:
+    """Beside a place, a name that no user's file has and every file system takes."""
+    return f".ghv-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}"
+
+
 def make_link(place: Path, target: str) -> None:
     """Make a symbolic link, in the place of a file or link that is there."""
-    new = place.with_name(f".ghv-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]}.link")
+    new = place.with_name(f"{_new_name(place)}.link")
     new.unlink(missing_ok=True)  # of a try that was cut short
     new.symlink_to(target)
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -19,8 +18,10 @@ from gridhypervisor.execution.logs import OUTPUT, Logs
 from gridhypervisor.execution.meter import Meter
 from gridhypervisor.execution.ports import Driver, Inputs, Layers, Listener, Tickets, Transport
 from gridhypervisor.execution.prolog import Prolog
+from gridhypervisor.execution.surveyor import Surveyor
 from gridhypervisor.model.errors import LinkError, LinkLost, LoginNeeded
 from gridhypervisor.model.records import Site, SiteHealth
+from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.views import Check, SiteUsage
 from gridhypervisor.model.wire import (
     MAX_PAYLOAD,
@@ -35,7 +36,7 @@ from gridhypervisor.model.wire import (
     from_plain,
 )
 from gridhypervisor.planning.draft import Action
-from gridhypervisor.planning.probes import FrontEnd, bounds, room
+from gridhypervisor.planning.probes import FrontEnd, answering, no_relay, reading, room
 from gridhypervisor.planning.sites import MOST, carried, pause
 from gridhypervisor.planning.world import Case, Outcome, Result, SiteFacts
 
@@ -49,6 +50,8 @@ or a batch system that is slow, what is asked for after each submission would el
 
 LOOK = 2.0
 """Seconds between two looks, on this machine, whether somebody has opened a way in to where it takes a person."""
+
+NO_LACK: frozenset[str] = frozenset()
 
 
 class Session:
@@ -80,9 +83,11 @@ class Session:
         self.workdir = ""
         self.relay_cpu = Meter()
         self._make_driver = make_driver
-        self._facts = SiteFacts(site.name, up=False)
+        self._facts = self._told = SiteFacts(site.name, up=False, max_jobs=0)  # until its driver has said more
+        self._given: tuple[object, ...] = ()  # what `_told` was made of
         self._watched = clock()
         self._lending: tuple[Lending | None, float] = None, 0.0  # what the relay said last, and when it came
+        self._surveyor = Surveyor(site.name, listener, clock, jitter, lambda: any(self._urgent.values()), report)
         self._connection: Connection | None = None
         self._errands: Errands | None = None  # there as long as the connection is
         self._urgent: dict[str, bool] = {}
@@ -102,13 +107,15 @@ class Session:
         login = self.health is SiteHealth.AUTH_NEEDED
         up, draining, probed = self._connection is not None, self.site.draining, self.site.probed
         busy = self._errands.submissions.busy if self._errands is not None else ""
-        lacks = (
-            frozenset(str(each.kind) for each in probed.hypervisors if not each.works) if probed else frozenset[str]()
-        )
-        return replace(
-            self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending, busy=busy, lacks=lacks,
-            watched=self._watched,
-        )  # fmt: skip
+        capacity = self._surveyor.capacity
+        given = self._facts, up, self.why, login, lending, busy, self.site, capacity
+        if given != self._given:  # planners ask much more often than anything changes
+            lacks = frozenset(str(each.kind) for each in probed.hypervisors if not each.works) if probed else NO_LACK
+            self._given, self._told = given, replace(
+                self._facts, up=up, why=self.why, draining=draining, login=login, lending=lending, busy=busy,
+                lacks=lacks, watched=self._watched, site=self.site, capacity=capacity,
+            )  # fmt: skip
+        return self._told
 
     @property
     def there(self) -> FrontEnd:
@@ -181,6 +188,7 @@ class Session:
         """From the next `run` on it is another configuration. To be called while it does not run."""
         self.site, self.transport, self._make_driver = site, transport, make_driver
         self._reconnect.clear()
+        self._surveyor.forget()
         self._down(SiteHealth.CONNECTING, "")
 
     def take(self, site: Site) -> None:
@@ -204,7 +212,7 @@ class Session:
             await connection.scan(self.listener, self.clock())
             self._errands = Errands(
                 connection,
-                Prolog(connection, self.layers, self.inputs, self.progress),
+                Prolog(connection, self.layers, self.inputs, self.logs, self.progress),
                 self.logs,
                 self.listener,
                 clock=self.clock,
@@ -219,9 +227,11 @@ class Session:
             self.listener.site_changed(self.site.name)
             for entry, offsets in self._watches.items():
                 self._spawn(self._send_watch(entry, offsets))
+            surveying = asyncio.create_task(self._surveyor.run(connection))
             try:
                 await self._list_until_lost(connection)
             finally:
+                surveying.cancel()
                 self._errands.submissions.close()
                 self._connection = self._errands = None
 
@@ -295,11 +305,11 @@ class Session:
         """What can be proven of the site now, claim by claim."""
         connection = self._connection
         if connection is None:
-            return [Check("a relay answers", False, f"{self.health}: {self.why}" if self.why else str(self.health))]
+            return [no_relay(self.site.name, self.health, self.why)]
         try:
             return await self._prove(connection)
         except (LinkLost, LinkError) as error:
-            return [Check("a relay answers", False, str(error), "ask again")]
+            return [no_relay(self.site.name, SiteHealth.UNREACHABLE, str(error))]
 
     async def _prove(self, connection: Connection) -> list[Check]:
         hello = await connection.hello()
@@ -312,11 +322,11 @@ class Session:
         return [
             Check("a relay answers", True, f"{hello['user']}@{hello['host']}, protocol {hello['protocol']}"),
             Check("the bundle is there", True, f"{self.workdir}/bundle/{connection.bundle}"),
-            Check("the batch system answers", listing is not None, problem or limits.version or self.batch_system),
+            answering(listing is not None, problem or limits.version or self.batch_system),
             room(
                 "the workdir has room", free, self.workdir, "free some space or quota there, or set another `workdir`"
             ),
-            Check("its limits are read", not limits.problem, limits.problem or "; ".join(bounds(limits))),
+            reading(limits),
             *([Check("its relay listens", True, str(connection.gate))] if connection.gate is not None else []),
             *([_lent(lending.terms)] if lending is not None else []),
         ]
@@ -422,7 +432,8 @@ class Session:
 def _lent(terms: Terms) -> Check:
     """Whether the lender's file can be understood; who may change it."""
     whose = f"{terms.file}, which this account can change" if terms.own else f"{terms.file}, of {terms.holder}"
-    return Check("the lender's file can be read", not terms.problem, terms.problem or whose)
+    hint = f"ask {terms.contact or terms.holder} to mend it: until then nothing starts" if terms.problem else ""
+    return Check("the lender's file can be read", not terms.problem, terms.problem or whose, hint)
 
 
 def _never() -> bool:

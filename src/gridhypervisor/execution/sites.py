@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from gridhypervisor.execution.probing import Probes
 from gridhypervisor.execution.session import Session
 from gridhypervisor.model.errors import LinkError, LinkLost
 from gridhypervisor.model.records import AllocationState, Event, Site, SiteHealth
+from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.views import (
     Check,
     Operation,
@@ -27,12 +28,14 @@ from gridhypervisor.model.views import (
     ServiceError,
     SiteChange,
     SiteLogin,
+    SiteRemoval,
     SiteRequest,
     SiteUsage,
     SiteView,
 )
 from gridhypervisor.model.wire import NodeReport
 from gridhypervisor.planning.probes import untried
+from gridhypervisor.planning.published import best_rates
 from gridhypervisor.planning.sites import changed, still_probed, uprooted
 
 GLANCE = 0.1
@@ -80,11 +83,11 @@ class Sites:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def load(self, local: Site) -> None:
-        """Open all sites that the store knows; `local` is the one that every installation has."""
+        """Open all sites that the store knows; `local` is the one with which an installation begins."""
         sites = await self._controller.in_store(self._controller.store.sites)
-        if not any(site.name == local.name for site in sites):
+        if not sites:
             await self._controller.in_store(self._controller.store.put_site, local)
-            sites = [*sites, local]
+            sites = [local]
         for site in sites:
             self._open(site)
         await self._probes.sweep()
@@ -144,13 +147,14 @@ class Sites:
             health_since=session.since,
             queued=self._controller.cases.places(site.name) - running,
             running=running,
-            max_jobs=facts.max_jobs,
+            max_jobs=facts.max_jobs or site.max_jobs,
             workdir=session.workdir,
             batch_system=session.batch_system,
             draining=site.draining,
             submissions=session.submitting,
             probed=site.probed,
             probed_at=site.probed_at,
+            rates=best_rates(site.probed, self._controller.scheduling.past_of(site.name)),
             settings=SiteRequest(**settings),
         )
 
@@ -251,6 +255,7 @@ class Sites:
                 words = "takes work again" if undo else "takes no new work; what it has goes on"
                 await self._write(site, "draining" if undo else "", "undrained" if undo else "draining", words)
                 session.take(site)
+                self._controller.reword(name)
             return self._view(session)
 
     async def login(self, name: str) -> SiteLogin:
@@ -264,7 +269,7 @@ class Sites:
         except LinkLost as error:
             raise _problem(title, 503, "unavailable", str(error), "try again, or end that process") from error
 
-    async def remove(self, name: str, *, abandon: bool) -> None:
+    async def remove(self, name: str, *, abandon: bool) -> SiteRemoval:
         async with self._changing:
             session = self._session(name)
             held = self._controller.cases.held(name)
@@ -281,6 +286,7 @@ class Sites:
             del self._ways[name]
             await self._event(session.site, "added", "removed")
             await self._outside.door(session.site).hang_up()
+            return SiteRemoval(name, tuple(self._controller.asking(name)), tuple(sorted(self._controller.sessions)))
 
     @contextlib.asynccontextmanager
     async def _resting(self, session: Session) -> AsyncIterator[None]:

@@ -53,7 +53,16 @@ class Apt:
             ImageError: a package is unknown, or they contradict each other.
         """
         argv = ["install", "--print-uris", "-qq", "-y", "--no-install-recommends", *wanted]
-        text = self._apt_get(f"resolve packages {' '.join(wanted)}", argv, installed or self._nothing_installed)
+        try:
+            text = self._apt_get(f"resolve packages {' '.join(wanted)}", argv, installed or self._nothing_installed)
+        except ImageError as error:
+            unknown = ["".join(found) for found in _UNKNOWN.findall(error.message)]
+            if not unknown:
+                raise
+            hint = (
+                f"mend the name in the recipe: `apt-cache search {unknown[0]}` finds what this machine's sources have"
+            )
+            raise ImageError(error.message, hint) from error
         found = []
         for file, size in re.findall(r"^'[^']*' (\S+) (\d+)", text, re.MULTILINE):
             name, version, _ = file.split("_", 2)
@@ -124,5 +133,8 @@ class Apt:
         hint = "check the network and this machine's apt sources, or run `apt-get update`"
         return run(what, ["apt-get", *flags, *argv], cwd=self._pool, hint=hint).decode()
 
+
+_UNKNOWN = re.compile(r"Unable to locate package (\S+)|Package '(\S+)' has no installation candidate")
+"""How apt says that it knows no package of that name."""
 
 _SUITES = {"bookworm", "trixie", "forky", "sid", "stable", "oldstable", "testing", "unstable"}

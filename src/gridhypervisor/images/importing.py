@@ -72,7 +72,7 @@ def checked_format(what: str, disk: Path, format: str) -> str:
             raise ImageError(f"{what}: its size, {size} bytes, is no disk's", "a raw disk is whole sectors of 512")
         return format
     if magic != _QCOW2:
-        raise ImageError(f"{what}: it is not qcow2", "say format raw if it is a raw disk")
+        raise ImageError(f"{what}: it is not qcow2", "say `--format raw` if it is a raw disk")
     argv: list[str | Path] = ["qemu-img", "info", "--output=json", "-f", "qcow2", disk.absolute()]
     info = json.loads(tools.run(what, argv, hint="check the file, e.g. its checksum"))
     details = info.get("format-specific", {}).get("data", {})

@@ -24,7 +24,7 @@ from gridhypervisor.images.errors import ImageError
 from gridhypervisor.model import yamlspec
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="an image's name: xmm, debian-12")]
-Word = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*$", description="a suite or user: bookworm, job")]
+Word = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*$", description="a suite: bookworm, trixie")]
 PackageName = Annotated[
     str, Meta(pattern=r"^[a-z0-9][a-z0-9+.-]+$", description="a Debian package's name: libcfitsio-bin, python3-minimal")
 ]
@@ -61,7 +61,7 @@ class ImageRecipe:
     packages: tuple[PackageName, ...] = ()
     files: dict[Destination, str] = field(default_factory=dict)  # path in the base → path beside the recipe
     layers: tuple[LayerRecipe, ...] = ()
-    user: Word = "job"  # whom programs run as: job (uid 1000) or root
+    user: Literal["job", "root"] = "job"  # whom programs run as; job has uid 1000
     path: tuple[Folder, ...] = ()  # put before PATH
     cmdline: Cmdline = ""  # added to the kernel's command line
 
@@ -77,10 +77,10 @@ def load(path: Path) -> ImageRecipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ImageError(f"read the recipe {path}: {error}", "give a YAML file with `kind: Image`") from error
-    return yamlspec.load(str(path), text, ImageRecipe, lambda recipe: problems(recipe, path.parent))
+    return yamlspec.load(str(path), text, ImageRecipe, problems, lambda recipe: missing_files(recipe, path.parent))
 
 
-def problems(recipe: ImageRecipe, folder: Path) -> Iterator[tuple[str, str]]:
+def problems(recipe: ImageRecipe) -> Iterator[tuple[str, str]]:
     """What types alone cannot say: field, and what is wrong with it."""
     if recipe.base == "busybox" and recipe.packages:
         yield "packages", "the busybox base takes none; use base: debian, or put them into a layer"
@@ -91,14 +91,21 @@ def problems(recipe: ImageRecipe, folder: Path) -> Iterator[tuple[str, str]]:
         mounts.add(layer.mount)
         if not layer.packages and not layer.files:
             yield f"layers[{i}]", "the layer is empty; give packages or files"
-        yield from _file_problems(layer.files, folder, f"layers[{i}].files")
-    yield from _file_problems(recipe.files, folder, "files")
+    for where, files in _files(recipe):
+        for destination in files:
+            if any(part in ("", ".", "..") for part in destination.split("/")):
+                yield f"{where}.{destination}", f"{destination!r} is no place in the image; write e.g. bin/evproducts"
 
 
-def _file_problems(files: dict[str, str], folder: Path, where: str) -> Iterator[tuple[str, str]]:
-    for destination, source in files.items():
-        parts = destination.split("/")
-        if not destination or any(part in ("", ".", "..") for part in parts):
-            yield f"{where}.{destination}", f"{destination!r} is no place in the image; write e.g. bin/evproducts"
-        if not (folder / source).is_file():
-            yield f"{where}.{destination}", f"there is no file {folder / source}"
+def missing_files(recipe: ImageRecipe, folder: Path) -> Iterator[tuple[str, str]]:
+    """Which of the files that it names are not beside it: field, and what is not there."""
+    for where, files in _files(recipe):
+        for destination, source in files.items():
+            if not (folder / source).is_file():
+                yield f"{where}.{destination}", f"there is no file {folder / source}"
+
+
+def _files(recipe: ImageRecipe) -> Iterator[tuple[str, dict[str, str]]]:
+    yield "files", recipe.files
+    for i, layer in enumerate(recipe.layers):
+        yield f"layers[{i}].files", layer.files

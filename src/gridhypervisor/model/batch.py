@@ -49,6 +49,14 @@ class Carried:
 
 
 @dataclass(frozen=True)
+class Warm:
+    """What lets a pilot serve other jobs when its own has ended well; see `agent/warm.py`."""
+
+    pool: str  # whose entries it may serve: of one user of one installation at one site
+    idle: float  # seconds that it waits for one, at most
+
+
+@dataclass(frozen=True)
 class Submission:
     """One pilot job, ready to be put into a batch system's own words."""
 
@@ -60,6 +68,7 @@ class Submission:
     memory: int  # bytes of the guest; a driver adds what the hypervisor and the pilot need
     walltime: int  # seconds
     carried: Carried | None = None  # None: the nodes see the workdir
+    warm: Warm | None = None  # None: it serves its own job alone
 
 
 @dataclass(frozen=True)
@@ -88,5 +97,6 @@ class Limits:
     max_walltime: int | None = None  # seconds
     max_cpus: int | None = None  # of one node
     max_memory: int | None = None  # bytes, of one node
+    slots: int | None = None  # jobs that can run at a time
     problem: str = ""  # why the site cannot be used at all; empty: it can
     notes: tuple[str, ...] = ()  # what else people should know, e.g. of reservations

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gridhypervisor.model.records import Allocation, Event, Job, Ledger, PilotJob, Vm
+from gridhypervisor.model.accounts import Charge
+from gridhypervisor.model.records import Allocation, CheckpointRecord, Event, Job, JobState, Ledger, PilotJob, Vm
 
-Record = Job | Vm | PilotJob | Allocation
+Record = Job | Vm | PilotJob | Allocation | CheckpointRecord
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class JobRecords:
     vm: Vm
     allocations: tuple[Allocation, ...] = ()  # by epoch
     pilot_jobs: tuple[PilotJob, ...] = ()
+    checkpoints: tuple[CheckpointRecord, ...] = ()  # in the order in which they were made
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,22 @@ class Birth:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """How the members of a group are, those that have been made and not deleted."""
+
+    states: Mapping[JobState, int]
+    well: int  # those that are done with exit code 0
+    first_bad: str  # the first that ended otherwise; empty: none did
+
+
+@dataclass(frozen=True)
 class Commit:
     """Changes that stand or fall together. A record of version n replaces one of version n - 1; version 1 is new."""
 
     records: tuple[Record, ...]
     events: tuple[Event, ...] = ()
     ledger: Ledger | None = None
+    charges: tuple[Charge, ...] = ()  # new; one to an attempt, ever
 
 
 class StoreError(Exception):

@@ -10,7 +10,7 @@ class LedgerRow:
     """One phase of one attempt, in seconds."""
 
     attempt: int
-    phase: str  # a Phase, or "middleware": what nobody claims
+    phase: str  # a Phase; "middleware": what nobody claims; or "suspended"
     seconds: float
 
 
@@ -23,3 +23,4 @@ class Ledger:
     rows: tuple[LedgerRow, ...] = ()
     cpu: dict[str, float] = field(default_factory=dict)  # seconds: pilot, hypervisor, relay, controller, program
     hypervisor: str = ""  # e.g. "qemu 7.2.22, tcg"
+    boot: str = ""  # how the last attempt's guest began: "restored from snapshot 0123456789ab", or "cold: " and why

@@ -30,11 +30,20 @@ from gridhypervisor.model.ledger import LedgerRow as LedgerRow
 from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.states import ActionKind as ActionKind
 from gridhypervisor.model.states import AllocationState as AllocationState
+from gridhypervisor.model.states import CheckpointState as CheckpointState
 from gridhypervisor.model.states import JobState as JobState
 from gridhypervisor.model.states import SiteHealth as SiteHealth
 from gridhypervisor.model.states import SiteKind as SiteKind
 from gridhypervisor.model.states import Wish as Wish
-from gridhypervisor.model.wire import ExitRecord, ImageManifest, NodeReport, Reason
+from gridhypervisor.model.wire import Checkpoint, ExitRecord, ImageManifest, NodeReport, Reason
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A time for which a job was suspended. Seconds since the epoch; `until` None: it still is."""
+
+    since: float
+    until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,58 @@ class Job:
     attempts: int = 0
     excluded: tuple[str, ...] = ()  # sites that failed it
     recover: int = 0  # how often the user asked to try again what is stuck
+    group: str = ""  # what it was submitted with: an array, a gang or a workflow
+    member: str = ""  # which of it: the number of a task, the name of a node
+    pauses: tuple[Pause, ...] = ()  # when it was suspended, in order
     version: int = 0
 
     @property
     def probe(self) -> bool:
         """It boots nothing: its pilot looks at its node for `ghv site check`."""
         return not self.spec.image
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How far a gang is. A round is one attempt of all members together: each one's allocation of that epoch."""
+
+    begun: int = 0  # the last round whose programs were told to begin
+    released: int = 0  # the last round that was given up: whatever is left of it is to end
+    failed: int = 0  # rounds that were given up for a fault: retries count these
+    over: bool = False  # no other round follows
+    why: str = ""  # the last one was given up
+    blame: str = ""  # the site where that began; empty: none
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that were submitted as one: an array, a gang, or a workflow. Each is made as its time comes.
+
+    DONE: of an array or a gang, each task ran to an end of its program's own, whatever its exit code; of a workflow, it
+    succeeded as DAGMan counts. FAILED: not so.
+    """
+
+    id: str  # "a12" an array, "g12" a gang, "w12" a workflow: counted by the store, with the jobs
+    owner: str
+    project: str
+    name: str
+    destination: str  # as the user gave it: substitutions may stand in it. Of a workflow, empty: each node's folder
+    folder: str
+    created: float
+    spec: JobSpec | None = None  # of an array or a gang: that of its tasks, substitutions not made
+    image: ImageManifest | None = None  # of an array or a gang
+    image_digest: str = ""
+    workflow: str = ""  # of a workflow: `workflow.Request`, as JSON
+    state: JobState = JobState.PENDING  # or one of the ends
+    wish: Wish = Wish.RUN
+    made: int = 0  # of an array or a gang: how many of the tasks have been made, in their order
+    rounds: Rounds = Rounds()  # of a gang
+    aborted: int | None = None  # of a workflow: a node ended it, with this exit code
+    rescue: str = ""  # of a workflow: the file that says what of it was done
+    exit_code: int | None = None  # of a workflow
+    message: str = ""
+    ended: float | None = None
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +130,15 @@ class Vm:
     job: str
     epoch: int = 0  # of the newest allocation; 0: none yet
     version: int = 0
+
+
+@dataclass(frozen=True)
+class Denial:
+    """A site said that cores were free, and jobs of ours waited there all the same."""
+
+    site: str
+    at: float  # when it was asked, on the controller's clock
+    jobs: int
 
 
 @dataclass(frozen=True)
@@ -104,6 +168,17 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """That a guest is to be saved: the intent, which is committed before its pilot is asked."""
+
+    number: int  # counts up from 1 in each entry
+    then: str  # `end`: to be suspended; `go-on`: a checkpoint
+    asked: float  # seconds since the epoch
+    why: str = ""
+    answered: bool = False  # what came of it is known, or nothing can any more
+
+
+@dataclass(frozen=True)
 class Allocation:
     id: str  # "v12.1": the VM and the epoch
     owner: str
@@ -118,6 +193,28 @@ class Allocation:
     why: Reason | None = None  # why it is being revoked
     note: str = ""  # the words for it
     exit: ExitRecord | None = None
+    restore: str = ""  # the checkpoint that it goes on from; empty: it begins at the beginning
+    saving: Saving | None = None  # the last one that was asked for
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A checkpoint as the controller knows it: where it is, and whether it is still of use."""
+
+    id: str  # ENTRY-N, its folder's name at the site
+    owner: str
+    project: str
+    job: str
+    entry: str  # that made it
+    site: str
+    bytes: int  # that it takes there
+    executed: float  # seconds that the program had run
+    made: float  # when the controller learnt of it
+    since: float  # the same, or when its user chose it to go on from: of several the latest is meant
+    checkpoint: Checkpoint  # as the pilot described it
+    state: CheckpointState = CheckpointState.KEPT
+    note: str = ""  # why it was made; or why it could not be taken up
     version: int = 0
 
 
@@ -129,7 +226,7 @@ class Event:
     owner: str
     project: str
     job: str
-    kind: str  # job | allocation | site | image | service
+    kind: str  # job | allocation | checkpoint | site | policy | image | service
     subject: str  # the record's id
     before: str
     after: str

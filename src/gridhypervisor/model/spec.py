@@ -25,8 +25,18 @@ Duration = Annotated[
     str, msgspec.Meta(pattern=r"^(\d+d)?(\d+h)?(\d+m)?(\d+s)?$", min_length=2, description="a duration: 90s, 2h30m")
 ]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
+JobId = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[jagw]\d{1,17}$", description="the id of a job, an array, a gang or a workflow: j12, a3, g4, w5"
+    ),
+]
+Tasks = Annotated[str, msgspec.Meta(description="the tasks of an array: 1-100, 1-100%10")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
+
+SILENCE = "5m"
+"""Of a job that is to be replaced, and does not say after how long."""
 
 LEAST_SILENCE = 30
 """Seconds: the way of a beat and of its answer over a network file system takes a good part of that."""
@@ -80,6 +90,31 @@ class RetrySpec(msgspec.Struct, frozen=True):
     elsewhere: bool = True  # prefer another site
 
 
+class MovesSpec(msgspec.Struct, frozen=True):
+    """When the job, though it has a place, is given another. What is left out is as the policy has it; 0: never."""
+
+    wait: Duration | None = None  # in a site's queue, before it is sent elsewhere
+    rate: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None  # of the predicted speed, below which it is too slow
+    observe: Duration | None = None  # before its speed is judged
+    look: Duration | None = None  # how often it looks for a better place while it runs,
+    settled: Duration | None = None  # until it has run so long
+
+
+class SweepSpec(msgspec.Struct, frozen=True):
+    """What ${PARAM} is in the tasks of an array: start, start + step, … (GridWay's `gwsubmit -s START -i STEP`)"""
+
+    start: int = 0
+    step: int = 1
+
+
+class GangSpec(msgspec.Struct, frozen=True):
+    """So many VMs that start together or not at all. Each runs the command, and is told who all of them are."""
+
+    count: Annotated[int, msgspec.Meta(ge=2, le=256)]
+    spread: bool = False  # over several sites, where no single one has room for all
+    patience: Duration = "10m"  # from the start of the first until all are ready; else all are released
+
+
 class JobSpec(msgspec.Struct, frozen=True):
     image: str  # name, name:tag or name@digest
     command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -91,11 +126,30 @@ class JobSpec(msgspec.Struct, frozen=True):
     resources: ResourcesSpec = ResourcesSpec()
     network: Literal["none", "restricted", "outbound"] = "none"
     hypervisor: Literal["auto", "kvm", "uml", "tcg"] = "auto"
+    instant: Literal["auto", "never"] = "auto"  # start from a snapshot where there is one
+    isolation: Literal["auto", "job"] = "auto"  # job: a batch job of its own, which serves no other
     site: str = ""  # only there
+    requirements: str = ""  # a ClassAd expression over what sites publish: only where it is true
+    rank: str = ""  # another: where it is higher, rather
+    priority: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None  # 20: urgent; None: as the policy has it
+    deadline: Duration | None = None  # from its submission on: by then it should have begun
     retry: RetrySpec = RetrySpec()
+    moves: MovesSpec = MovesSpec()
     boot_timeout: Duration = "3m"
     on_silence: Literal["keep", "replace"] = "keep"
-    silence: Duration = "5m"  # of `replace`
+    silence: Duration | None = None  # of `replace`; SILENCE where none is given
+    after: tuple[JobId, ...] = ()  # begin only when these have ended well
+    restart_files: tuple[str, ...] = ()  # taken along to the next attempt by a job that is moved or evicted
+    stdout: str = ""  # a file for what the program prints, besides its logs: in the results' folder, or absolute
+    stderr: str = ""
+    destinations: dict[str, str] = msgspec.field(default_factory=dict)  # results that go elsewhere: name -> file
+    array: Tasks = ""  # a job for each of these tasks
+    gang: GangSpec | None = None  # a job for each of so many VMs that start together
+    param: SweepSpec | None = None  # of an array; without it ${PARAM} is the task's number
+
+
+LEAST = 1 << 20
+"""Bytes of memory, and of scratch, below which a size is a slip of the pen: a unit left out, mostly."""
 
 
 def problems(spec: JobSpec) -> list[tuple[str, str]]:
@@ -111,17 +165,56 @@ def problems(spec: JobSpec) -> list[tuple[str, str]]:
             found.append((where, "needs exactly one of path and url"))
         if item.name and unsafe(item.name):
             found.append((f"{where}.name", f"{item.name!r} must be a relative path that stays inside the job's folder"))
-    for i, pattern in enumerate(spec.outputs):
-        if unsafe(pattern):
-            found.append((f"outputs[{i}]", f"{pattern!r} must be a relative path that stays inside the job's folder"))
-    if spec.on_silence == "replace" and parse_duration(spec.silence) < LEAST_SILENCE:
+    for field, patterns in (("outputs", spec.outputs), ("restart_files", spec.restart_files)):
+        for i, pattern in enumerate(patterns):
+            if unsafe(pattern):
+                why = f"{pattern!r} must be a relative path that stays inside the job's folder"
+                found.append((f"{field}[{i}]", why))
+    if spec.restart_files and spec.gang is not None:
+        found.append(("restart_files", "cannot be of a gang, which begins anew as a whole: leave one of the two out"))
+    for name in spec.destinations:
+        if name not in spec.outputs:
+            found.append((f"destinations.{name}", "is none of the outputs; name it there too, as it is here"))
+    if spec.silence is not None and spec.on_silence != "replace":
+        found.append(("silence", "has no effect unless on_silence is replace; ask for that too, or leave it out"))
+    elif spec.silence is not None and parse_duration(spec.silence) < LEAST_SILENCE:
         found.append(("silence", f"{spec.silence} is too short: a guest needs a word every {LEAST_SILENCE} s at least"))
+    for what in ("memory", "scratch"):
+        if parse_size(size := getattr(spec.resources, what)) < LEAST:
+            meant = f"{size.strip()}M" if size.strip().isdigit() else f"{LEAST >> 20}M or more"
+            found.append((f"resources.{what}", f"{size} is too little for any guest; did you mean {meant}?"))
+    found += _expressions(spec)
     if refusal := unsuited(spec):
         found.append(("hypervisor", "; ".join(refusal)))
+    found += _array_problems(spec)
     for key in spec.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             found.append((f"environment.{key}", "is not a variable's name: letters, digits and _ only"))
     return found
+
+
+def _array_problems(spec: JobSpec) -> list[tuple[str, str]]:
+    if spec.gang is not None and spec.array:
+        return [("gang", "cannot be of an array: submit several gangs, or leave one of the two out")]
+    if not spec.array and (spec.gang is None or spec.param is not None):
+        return [("param", "is for the tasks of an array; say which with `array`")] if spec.param is not None else []
+    from gridhypervisor.model.arrays import parse_array, unknown  # which builds upon this module
+
+    if spec.array:
+        try:
+            parse_array(spec.array)
+        except ValueError as error:
+            return [("array", str(error))]
+    return unknown(spec)
+
+
+def _expressions(spec: JobSpec) -> list[tuple[str, str]]:
+    if not spec.requirements and not spec.rank:
+        return []
+    from gridhypervisor.model.expressions import fault  # most jobs have none, and every `ghv` imports this module
+
+    given = (("requirements", spec.requirements, False), ("rank", spec.rank, True))
+    return [(field, why) for field, text, rank in given if text and (why := fault(text, rank=rank))]
 
 
 def unsuited(spec: JobSpec, layers: Sequence[Layer] = ()) -> tuple[str, str] | None:

@@ -8,13 +8,14 @@ import enum
 
 
 class JobState(enum.StrEnum):
-    """What a user sees. The first five are ways of being alive; the last three are ends."""
+    """What a user sees. The first six are ways of being alive; the last three are ends."""
 
     PENDING = "pending"  # in our own queue: no site chosen yet
     PROLOG = "prolog"  # bundle, image and inputs go to the site
     QUEUED = "queued"  # in the site's queue
     RUNNING = "running"  # the pilot has it: see the phase
     EPILOG = "epilog"  # results come home
+    SUSPENDED = "suspended"  # no site runs it or is to: it waits for its user's word to go on
     DONE = "done"  # the program ran to its end; see the exit code
     FAILED = "failed"  # see the reason, the message and the hint
     CANCELLED = "cancelled"
@@ -25,11 +26,17 @@ class JobState(enum.StrEnum):
 
 
 class Wish(enum.StrEnum):
-    """What the user wants of a job. Only grows: run, then cancel, then delete."""
+    """What the user wants of a job. Between running and being suspended it goes to and fro; then it only grows."""
 
     RUN = "run"
+    SUSPEND = "suspend"  # to stand still, and to keep what it has done
     CANCEL = "cancel"
     DELETE = "delete"
+
+    @property
+    def ends(self) -> bool:
+        """Whether the job is to end."""
+        return self in (Wish.CANCEL, Wish.DELETE)
 
 
 class AllocationState(enum.StrEnum):
@@ -54,9 +61,19 @@ class ActionKind(enum.StrEnum):
     REVOKE = "revoke"  # take the ownership, or learn who has it
     REQUEST_CANCEL = "request-cancel"  # ask the pilot to stop
     BATCH_CANCEL = "batch-cancel"  # ask the batch system to end the job
+    BEGIN = "begin"  # tell the pilot that all of its gang are ready, and who they are
+    SAVE = "save"  # have the pilot save its guest, to end then or to go on
     LOOK = "look"  # at the entry, through the site's file system, after a given time
     COLLECT = "collect"  # results to the user's folder, logs to the service's
-    CLEAN = "clean"  # remove the entry from the site
+    CLEAN = "clean"  # remove the entry from the site, and checkpoints of it that nobody knows
+    DISCARD = "discard"  # remove checkpoints from the site
+
+
+class CheckpointState(enum.StrEnum):
+    KEPT = "kept"  # it is at its site, and as good as when it was made for all that is known
+    REFUSED = "refused"  # an attempt could not go on from it: it is not tried again unless its user says so
+    DOOMED = "doomed"  # nobody needs it any more: it is removed as soon as its site answers
+    GONE = "gone"  # it is not there any more
 
 
 class SiteHealth(enum.StrEnum):

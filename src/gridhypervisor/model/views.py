@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from gridhypervisor.model.ledger import Ledger
-from gridhypervisor.model.spec import JobSpec
-from gridhypervisor.model.states import AllocationState, JobState, SiteHealth, SiteKind, Wish
-from gridhypervisor.model.wire import NodeReport, Phase, Reason, Terms, Use
+from gridhypervisor.model.spec import GangSpec, JobSpec
+from gridhypervisor.model.states import AllocationState, CheckpointState, JobState, SiteHealth, SiteKind, Wish
+from gridhypervisor.model.wire import HypervisorKind, NodeReport, Phase, Reason, Terms, Use
 
 PATIENCE = 600
 """Seconds that a probe may take, most of them in the site's queue, unless somebody says otherwise."""
@@ -35,6 +35,8 @@ class AttemptView(msgspec.Struct, frozen=True):
     hypervisor: str = ""  # "qemu 7.2.22, tcg: <why>", once known
     reason: Reason | None = None
     message: str = ""
+    boot: str = ""  # "restored from snapshot <key>", or "cold: <why>", once known
+    restored: str = ""  # the checkpoint that it went on from; empty: it began at the beginning
 
 
 class JobView(msgspec.Struct, frozen=True):
@@ -50,13 +52,59 @@ class JobView(msgspec.Struct, frozen=True):
     command: tuple[str, ...]
     destination: str
     phase: Phase | None = None
-    note: str = ""  # one line: what it is doing or waiting for
+    note: str = ""  # one line: what it is doing or waiting for; of one that has ended, what keeps its results
     site: str = ""
     ended: float | None = None
     exit_code: int | None = None
     reason: Reason | None = None
     message: str = ""
     hint: str = ""
+    group: str = ""  # the array or gang that it is a task of
+    member: str = ""  # which of it
+    warning: str = ""  # in the answer to its submission: what keeps it from every site, or of its wishes means nothing
+
+
+class GroupView(msgspec.Struct, frozen=True):
+    """An array, a gang or a workflow, as one."""
+
+    id: str
+    name: str
+    owner: str
+    project: str
+    state: JobState  # pending until a job of it has begun, running until all have ended; see records.Group
+    wish: Wish
+    created: float  # seconds since the epoch
+    image: str
+    command: tuple[str, ...]
+    destination: str
+    total: int  # tasks, or nodes
+    made: int  # tasks that have become jobs so far
+    counts: dict[str, int]  # of its jobs: how many are in which state
+    well: int  # how many are done with exit code 0
+    array: str = ""  # its tasks, as they were written
+    gang: GangSpec | None = None
+    nodes: dict[str, int] = msgspec.field(default_factory=dict)  # of a workflow: how many are in which state
+    first_bad: JobView | None = None  # the first that ended otherwise
+    note: str = ""  # what keeps it, or went wrong
+    rescue: str = ""  # of a workflow that did not succeed: the file that says what of it was done
+    exit_code: int | None = None  # of a workflow
+    ended: float | None = None
+    version: int = 0  # grows with each change of its own
+    warning: str = ""  # in the answer to an array's submission, as a job's
+
+
+class CheckpointView(msgspec.Struct, frozen=True):
+    """A saved guest, from which its job can go on."""
+
+    id: str
+    job: str
+    site: str  # where it is, and where the job goes on from it
+    made: float  # seconds since the epoch
+    bytes: int  # that it takes there
+    executed: float  # seconds that the program had run
+    state: CheckpointState
+    hypervisor: str = ""
+    note: str = ""  # why it was made; or why it could not be taken up
 
 
 class JobDetail(msgspec.Struct, frozen=True):
@@ -65,6 +113,7 @@ class JobDetail(msgspec.Struct, frozen=True):
     attempts: tuple[AttemptView, ...] = ()
     outputs: tuple[str, ...] = ()  # absolute paths of the results, once home
     ledger: Ledger | None = None
+    checkpoints: tuple[CheckpointView, ...] = ()  # that are kept, newest first
 
 
 class JobRequest(msgspec.Struct, frozen=True):
@@ -73,6 +122,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     spec: JobSpec
     folder: str
     destination: str
+    substitute: bool = False  # GridWay's `${JOB_ID}` and its like mean something even though it is no array
 
 
 class FollowKind(enum.StrEnum):
@@ -92,12 +142,22 @@ class FollowItem(msgspec.Struct, frozen=True):
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One site as the planner weighed it for one job."""
+    """One site, or one node of it, as the planner weighed it for one job."""
 
     site: str
     chosen: bool
     verdict: str  # why it was chosen, lost, or cannot take the job
     rank: float | None = None
+    node: str = ""
+
+
+class MemberView(msgspec.Struct, frozen=True):
+    """Where a member of a gang is."""
+
+    member: str
+    job: str
+    state: JobState
+    site: str = ""  # of its newest attempt
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -107,6 +167,55 @@ class Explanation(msgspec.Struct, frozen=True):
     hint: str = ""
     candidates: tuple[Candidate, ...] = ()
     hypervisor: str = ""  # of the last attempt, and why it was chosen on its node, with the figures; once known
+    turn: str = ""  # of a job that waits for a site: whose turn is before its own
+    warning: str = ""  # what of its own wishes was passed over: a rank that is no number
+    boot: str = ""  # how its guest began: from a snapshot, or cold and why
+    group: str = ""  # the gang that it is a member of
+    places: dict[str, int] = {}  # of a gang that waits: how many of its members would go to which site now
+    members: tuple[MemberView, ...] = ()  # of a gang: all of them
+
+
+class MatchView(msgspec.Struct, frozen=True):
+    """Where a job of such a kind could go now, best first, and why not elsewhere. Nothing is given to it."""
+
+    summary: str  # the site that it would be given, and why; or what it would wait for
+    sites: tuple[Candidate, ...] = ()
+    nodes: tuple[Candidate, ...] = ()  # that are known; `chosen`: it meets the requirements
+    warning: str = ""  # of its rank: where that is no number
+
+
+class ReplayView(msgspec.Struct, frozen=True):
+    """The cycle that gave a job its site last, gone through again from the record of it."""
+
+    job: str
+    at: float  # when it was, in seconds since the epoch
+    policy: int  # version
+    jobs: int  # that wanted a site then
+    site: str  # that it was given
+    again: str = ""  # that it is given by the replay; empty: none
+    differences: tuple[str, ...] = ()  # of all jobs, in words; none: the same plan
+
+
+class PlannedView(msgspec.Struct, frozen=True):
+    """Where a job that waits would go, and when, as things are. Times in seconds since the epoch."""
+
+    job: str
+    name: str
+    owner: str
+    site: str = ""  # empty: no site that there is can take it
+    at: float | None = None  # when it would be given to the site
+    starts: float | None = None  # when it would run there; None: nobody knows how long the site's queue takes
+    why: str = ""
+    group: str = ""  # the gang that the job stands for
+    places: dict[str, int] = {}  # of a gang: how many of its members go to which site
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """What is known of a node, or ("") of a site as a whole."""
+
+    site: str
+    node: str
+    published: dict[str, Any]  # by attribute, see docs/requirements.md
 
 
 class SiteView(msgspec.Struct, frozen=True):
@@ -118,13 +227,14 @@ class SiteView(msgspec.Struct, frozen=True):
     health_since: float = 0.0
     queued: int = 0
     running: int = 0
-    max_jobs: int = 0
+    max_jobs: int = 0  # 0: not known before it has been connected
     workdir: str = ""
     batch_system: str = ""  # e.g. "slurm 22.05.8"
     draining: bool = False  # it gets no new work
     submissions: str = ""  # how fast jobs go to its batch system, and what holds them up
     probed: NodeReport | None = None  # what the newest probe found on its node
     probed_at: float = 0.0  # seconds since the epoch
+    rates: dict[HypervisorKind, float] = {}  # of a node's own speed, what a guest gets at the best one that is known
     settings: SiteRequest | None = None  # as the user configured it
 
 
@@ -175,6 +285,14 @@ class SiteChange(msgspec.Struct, frozen=True, omit_defaults=True):
     max_jobs: int | msgspec.UnsetType | None = msgspec.UNSET
     options: dict[str, str | None] | msgspec.UnsetType = msgspec.UNSET
     environment: dict[str, str | None] | msgspec.UnsetType = msgspec.UNSET
+
+
+class SiteRemoval(msgspec.Struct, frozen=True):
+    """A site that was removed, and what it leaves without a place."""
+
+    name: str
+    waiting: tuple[str, ...] = ()  # jobs that ask for it, and go nowhere else
+    sites: tuple[str, ...] = ()  # that are left
 
 
 class SiteLogin(msgspec.Struct, frozen=True):
@@ -262,7 +380,7 @@ class EventView(msgspec.Struct, frozen=True):
     owner: str
     project: str
     job: str
-    kind: str
+    kind: str  # job | attempt | checkpoint | group | site | policy
     subject: str
     before: str
     after: str

@@ -16,13 +16,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import json
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import msgspec
 import yaml
@@ -40,6 +41,7 @@ class Problem:
     field: str  # e.g. resources.memory or inputs[2].url; empty for the whole document
     problem: str
     allowed: str = ""  # what would be right
+    missing: bool = False  # nothing is wrong with the text: what it names is not there
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
@@ -53,20 +55,25 @@ class SpecError(ValueError):
         self.problems = tuple(sorted(problems, key=lambda p: (p.line, p.column)))
         super().__init__("\n".join(map(str, self.problems)))
 
+    @property
+    def missing(self) -> bool:
+        """Whether the text is right, and only what it names is not there."""
+        return all(problem.missing for problem in self.problems)
+
 
 Check = Callable[[T], Iterable[tuple[str, str]]]
 """What types cannot say of a record: pairs of a field (`inputs[2].url`) and what is wrong with it."""
 
 
-def load(path: str, text: str, schema: type[T], check: Check[T] | None = None) -> T:
+def load(path: str, text: str, schema: type[T], check: Check[T] | None = None, absent: Check[T] | None = None) -> T:
     """Read one YAML document as a `schema` (a struct, a dataclass, or a union of tagged structs).
 
-    `path` is for messages.
+    `path` is for messages. `absent`: which of the things that it names are not there.
 
     Raises:
-        SpecError: it is no YAML, or not such a record; names every problem found.
+        SpecError: it is no YAML, or not such a record, or names what is not there; names every problem found.
     """
-    return parse(path, text).convert(schema, check)
+    return parse(path, text).convert(schema, check, absent)
 
 
 def parse(path: str, text: str) -> Document:
@@ -114,22 +121,29 @@ class Document:
     def __init__(self, path: str, node: yaml.Node) -> None:
         self.path, self._node = path, node
 
-    def convert(self, schema: type[T], check: Check[T] | None = None) -> T:
-        """The document as a `schema`, which also passes `check`.
+    def convert(self, schema: type[T], check: Check[T] | None = None, absent: Check[T] | None = None) -> T:
+        """The document as a `schema`, which also passes `check`, and of which nothing is `absent`.
+
+        What is wrong in one field does not keep the others from being looked at: it has its default for them.
 
         Raises:
             SpecError: it is not one.
         """
         reader = _Reader(self.path)
         value = reader.read(self._node, schema, "")
-        if reader.problems:
-            raise SpecError(reader.problems)
+        found = reader.problems
+        if value is _WRONG:
+            raise SpecError(found)
         try:
             record = msgspec.convert(value, schema)
         except msgspec.ValidationError as error:  # a rule of a record as a whole, from its __post_init__
             message, _, at = str(error).partition(" - at `$")
-            raise SpecError([self.problem(at.rstrip("`").lstrip("."), *_split(message))]) from None
-        found = [self.problem(field, *_split(message)) for field, message in (check(record) if check else ())]
+            raise SpecError([*found, self.problem(at.rstrip("`").lstrip("."), *_split(message))]) from None
+        told = {problem.field for problem in found}
+        for rule, missing in ((check, False), (absent, True)):
+            for field, message in rule(record) if rule is not None else ():
+                if field not in told:
+                    found.append(dataclasses.replace(self.problem(field, *_split(message)), missing=missing))
         if found:
             raise SpecError(found)
         return record
@@ -175,6 +189,10 @@ def _scalar(node: yaml.Node) -> object:
             return str(node.value)
 
 
+_WRONG: Any = object()
+"""In a value's place: it is not what it should be, and that has been told."""
+
+
 class _Reader:
     """Walks text and type side by side. It finds the place; msgspec judges the scalars, so there is one judge."""
 
@@ -186,10 +204,11 @@ class _Reader:
         self.problems.append(_problem(self._path, node, field, problem, allowed))
 
     def read(self, node: yaml.Node, hint: Any, field: str) -> object:
-        """The node's value as plain Python, shaped for `hint`; problems are added to the list."""
+        """The node's value as plain Python, shaped for `hint`; problems are added to the list. What is wrong is left
+        out of records and mappings, and spoils a list."""
         if node.tag not in _TAGS:
             self.add(node, field, f"the tag {node.tag} is not allowed", "remove it")
-            return None
+            return _WRONG
         arms = _arms(hint)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, arms, hint, field)
@@ -206,19 +225,17 @@ class _Reader:
             msgspec.convert(value, hint)
         except msgspec.ValidationError as error:
             self.add(node, field, *_explain(value, hint, str(error)))
+            return value.split() if _meant_as_list(value, hint) else _WRONG
         return value
 
     def _sequence(self, node: yaml.SequenceNode, arms: list[Any], hint: Any, field: str) -> object:
         arm = next((arm for arm in arms if typing.get_origin(_bare(arm)) in _LISTS or _bare(arm) is Any), None)
         if arm is None:
             self.add(node, field, "a list is not allowed here", f"expected {describe(hint)}")
-            return None
+            return _WRONG
         inner = (typing.get_args(_bare(arm)) or (Any,))[0]
-        before = len(self.problems)
         out = [self.read(item, inner, f"{field}[{i}]") for i, item in enumerate(node.value)]
-        if len(self.problems) == before:
-            self._whole(node, out, arm, field)
-        return out
+        return out if _WRONG not in out and self._whole(node, out, arm, field) else _WRONG
 
     def _mapping(self, node: yaml.MappingNode, arms: list[Any], hint: Any, field: str) -> object:
         pairs = self._pairs(node, field)
@@ -228,9 +245,10 @@ class _Reader:
         for arm in arms:
             if _bare(arm) is Any or typing.get_origin(_bare(arm)) in _MAPPINGS:
                 inner = (typing.get_args(_bare(arm)) or (Any, Any))[1]
-                return {key: self.read(value, inner, _join(field, key)) for key, (_, value) in pairs.items()}
+                found = {key: self.read(value, inner, _join(field, key)) for key, (_, value) in pairs.items()}
+                return {key: value for key, value in found.items() if value is not _WRONG}
         self.add(node, field, "fields are not allowed here", f"expected {describe(hint)}")
-        return None
+        return _WRONG
 
     def _pairs(self, node: yaml.MappingNode, field: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
@@ -255,12 +273,12 @@ class _Reader:
             allowed = f"write {' or '.join(f'{name}: {tag}' for _, tag in tags)}"
             if name not in pairs:
                 self.add(node, field, f'the field "{name}" is missing', allowed)
-                return out
+                return _WRONG
             given = pairs.pop(name)[1]
             out[name] = given.value
             if (name, given.value) not in tags:
                 self.add(given, _join(field, name), f"{show(given.value)} is not known", allowed)
-                return out
+                return _WRONG
             kind = tags[name, given.value]
         known = _fields(kind)
         for key, (at, value) in pairs.items():
@@ -273,10 +291,11 @@ class _Reader:
         for key, (inner, required) in known.items():
             if required and key not in pairs:
                 self.add(node, field, f'the field "{key}" is missing', f"it holds {describe(inner)}")
-        return out
+        right = {key: value for key, value in out.items() if value is not _WRONG}
+        return right if all(key in right for key, (_, required) in known.items() if required) else _WRONG
 
-    def _whole(self, node: yaml.Node, value: object, hint: Any, field: str) -> None:
-        """A list's own constraints, e.g. its least length."""
+    def _whole(self, node: yaml.Node, value: object, hint: Any, field: str) -> bool:
+        """Whether a list's own constraints hold, e.g. its least length."""
         if typing.get_origin(hint) is typing.Annotated:
             try:
                 msgspec.convert(value, hint)
@@ -284,6 +303,8 @@ class _Reader:
                 message, _, path = str(error).partition(" - at `")
                 if not path:  # else it is about an item, which has been reported
                     self.add(node, field, f"{show(value)} is not allowed", _wanted(hint, message))
+                return False
+        return True
 
 
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
@@ -311,6 +332,7 @@ def _tag_of(record: Any) -> tuple[str, str] | None:
     return (config.tag_field, str(config.tag)) if config is not None and config.tag_field else None
 
 
+@functools.cache  # a workflow may have thousands of files
 def _fields(record: Any) -> dict[str, tuple[Any, bool]]:
     """Field name as written → its type, and whether it must be given."""
     if issubclass(record, msgspec.Struct):
@@ -353,7 +375,17 @@ def _explain(value: object, hint: Any, message: str) -> tuple[str, str]:
     noun, _, examples = _description(hint).partition(": ")
     if noun and examples:
         return f"{given} is not {noun}", f"write e.g. {' or '.join(examples.split(', '))}"
+    if _meant_as_list(value, hint):
+        return f"{given} is not a list", f"write {json.dumps(value.split(), ensure_ascii=False)}"
     return f"{given} is not allowed", _wanted(hint, message.partition(" - at `")[0])
+
+
+def _meant_as_list(value: object, hint: Any) -> TypeGuard[str]:
+    """Whether it is a text, and nothing but a list of texts is allowed."""
+    [bare, *others] = map(_bare, _arms(hint))
+    if others or typing.get_origin(bare) not in _LISTS or not isinstance(value, str) or not value.strip():
+        return False
+    return str in map(_bare, _arms(typing.get_args(bare)[0]))
 
 
 def _wanted(hint: Any, message: str) -> str:

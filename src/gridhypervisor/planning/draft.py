@@ -1,28 +1,34 @@
 """What a plan is made of: the legal transitions, the actions, and the draft in which one call of `plan` collects both.
 
 The draft knows how a decision is written down, once for all (versions, times, events, no illegal transition), and not
-which to take: that is `reconcile`.
+which to take: that is `reconcile`, with `silence` and `fate`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import assert_never
 
+from gridhypervisor.model.accounts import Charge
+from gridhypervisor.model.commit import Record
 from gridhypervisor.model.records import (
     ActionKind,
     Allocation,
     AllocationState,
+    CheckpointRecord,
     Event,
     Job,
     JobState,
     Ledger,
+    Pause,
     PilotJob,
-    Vm,
 )
+from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.wire import ExitRecord, Reason
+from gridhypervisor.planning.accounts import charge
 from gridhypervisor.planning.ledger import ledger
+from gridhypervisor.planning.past import SETTLING
 from gridhypervisor.planning.world import Case, Observed, Policy, Result, SiteFacts
 
 S = AllocationState
@@ -63,13 +69,15 @@ class Action:
     allocation: Allocation
     why: str = ""
     results: bool = True  # of COLLECT: also the outputs, not only the logs
+    members: str = ""  # of BEGIN: who they are
+    checkpoints: tuple[str, ...] = ()  # of DISCARD and CLEAN: those that are to go
 
 
 @dataclass(frozen=True)
 class JobPlan:
     """What to commit (records stand or fall together), then what to do, then when to look again at the latest."""
 
-    records: tuple[Job | Vm | PilotJob | Allocation, ...] = ()
+    records: tuple[Record, ...] = ()
     events: tuple[Event, ...] = ()
     actions: tuple[Action, ...] = ()
     ledger: Ledger | None = None
@@ -77,6 +85,7 @@ class JobPlan:
     wake_at: float | None = None
     waiting: str = ""  # for the user: what it waits for
     spurned: tuple[str, ...] = ()  # sites with a free place that it looked at, and could not use
+    charges: tuple[Charge, ...] = ()  # of attempts that are over by it
 
 
 class Draft:
@@ -87,13 +96,15 @@ class Draft:
     ) -> None:
         self.case, self.sites, self.policy, self.now, self.installation = case, sites, policy, now, installation
         self.job = case.job
-        self.records: dict[str, Job | Vm | PilotJob | Allocation] = {}
+        self.checkpoints = {c.id: c for c in case.checkpoints}
+        self.records: dict[str, Record] = {}
         self.events: list[Event] = []
         self.actions: list[Action] = []
         self.wakes: list[float] = []
         self.waiting = ""
         self.spurned: tuple[str, ...] = ()
         self.ledger: Ledger | None = None
+        self.charges: list[Charge] = []
         self.delete = False
 
     def result(self) -> JobPlan:
@@ -106,9 +117,12 @@ class Draft:
             min(self.wakes, default=None),
             self.waiting,
             self.spurned,
+            tuple(self.charges),
         )
 
-    def put(self, record: Job | Vm | PilotJob | Allocation) -> None:
+    def put(self, record: Record) -> None:
+        if isinstance(record, CheckpointRecord):
+            self.checkpoints[record.id] = record
         key = record.name if isinstance(record, PilotJob) else record.id
         self.records[f"{type(record).__name__}:{key}"] = record
 
@@ -153,6 +167,8 @@ class Draft:
             version=a.version + 1,
         )
         self.put(moved)
+        if to in SETTLING:
+            self.charges.append(charge(self.job, moved))
         self.event("allocation", a.id, a.state, to, reason or "", message)
         return moved
 
@@ -181,6 +197,7 @@ class Draft:
             hint=hint,
             exit_code=exit_code,
             ended=ended,
+            pauses=_pauses(before, state, self.now),
             version=self.case.job.version + 1,
         )
         self.put(self.job)
@@ -227,6 +244,8 @@ class Draft:
         why: str = "",
         results: bool = True,
         after: float = 0.0,
+        members: str = "",
+        checkpoints: tuple[str, ...] = (),
     ) -> float | None:
         """Ask for an idempotent action unless it is under way, done (after `after`), or waiting to be tried again.
 
@@ -246,9 +265,9 @@ class Draft:
                 return None
         site = self.sites.get(a.site)
         if site is None or not site.up:
-            self.waiting = f"{a.site} {site.silence if site is not None else 'does not answer'}"
+            self.waiting = f"{a.site} {site.silence_in_short if site is not None else 'does not answer'}"
             return None  # the site's return wakes the planner
-        self.actions.append(Action(kind, a, why, results))
+        self.actions.append(Action(kind, a, why, results, members, checkpoints))
         return None
 
     def lag(self, site: str) -> float:
@@ -258,3 +277,12 @@ class Draft:
     def spool_lag(self, site: str) -> float:
         facts = self.sites.get(site)
         return facts.spool_lag if facts is not None else 60.0
+
+
+def _pauses(job: Job, state: JobState, now: float) -> tuple[Pause, ...]:
+    """When it was suspended, once it is in that state."""
+    if job.state is not JobState.SUSPENDED and state is JobState.SUSPENDED:
+        return (*job.pauses, Pause(now))
+    if job.state is JobState.SUSPENDED and state is not JobState.SUSPENDED:
+        return (*job.pauses[:-1], replace(job.pauses[-1], until=now))
+    return job.pauses

@@ -6,17 +6,33 @@ from collections.abc import Mapping
 
 from gridhypervisor.model.records import JobState
 from gridhypervisor.model.views import Candidate, Explanation
-from gridhypervisor.planning.placement import place
-from gridhypervisor.planning.world import Case, SiteFacts
+from gridhypervisor.planning.checkpoints import at_home
+from gridhypervisor.planning.moves import left
+from gridhypervisor.planning.placement import weigh
+from gridhypervisor.planning.suiting import Grid, Seeker
+from gridhypervisor.planning.world import Case
 
 
-def explain(case: Case, sites: Mapping[str, SiteFacts], waiting: str) -> Explanation:
-    job = case.job
+def explain(case: Case, grid: Grid, waiting: str, turn: str = "") -> Explanation:
+    """`waiting`: what the loop says that it waits for; `turn`: who else waits for a site."""
+    job, warning = case.job, ""
     candidates: tuple[Candidate, ...] = ()
+    places: Mapping[str, int] = {}
     hint = job.hint
-    if job.state is JobState.PENDING:
-        choice = place(job, sites)
-        summary, candidates = f"waiting for a site: {choice.summary}", choice.candidates
+    if job.state is JobState.PENDING and case.held:
+        summary = f"held: {case.held}"
+    elif job.state is JobState.PENDING:
+        home = at_home(case, grid.sites)
+        choice = weigh(Seeker(home, left=left(case, grid.now)[0]), grid)
+        # What keeps it may be that others are served first, which only the loop knows.
+        summary = choice.summary if choice.site is None else waiting or choice.summary
+        summary, candidates, warning = f"waiting for a site: {summary}", choice.candidates, choice.warning
+        places = choice.places
+        if home is not job:
+            summary += f"; it goes on where its checkpoint is, at {home.spec.site}"
+            hint = hint or f"`ghv checkpoint list {job.id}`; without checkpoints it would begin anew, anywhere"
+    elif job.state is JobState.SUSPENDED:
+        summary = waiting or "suspended"
     elif job.state.final:
         code = f" with exit code {job.exit_code}" if job.exit_code is not None else ""
         reason = f" ({job.reason})" if job.reason is not None else ""
@@ -24,7 +40,12 @@ def explain(case: Case, sites: Mapping[str, SiteFacts], waiting: str) -> Explana
     else:
         current = case.allocations[-1]
         summary = f"{job.state} at {current.site}" + (f": {waiting}" if waiting else "")
-        candidates = tuple(c for c in place(job, sites).candidates if c.site != current.site)
+        choice = weigh(Seeker(job, left=left(case, grid.now)[0]), grid)
+        candidates, warning = tuple(c for c in choice.candidates if c.site != current.site), choice.warning
         candidates = (Candidate(current.site, True, f"attempt {current.epoch} is there: {current.state}"), *candidates)
-    hypervisor = case.hypervisor(case.allocations[-1]) if case.allocations else ""
-    return Explanation(job.id, job.state, summary, hint, candidates, hypervisor)
+    last = case.allocations[-1] if case.allocations else None
+    hypervisor, boot = (case.hypervisor(last), case.boot(last)) if last is not None else ("", "")
+    group = job.group if job.spec.gang is not None else ""
+    return Explanation(
+        job.id, job.state, summary, hint, candidates, hypervisor, turn, warning, boot, group, dict(places)
+    )

@@ -8,7 +8,7 @@ enough.
 from __future__ import annotations
 
 from gridhypervisor.model.records import AllocationState, Job
-from gridhypervisor.model.spec import parse_duration
+from gridhypervisor.model.spec import SILENCE, parse_duration
 
 BEAT = 10
 """Seconds between beats where nothing asks for more."""
@@ -21,7 +21,7 @@ GRANTED = frozenset(
 
 def grant_of(job: Job) -> int:
     """Seconds that the job's guest may run after a beat that was answered; 0: as long as it likes."""
-    return parse_duration(job.spec.silence) if job.spec.on_silence == "replace" and not job.probe else 0
+    return parse_duration(job.spec.silence or SILENCE) if job.spec.on_silence == "replace" and not job.probe else 0
 
 
 def beat_of(job: Job) -> int:

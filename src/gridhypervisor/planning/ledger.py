@@ -15,6 +15,8 @@ from gridhypervisor.model.wire import Phase
 
 MIDDLEWARE = "middleware"
 
+SUSPENDED = "suspended"
+
 
 def ledger(job: Job, allocations: Sequence[Allocation], own_cpu: Mapping[str, float]) -> Ledger:
     """The ledger of a job that has ended; `own_cpu`: what controller and relay spent on it.
@@ -24,13 +26,13 @@ def ledger(job: Job, allocations: Sequence[Allocation], own_cpu: Mapping[str, fl
     assert job.ended is not None
     rows: list[LedgerRow] = []
     cpu: dict[str, float] = {}
-    hypervisor = ""
+    hypervisor = boot = ""
     mark = job.created
     attempts = sorted(allocations, key=lambda a: a.epoch)
     nexts = [a.times.planned for a in attempts[1:]]
     for a, until in zip(attempts, [*nexts, job.ended], strict=False):
         t, attempt = a.times, a.epoch
-        rows.append(LedgerRow(attempt, Phase.WAIT, t.planned - mark))
+        rows += _waited(job, attempt, mark, t.planned)
         submitting = t.submitting
         if submitting is None:
             mark = _over(job, a, until)
@@ -55,15 +57,27 @@ def ledger(job: Job, allocations: Sequence[Allocation], own_cpu: Mapping[str, fl
             if exit.usage.program is not None:
                 cpu["program"] = cpu.get("program", 0.0) + exit.usage.program
             if exit.hypervisor is not None:
-                hypervisor = str(exit.hypervisor)
+                hypervisor, boot = str(exit.hypervisor), exit.hypervisor.boot
         rows.append(LedgerRow(attempt, MIDDLEWARE, gap - queue + life - claimed))
         mark = ended
         if t.ended is not None:
             mark = _over(job, a, until)
             rows.append(LedgerRow(attempt, Phase.EPILOG, mark - ended))
     if mark < job.ended:
-        rows.append(LedgerRow(job.attempts, Phase.WAIT, job.ended - mark))
-    return Ledger(job.id, job.ended - job.created, tuple(rows), cpu | dict(own_cpu), hypervisor)
+        rows += _waited(job, job.attempts, mark, job.ended)
+    return Ledger(job.id, job.ended - job.created, tuple(rows), cpu | dict(own_cpu), hypervisor, boot)
+
+
+def _waited(job: Job, attempt: int, since: float, until: float) -> list[LedgerRow]:
+    """A time without an attempt: the job waited, but for when it was suspended."""
+    rows, mark = [], since
+    for pause in job.pauses:
+        begin, end = max(mark, pause.since), min(until, pause.until if pause.until is not None else until)
+        if begin < end:
+            rows += [LedgerRow(attempt, Phase.WAIT, begin - mark)] * (begin > mark)
+            rows.append(LedgerRow(attempt, SUSPENDED, end - begin))
+            mark = end
+    return [*rows, LedgerRow(attempt, Phase.WAIT, until - mark)] if mark < until or not rows else rows
 
 
 def _over(job: Job, a: Allocation, until: float) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gridhypervisor.model.batch import Limits
 from gridhypervisor.model.commit import JobRecords
-from gridhypervisor.model.records import Job, JobState
+from gridhypervisor.model.records import Job, JobState, SiteHealth
 from gridhypervisor.model.spec import JobSpec, ResourcesSpec, RetrySpec
 from gridhypervisor.model.views import Check
 from gridhypervisor.model.wire import HypervisorKind, NodeReport, Reason
@@ -67,7 +67,7 @@ def judged(probe: JobRecords, there: FrontEnd, last_words: str) -> list[Check]:
         number = next((each.batch_id for each in probe.pilot_jobs if each.batch_id), "")
         return [Check(RUNS, True, f"{report.node}{f', batch job {number}' if number else ''}"), *told(report, there)]
     if job.state is JobState.CANCELLED:
-        return [Check(RUNS, None, "the probe was cancelled", "")]
+        return [Check(RUNS, None, "the probe was cancelled", f"ghv site check {there.site}")]
     why = job.message or str(job.reason or job.state)
     if last_words:
         why += f"; its last words: {last_words}"
@@ -81,20 +81,39 @@ def judged(probe: JobRecords, there: FrontEnd, last_words: str) -> list[Check]:
 def _mend(probe: JobRecords, there: FrontEnd, last_words: str) -> str:
     """What may help where a batch job ended before its pilot began."""
     job, last = probe.job, probe.allocations[-1] if probe.allocations else None
+    again = f"`ghv site check {job.spec.site}` asks again; if it stays so, ask the site about its nodes"
     if last is None or last.times.running is not None:
-        return ""
+        return again
     if job.reason in (Reason.NODE_DISK, Reason.BUNDLE):
         return f"name a folder of the nodes' own disks that may run programs: ghv site edit {last.site} --scratch DIR"
     if job.reason is Reason.LOST and not last_words:
         # A script that does not find the bundle cannot say so: its log would be where the bundle is.
         return f"see that the nodes have {there.workdir}: `workdir` must be a folder that they share with the front-end"
-    return ""
+    return again
 
 
 def _open(there: FrontEnd) -> str:
     """What may help where nodes do not come to the relay."""
     address = "an address of the front-end that nodes connect to, and have the site open its ports to them"
     return f"set `listen` to {address}: ghv site edit {there.site} --option listen=HOST[:PORT[-PORT]]"
+
+
+def no_relay(site: str, health: SiteHealth, why: str) -> Check:
+    """There is no connection, for a reason that may say itself what to do."""
+    hint = f"`ghv site show {site}` says how it is reached: mend that, or what it says with `ghv site edit {site}`"
+    if health is SiteHealth.AUTH_NEEDED:
+        hint = f"ghv site login {site}"
+    return Check("a relay answers", False, f"{health}: {why}" if why else str(health), hint)
+
+
+def answering(answers: bool, evidence: str) -> Check:
+    hint = "" if answers else "its jobs go on meanwhile, and are asked for again; if it lasts, ask the site"
+    return Check("the batch system answers", answers, evidence, hint)
+
+
+def reading(limits: Limits) -> Check:
+    hint = "see that its commands run on the front-end; `ghv site edit` sets a PATH for them" if limits.problem else ""
+    return Check("its limits are read", not limits.problem, limits.problem or "; ".join(bounds(limits)), hint)
 
 
 def bounds(limits: Limits) -> list[str]:
@@ -118,7 +137,9 @@ def reaching(report: NodeReport, there: FrontEnd) -> Check:
     """Whether the node reaches the relay, if it has to."""
     found = report.relay
     if found is None and there.gate:
-        return Check(REACH, None, f"{report.node} did not look: the relay did not listen yet", "ask again")
+        return Check(
+            REACH, None, f"{report.node} did not look: the relay did not listen yet", f"ghv site check {there.site}"
+        )
     if found is None:
         return Check(REACH, True, f"not needed: orders and report go through {report.workdir}")
     if found.why:

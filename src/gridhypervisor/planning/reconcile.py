@@ -9,7 +9,6 @@ made only when every older one is revoked, fenced, or ended by its own sentinel 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import assert_never
 
 from gridhypervisor.model.batch import BatchState
@@ -17,21 +16,32 @@ from gridhypervisor.model.records import (
     ActionKind,
     Allocation,
     AllocationState,
+    CheckpointState,
     JobState,
     PilotJob,
     Times,
     Wish,
 )
-from gridhypervisor.model.spec import parse_duration
-from gridhypervisor.model.wire import RETRYABLE, ExitRecord, Outcome, Reason
-from gridhypervisor.planning.draft import OVER, Action, Draft, JobPlan
-from gridhypervisor.planning.grants import grant_of
-from gridhypervisor.planning.placement import place
+from gridhypervisor.model.replacing import replace
+from gridhypervisor.model.wire import MOVES, ExitRecord, Outcome, Phase, Reason
+from gridhypervisor.planning.checkpoints import at_home
+from gridhypervisor.planning.draft import OVER, Action, JobPlan
+from gridhypervisor.planning.looking import next_look
+from gridhypervisor.planning.member import Member
+from gridhypervisor.planning.moves import left
+from gridhypervisor.planning.placement import Chooser, place
+from gridhypervisor.planning.silence import Silence
+from gridhypervisor.planning.suspension import Suspension
 from gridhypervisor.planning.world import Absent, Case, Observed, Policy, Result, Seen, SiteFacts, Unknown
-from gridhypervisor.planning.world import Outcome as ActionOutcome
 
 S = AllocationState
 A = ActionKind
+
+AT_REST = frozenset({JobState.PENDING, JobState.SUSPENDED})
+"""States of a job that has no attempt under way."""
+
+SUSPENDED = Reason.SUSPENDED, "suspended before it ran"
+"""What an attempt that no pilot is known to have is given up for, and the words for it."""
 
 START_FAILURES: Mapping[int, tuple[Reason, str]] = {
     78: (Reason.BUNDLE, "the bundle at the site is damaged (exit code 78); it is placed anew at the next attempt"),
@@ -49,51 +59,98 @@ START_FAILURES: Mapping[int, tuple[Reason, str]] = {
 """What the bundle's start script says by its exit code, which is all that it can leave behind."""
 
 
-TURNED_AWAY: Mapping[Reason, str] = {
-    Reason.LENDER: "the lender of {site} refused it",
-    Reason.BUSY: "{site} had too much to do to take it",
-}
-"""Why a site did not take a job at all, which is no failure of an attempt, and the words for it."""
+def plan(
+    case: Case,
+    sites: Mapping[str, SiteFacts],
+    policy: Policy,
+    now: float,
+    installation: str,
+    choose: Chooser | None = None,
+) -> JobPlan:
+    """The next step of one job. Pure; called again after each commit until it asks for nothing new.
 
-
-def plan(case: Case, sites: Mapping[str, SiteFacts], policy: Policy, now: float, installation: str) -> JobPlan:
-    """The next step of one job. Pure; called again after each commit until it asks for nothing new."""
+    `choose` says which site it gets, where it wants one: others may want it too. Without, it is as if none did.
+    """
     step = _Step(case, sites, policy, now, installation)
-    step.run()
+    step.run(choose or (lambda job, refused: place(job, sites, refused)))
     return step.result()
 
 
-class _Step(Draft):
+def seeks(case: Case) -> bool:
+    """Whether the job wants a site: none of its attempts could still run, and it is to run."""
+    return (
+        case.job.state is JobState.PENDING
+        and case.job.wish is Wish.RUN
+        and not case.held
+        and not case.futile
+        and all(a.state in OVER for a in case.allocations)
+    )
+
+
+def refusals(case: Case, policy: Policy, now: float) -> dict[str, float]:
+    """Sites whose lender refused it a moment ago, though there seemed to be room (another was faster, mostly), and
+    until when it does not ask there again."""
+    until = {a.site: a.times.since + policy.refused_pause for a in case.allocations if a.why is Reason.LENDER}
+    return {site: at for site, at in until.items() if now < at}
+
+
+def _phase(sight: Observed) -> Phase | None:
+    """Where the pilot said last that it is."""
+    return sight.view.status.phase if sight.view is not None and sight.view.status is not None else None
+
+
+class _Step(Silence, Member, Suspension):
     """One call of `plan`: the rules."""
 
-    def run(self) -> None:
-        current = None
+    def run(self, choose: Chooser) -> None:
+        newest = None
         for allocation in self.case.allocations:
+            if allocation.epoch == self.case.vm.epoch:
+                newest = allocation
             if allocation.state is S.CLEANED:
                 continue
-            if allocation.epoch == self.case.vm.epoch:
-                current = allocation
             if allocation.site in self.sites:
                 self.allocation(allocation)
             else:
                 self.abandoned(allocation)
+        self.tidy()
         if self.job.state.final:
-            left = (a for a in self.case.allocations if a.state is not S.CLEANED)
-            self.delete = self.job.wish is Wish.DELETE and not any(a.site in self.sites for a in left)
+            left = [a.site for a in self.case.allocations if a.state is not S.CLEANED]
+            left += [c.site for c in self.checkpoints.values() if c.state is not CheckpointState.GONE]
+            self.delete = self.job.wish is Wish.DELETE and not any(site in self.sites for site in left)
             return
-        if current is None or (current.state in OVER and self.job.state is JobState.PENDING):
-            self.start()
+        if newest is not None and self.ganged and self.job.state is not JobState.PENDING:
+            self.part(newest)
+        elif newest is None or newest.state is S.CLEANED or (newest.state in OVER and self.job.state in AT_REST):
+            self.start(choose)
 
-    def start(self) -> None:
+    def start(self, choose: Chooser) -> None:
         """The job has no allocation that could still run: begin one, or end the job."""
-        if self.job.wish is not Wish.RUN:
+        if self.job.wish.ends:
             self.end(JobState.CANCELLED, Reason.CANCELLED, "cancelled before it was given to a site")
+            return
+        if self.rests():
             return
         if any(a.state not in OVER for a in self.case.allocations):
             return
-        choice = place(self.job, self.sites, self.refused())
+        if self.case.futile:
+            hint = "submit what it was to run after again, and then this"
+            self.end(JobState.FAILED, Reason.FUTILE, self.case.futile, hint)
+            return
+        if self.case.held:
+            self.waiting = self.case.held
+            return
+        refused = refusals(self.case, self.policy, self.now)
+        self.wakes.extend(refused.values())
+        _, until = left(self.case, self.now)
+        if until is not None:
+            # Whether another site will do, may change any time.
+            self.wakes.append(min(until, next_look(self.job.id, self.now)))
+        choice = choose(at_home(self.case, self.sites), refused)
         if choice.site is None:
             self.waiting, self.spurned = choice.summary, choice.spurned
+            if choice.again is not None:
+                self.wakes.append(choice.again)
             return
         epoch = self.case.vm.epoch + 1
         name = f"{self.installation}-{self.job.id}-{epoch}"
@@ -107,22 +164,16 @@ class _Step(Draft):
             pilot_job=name,
             site=choice.site,
             times=Times(planned=self.now, since=self.now),
+            restore=restore.id if (restore := self.onward()) is not None else "",
             version=1,
         )
         self.put(replace(self.case.vm, epoch=epoch, version=self.case.vm.version + 1))
         self.put(PilotJob(name=name, owner=self.job.owner, project=self.job.project, site=choice.site, version=1))
         self.put(allocation)
-        self.event("allocation", allocation.id, "", S.PLANNED, message=f"at {choice.site}: {choice.summary}")
+        whence = f"; it goes on {self.whence()}" if self.checkpoints else ""
+        self.event("allocation", allocation.id, "", S.PLANNED, message=f"at {choice.site}: {choice.summary}{whence}")
         self.change_job(JobState.PROLOG, attempts=self.job.attempts + 1)
         self.actions.append(Action(A.PROLOG, allocation))
-
-    def refused(self) -> set[str]:
-        """Sites whose lender refused it a moment ago, though there seemed to be room: another was faster, mostly."""
-        until = {a.site: a.times.since + self.policy.refused_pause for a in self.case.allocations
-                 if a.why is Reason.LENDER}  # fmt: skip
-        waits = {site: at for site, at in until.items() if self.now < at}
-        self.wakes.extend(waits.values())
-        return set(waits)
 
     def allocation(self, a: Allocation) -> None:
         sight = self.case.sight(a)
@@ -158,11 +209,13 @@ class _Step(Draft):
         """
         if a.state is S.PLANNED:
             self.give_up(a, Reason.LOST, f"{a.site} was removed before it was given this job")
-        elif a.epoch != self.case.vm.epoch or self.job.state is JobState.PENDING:
+        elif a.epoch != self.case.vm.epoch or self.job.state in AT_REST:
             pass
+        elif self.ganged and a.state in OVER and a.state is not S.ENDED:
+            pass  # `member` says
         elif a.state is S.COLLECTED:
             self.conclude(a)
-        elif self.job.wish is not Wish.RUN:
+        elif self.job.wish.ends:
             self.end(JobState.CANCELLED, Reason.CANCELLED, f"cancelled; {a.site}, where it was, has been removed", a=a)
         elif a.state is S.ENDED:
             self.end(JobState.FAILED, Reason.STAGING, f"{a.site} was removed, and its results were still there", a=a)
@@ -187,7 +240,14 @@ class _Step(Draft):
 
     def planned(self, a: Allocation, sight: Observed) -> None:
         if self.job.wish is not Wish.RUN:
-            self.give_up(a, Reason.CANCELLED, "cancelled before it was submitted")
+            suspended = self.job.wish is Wish.SUSPEND
+            self.give_up(a, *(SUSPENDED if suspended else (Reason.CANCELLED, "cancelled before it was submitted")))
+            return
+        if a.why is Reason.MOVED:
+            self.give_up(a, Reason.MOVED, a.note)
+            return
+        if why := self.dismissed(a):
+            self.give_up(a, Reason.GANG, why)
             return
         site = self.sites[a.site]
         if site.draining:
@@ -208,7 +268,14 @@ class _Step(Draft):
         submit = sight.outcomes.get(A.SUBMIT)
         busy = A.SUBMIT in sight.busy
         if self.job.wish is not Wish.RUN and not busy:
-            self.revoke(a, Reason.CANCELLED, "cancelled by the user")
+            suspended = self.job.wish is Wish.SUSPEND
+            self.revoke(a, *(SUSPENDED if suspended else (Reason.CANCELLED, "cancelled by the user")))
+            return
+        if a.why is Reason.MOVED and not busy:
+            self.revoke(a, Reason.MOVED, a.note)
+            return
+        if (why := self.dismissed(a)) and not busy:
+            self.revoke(a, Reason.GANG, why)
             return
         match sight.batch:
             case Seen(job) if job.state in (BatchState.ENDED, BatchState.NODE_LOST):
@@ -220,7 +287,11 @@ class _Step(Draft):
             case Seen(job):
                 if a.state is S.SUBMITTING:
                     self.queued(a, job.id)
+                elif (away := self.wants_away(a)) is not None:
+                    self.revoke(a, away, self.case.stay.words)
                 self.waiting = f"{job.state} at {a.site}" + (f": {job.reason}" if job.reason else "")
+                if self.case.stay.words:
+                    self.waiting += f"; {self.case.stay.words}"
                 return
             case Absent(_, as_of, times):
                 asked = max(a.times.submitting or a.times.planned, submit.at if submit is not None else 0.0)
@@ -236,29 +307,51 @@ class _Step(Draft):
         elif a.state is S.SUBMITTING and not busy:
             self.waiting = f"learning from {a.site} whether it accepted the job"
 
+    def wants_away(self, a: Allocation) -> Reason | None:
+        """Why it should leave its site, as it was weighed just now, if it should, and is not to already."""
+        if self.case.stay.again is not None:
+            self.wakes.append(self.case.stay.again)
+        return self.case.stay.leave if self.job.wish is Wish.RUN and a.why not in MOVES else None
+
     def queued(self, a: Allocation, batch_id: str) -> None:
         self.move(a, S.QUEUED, message=f"batch job {batch_id}" if batch_id else "")
         self.change_job(JobState.QUEUED)
 
     def running(self, a: Allocation, sight: Observed) -> None:
         view = sight.view
+        self.spare(a, sight)
         if view is not None and view.exit is not None and view.owner is not None:
             self.finish(a, view.exit)
             return
-        if self.job.wish is not Wish.RUN:
-            request = self.want(a, sight, A.REQUEST_CANCEL, why="cancelled by the user")
+        if (away := self.wants_away(a)) is not None:
+            self.depart(a, away, self.case.stay.words)
+            return
+        gang, dismissed = self.case.gang, self.dismissed(a)
+        if self.job.wish.ends or a.why in MOVES or dismissed:
+            moved = dismissed or f"{Reason.MOVED}: {a.note}"
+            asked = moved if not self.job.wish.ends else "cancelled by the user"
+            request = self.want(a, sight, A.REQUEST_CANCEL, why=asked)
             if request is not None:
                 # A pilot that goes on beating is bringing the outputs out, which takes as long as it takes.
                 patience = max(request, sight.news_at) + self.policy.stop_patience + self.spool_lag(a.site)
                 patience = min(patience, max(request, self.fence(a)))
-                if self.now >= patience:
+                if sight.host:
+                    pass  # its own batch job is not where it runs; its watchdog ends it at its walltime
+                elif self.now >= patience:
                     self.want(a, sight, A.BATCH_CANCEL, why="the pilot has not stopped, and says nothing any more")
                 else:
                     self.wakes.append(patience)
             self.waiting = "stopping: the guest shuts down, outputs so far come back"
+            if not self.job.wish.ends and not dismissed:
+                self.waiting = f"leaving {a.site}: the guest shuts down, and the job begins anew elsewhere: {a.note}"
+        elif gang.rounds.begun == a.epoch and gang.roster and _phase(sight) is Phase.GATHER:
+            self.want(a, sight, A.BEGIN, members=gang.roster)
+        else:
+            self.save(a, sight)
         gone = self.gone(a, sight)
         if gone is None:
             self.mind_silence(a, sight)
+            self.waiting = self.waiting or self.case.stay.words
             return
         since, words = gone
         # The sentinel may still be on its way through the site's file system: one more look after the lag.
@@ -285,112 +378,13 @@ class _Step(Draft):
             ),
         )
 
-    def gone(self, a: Allocation, sight: Observed) -> tuple[float, str] | None:
-        """Since when no process of a pilot that owns the allocation can be left, and who says so; None: one may be.
-
-        Only the batch system's word on this very run counts at once. A node given up, a run repeated by the site, a
-        listing without it leave the guest running for all we know: until its watchdog has ended it at its walltime.
-        """
-        fence = self.fence(a)
-        match sight.batch:
-            case Seen(job, since) if job.state is BatchState.ENDED and not job.restarts:
-                return since, f"{a.site} says that it ended" + (f": {job.reason}" if job.reason else "")
-            case Seen(job) if job.state is BatchState.NODE_LOST:
-                words = f"{a.site} lost its node" + (f" ({job.reason})" if job.reason else "")
-            case Seen(job) if job.restarts:
-                words = f"{a.site} ran it again by itself ({job.state}), which that run refused"
-            case Absent(_, _, times) if times >= 2:
-                words = f"{a.site} no longer lists it"
-            case _:
-                words = ""
-        if self.now < fence:
-            self.wakes.append(fence)
-            if words:
-                self.waiting = f"{words}; waiting until its walltime is surely over"
-            return None
-        match sight.batch:
-            case Seen(job) if job.state not in (BatchState.ENDED, BatchState.NODE_LOST):
-                self.want(a, sight, A.BATCH_CANCEL, why="it outlasts its walltime")
-                self.waiting = f"its walltime is over and {a.site} still lists it as {job.state}"
-                return None
-            case _ if words:
-                return fence, f"{words}, and its walltime is over"
-            case _:
-                return None
-
-    def mind_silence(self, a: Allocation, sight: Observed) -> None:
-        """Where another attempt is wanted when nothing is heard of this one: nobody may let its guest run on.
-
-        Its grant has run out by then, for that counts from when a beat was sent, and this from when the last one came.
-        """
-        grant = grant_of(self.job)
-        if not grant:
-            return
-        word = self.last_word(a, sight)
-        if self.now < word + grant:
-            self.wakes.append(word + grant)
-            if self.waiting or not self.sites[a.site].up:
-                self.waiting = (
-                    f"nothing is heard of it from {a.site}; another attempt follows when that lasts {grant} s"
-                )
-            return
-        words = f"nothing was heard of it for {self.now - word:.0f} s, so its guest may not run on"
-        self.move(a, S.FENCING, message=words)
-
-    def fencing(self, a: Allocation, sight: Observed) -> None:
-        """No beat of it is answered any more: once that is committed, its guest is over soon."""
-        if sight.view is not None and sight.view.exit is not None:
-            self.finish(a, sight.view.exit)
-            return
-        over = self.last_word(a, sight) + grant_of(self.job) + self.policy.grant_margin
-        if self.now < over:
-            self.wakes.append(over)
-            self.waiting = f"nothing is heard of it from {a.site}: its guest is surely over in {over - self.now:.0f} s"
-            return
-        words = f"run {a.id} at {a.site}: nothing was heard of it any more, and its guest's grant is over"
-        self.give_up(a, Reason.LOST, words, f"see what became of {a.site}", to=S.FENCED)
-
-    def last_word(self, a: Allocation, sight: Observed) -> float:
-        """When its pilot was heard last, or an earlier controller may have heard it: no later beat was answered."""
-        return max(sight.news_at, self.sites[a.site].watched)
-
-    def fenced(self, a: Allocation, sight: Observed) -> None:
-        """It can do no harm: what is left of it at its site ends by itself, and is removed when that can be seen.
-
-        Results of a run that had completed may yet come from a node that was cut off; they are waited for until its
-        walltime is over.
-        """
-        settled, alive = self.fence(a), False
-        match sight.batch:
-            case _ if sight.view is not None and sight.view.exit is not None:
-                settled = self.now
-            case Unknown():
-                return  # the next listing says whether something of it is left
-            case Seen(job, since) if job.state is BatchState.ENDED and not job.restarts:
-                settled = since + self.spool_lag(a.site)
-            case Seen(job):
-                alive = job.state not in (BatchState.ENDED, BatchState.NODE_LOST)
-            case Absent(_, _, times):
-                if times < 2:
-                    return
-        if alive and (self.now > settled or self.job.wish is not Wish.RUN):
-            self.want(a, sight, A.BATCH_CANCEL, why="nobody waits for it any more")
-        elif self.now < settled:
-            self.wakes.append(settled)
-        else:
-            self.clean(a, sight)
-
-    def finish(self, a: Allocation, exit: ExitRecord) -> None:
-        self.move(a, S.ENDED, exit=exit, reason=exit.reason, message=exit.message)
-        self.change_job(JobState.EPILOG)
-
     def revoking(self, a: Allocation, sight: Observed) -> None:
         if self.owner_decides(a, sight):
             return
         outcome = sight.outcomes.get(A.REVOKE)
         if outcome is not None and outcome.owner is not None:
             if outcome.owner.by == "pilot":
-                self.taken_by_pilot(a)
+                self.taken_by_pilot(a, outcome.owner.host)
             else:
                 self.give_up(a, a.why or Reason.LOST, a.note)
             return
@@ -422,155 +416,23 @@ class _Step(Draft):
         if self.job.wish is Wish.DELETE:
             self.move(a, S.COLLECTED, message="results discarded: the job is being deleted")
             return
+        if self.undecided(a):
+            return
         outcome = sight.outcomes.get(A.COLLECT)
         if outcome is not None and outcome.result is Result.OK:
             self.settle(self.move(a, S.COLLECTED))
             return
         if outcome is not None:
             refused, tried = outcome.result is Result.REFUSED, outcome.tries >= self.policy.collect_tries
-            if (refused and tried) or (self.job.wish is not Wish.RUN and (refused or tried)):
+            if (refused and tried) or (self.job.wish.ends and (refused or tried)):
                 self.strand(a, outcome)
                 return
             self.waiting = f"{outcome.message}; {outcome.hint}" if outcome.hint else outcome.message
         self.want(a, sight, A.COLLECT, results=self.retry_reason(a) is None)
 
-    def strand(self, a: Allocation, outcome: ActionOutcome) -> None:
-        """The results cannot come home: the job ends without them. They stay at the site until somebody asks."""
-        fetch = f"`ghv recover {self.job.id}` fetches them from {a.site}, or `ghv delete` drops them"
-        hint = f"{outcome.hint}; then {fetch}" if outcome.hint else fetch
-        self.waiting = outcome.message
-        code = a.exit.exit_code if a.exit is not None else None
-        if self.job.wish is Wish.RUN:
-            self.end(JobState.FAILED, Reason.STAGING, outcome.message, hint, code, a)
-        else:
-            message = f"cancelled before its results came home: {outcome.message}"
-            self.end(JobState.CANCELLED, Reason.CANCELLED, message, hint, code, a)
-
-    def settle(self, a: Allocation) -> None:
-        """The results are home: another attempt, or the job waits for the clean-up to end."""
-        if self.job.state.final:
-            self.job = replace(
-                self.job, hint="its results are home now, and the site is clean", version=self.case.job.version + 1
-            )
-            self.put(self.job)
-            return
-        retry = self.retry_reason(a)
-        if retry is not None and a.epoch == self.case.vm.epoch:
-            self.try_again(a, retry)
-
     def collected(self, a: Allocation, sight: Observed) -> None:
-        cleaned = self.clean(a, sight)
-        if self.job.state.final or a.epoch != self.case.vm.epoch or self.job.state is JobState.PENDING:
+        cleaned = None if self.spare(a, sight) else self.clean(a, sight)
+        if self.job.state.final or a.epoch != self.case.vm.epoch or self.job.state in AT_REST:
             return
-        deadline = a.times.since + self.policy.clean_patience
-        if not cleaned and self.now < deadline:
-            self.wakes.append(deadline)
-            return
-        self.conclude(cleaned or a)
-
-    def conclude(self, a: Allocation) -> None:
-        """The job ends as its last attempt did."""
-        exit = a.exit
-        assert exit is not None
-        match exit.outcome:
-            case Outcome.COMPLETED:
-                self.end(JobState.DONE, exit.reason, exit.message, exit.hint, exit.exit_code, a)
-            case _ if exit.reason in (Reason.CANCELLED, Reason.EVICTED) and self.job.wish is not Wish.RUN:
-                self.end(JobState.CANCELLED, exit.reason, exit.message, exit.hint, exit.exit_code, a)
-            case _:
-                self.end(JobState.FAILED, exit.reason, exit.message, exit.hint, exit.exit_code, a)
-
-    def clean(self, a: Allocation, sight: Observed) -> Allocation | None:
-        outcome = sight.outcomes.get(A.CLEAN)
-        if outcome is not None and outcome.result is Result.OK:
-            return self.move(a, S.CLEANED, message=outcome.message)
-        self.want(a, sight, A.CLEAN)
-        return None
-
-    # -- what the rules share -------------------------------------------------------------------------------------
-
-    def owner_decides(self, a: Allocation, sight: Observed) -> bool:
-        """The owner file has the last word on who may act for an allocation, where it can be read."""
-        by = sight.view.owner.by if sight.view is not None and sight.view.owner is not None else ""
-        if by not in ("pilot", "controller"):
-            return False
-        if by == "pilot":
-            self.taken_by_pilot(a)
-        elif a.state is S.REVOKING:
-            self.give_up(a, a.why or Reason.LOST, a.note)
-        else:
-            # Revoked by a controller that died before it wrote so down.
-            self.revoke(a, Reason.LOST, "the controller had revoked it")
-        return True
-
-    def taken_by_pilot(self, a: Allocation) -> None:
-        self.move(a, S.RUNNING)
-        self.change_job(JobState.RUNNING)
-
-    def revoke(self, a: Allocation, why: Reason, note: str, hint: str = "") -> None:
-        moved = self.move(a, S.REVOKING, why=why, note=f"{note}; {hint}" if hint else note, reason=why, message=note)
-        self.actions.append(Action(A.REVOKE, moved, why=note))
-
-    def give_up(self, a: Allocation, why: Reason, note: str, hint: str = "", to: AllocationState = S.REVOKED) -> None:
-        """The allocation can never run. What becomes of the job depends on why."""
-        moved = self.move(a, to, why=why, note=note, reason=why, message=note)
-        if a.epoch != self.case.vm.epoch:
-            return
-        if why is Reason.CANCELLED or self.job.wish is not Wish.RUN:
-            self.end(JobState.CANCELLED, Reason.CANCELLED, note, hint, a=moved)
-        elif why in RETRYABLE and self.spent(moved) <= self.job.spec.retry.times:
-            self.try_again(a, why)
-        else:
-            self.end(JobState.FAILED, why, note, hint, a=moved)
-
-    def withdraw(self, a: Allocation, note: str) -> None:
-        """Nothing was submitted, and nothing shall be: the job looks for another place, and has lost nothing by it."""
-        self.move(a, S.REVOKED, note=note, message=note)
-        if a.epoch == self.case.vm.epoch:
-            self.change_job(JobState.PENDING, message=note)
-
-    def retry_reason(self, a: Allocation) -> Reason | None:
-        """Why this attempt's failure calls for another, if it does."""
-        exit = a.exit
-        if exit is None or exit.outcome is Outcome.COMPLETED or self.job.wish is not Wish.RUN or self.job.state.final:
-            return None
-        if exit.reason in RETRYABLE and self.spent(a) <= self.job.spec.retry.times:
-            return exit.reason
-        return None
-
-    def spent(self, last: Allocation) -> int:
-        """Attempts that count against the job's retries, `last` included.
-
-        What a lender refused at the door is none, nor what a site had too much to do for, nor what was withdrawn before
-        it was submitted (without a `why`). A
-        submission of which nobody ever heard again (this controller died in it, mostly), or that waited until its
-        lender no longer let it start, is nobody's failure; but a site that does so with everything that it is given
-        must not go on for ever.
-        """
-        known = [last if a.id == last.id else a for a in self.case.allocations]
-        attempts = [
-            a
-            for a in known
-            if a.why not in TURNED_AWAY
-            and (a.state not in (S.REVOKED, S.CLEANED) or a.why is not None or a.exit is not None)
-        ]
-        lost = sum(
-            (a.why is Reason.LOST and a.exit is None and a.times.queued is None and a.times.running is None)
-            or (a.exit is not None and a.exit.reason is Reason.LENDER)
-            for a in attempts
-        )
-        return len(attempts) - min(lost, self.policy.free_losses)
-
-    def try_again(self, a: Allocation, why: Reason) -> None:
-        excluded = self.job.excluded
-        if self.job.spec.retry.elsewhere and a.site not in excluded and why not in TURNED_AWAY:
-            excluded = (*excluded, a.site)
-        words = TURNED_AWAY.get(why, f"attempt {a.epoch} failed: {why}").format(site=a.site)
-        self.change_job(JobState.PENDING, reason=why, excluded=excluded, message=words)
-
-    def fence(self, a: Allocation) -> float:
-        """When the guest of an allocation that a pilot took is surely over, whatever anybody says."""
-        return (a.times.running or a.times.since) + self.walltime() + self.policy.fence_margin
-
-    def walltime(self) -> float:
-        return float(parse_duration(self.job.spec.resources.walltime))
+        if not self.ganged and (cleaned or not self.cleaning(a)):
+            self.conclude(cleaned or a)

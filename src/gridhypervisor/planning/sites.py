@@ -4,12 +4,13 @@ where its relay is to listen, if it is."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from gridhypervisor.model.records import Site
+from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.states import SiteHealth
 from gridhypervisor.model.views import SiteChange
 from gridhypervisor.model.wire import GATE_PORTS

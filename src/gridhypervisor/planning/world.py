@@ -8,10 +8,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from gridhypervisor.model.batch import BatchJob
-from gridhypervisor.model.records import ActionKind, Allocation, Job, PilotJob, Vm
-from gridhypervisor.model.wire import NO_SHARE, EntryView, Lending, OwnerRecord, Reason, Share
+from gridhypervisor.model.capacity import Capacity
+from gridhypervisor.model.records import ActionKind, Allocation, CheckpointRecord, Job, PilotJob, Rounds, Site, Vm
+from gridhypervisor.model.replacing import replace
+from gridhypervisor.model.wire import NO_SHARE, EntryView, HypervisorUsed, Lending, OwnerRecord, Reason, Share
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Outcome:
     hint: str = ""
     owner: OwnerRecord | None = None  # of REVOKE: who owns the allocation now
     batch_id: str = ""  # of SUBMIT
+    discarded: tuple[str, ...] = ()  # of DISCARD: checkpoints that are gone
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,43 @@ class Observed:
     news_at: float = 0.0  # when the pilot was last seen to have said something new
     granted_at: float = 0.0  # when the newest beat came that was answered
     unreadable_at: float | None = None  # since when there is an `owner` that cannot be read
+    bearer: Batch = Unknown()  # of its host, where it has one
+
+    @property
+    def host(self) -> str:
+        """The entry with whose batch job its pilot came, where that is another; else empty."""
+        owner = self.view.owner if self.view is not None else None
+        return owner.host if owner is not None and owner.by == "pilot" else ""
+
+    @property
+    def run(self) -> Batch:
+        """What the batch system says of the batch job in which its guest runs, or may begin to run."""
+        return self.bearer if self.host else self.batch
+
+
+UNSEEN = Observed()
+"""Of an entry of which nothing is known (yet)."""
+
+
+@dataclass(frozen=True)
+class Stay:
+    """Whether an attempt should leave its site for another, as it was weighed last; see `planning.moves`."""
+
+    leave: Reason | None = None  # one of `MOVES`; None: it stays
+    words: str = ""  # why it should leave; or why it stays, though it would rather not
+    again: float | None = None  # when to weigh it again; None: when something happens
+
+
+STAYS = Stay()
+
+
+@dataclass(frozen=True)
+class Gang:
+    """What a member is told of its gang; see `gangs`."""
+
+    rounds: Rounds = field(default_factory=Rounds)
+    complete: bool = False  # all programs of this round have ended by themselves, and their results are home
+    roster: str = ""  # who all members are, for their guests; empty: not known (yet)
 
 
 @dataclass(frozen=True)
@@ -84,18 +125,39 @@ class Case:
     allocations: tuple[Allocation, ...] = ()
     pilot_jobs: Mapping[str, PilotJob] = field(default_factory=dict)
     observed: Mapping[str, Observed] = field(default_factory=dict)
+    held: str = ""  # why it may not begin yet: what it is to run after
+    futile: str = ""  # why it never can
+    gang: Gang = Gang()  # of a member of one
     cpu: Mapping[str, float] = field(default_factory=dict)  # CPU seconds spent on it here so far: controller, relay
+    stay: Stay = STAYS  # of its newest allocation
+    checkpoints: tuple[CheckpointRecord, ...] = ()  # in the order in which they were made
 
     def sight(self, allocation: Allocation) -> Observed:
-        return self.observed.get(allocation.pilot_job, Observed())
+        return self.observed.get(allocation.pilot_job, UNSEEN)
+
+    def batch_id(self, allocation: Allocation) -> str:
+        """The batch job in which it runs, or waits to: as the batch system names it, or by its entry's name where
+        another's is not known better; empty before it is known."""
+        sight, pilot_job = self.sight(allocation), self.pilot_jobs.get(allocation.pilot_job)
+        if host := sight.host or (allocation.exit.host if allocation.exit is not None else ""):
+            return sight.bearer.job.id if isinstance(sight.bearer, Seen) else host
+        return pilot_job.batch_id if pilot_job is not None else ""
 
     def hypervisor(self, allocation: Allocation) -> str:
         """What ran its guest, or runs it, and why; empty before that is known."""
-        sight = self.sight(allocation)
-        used = allocation.exit.hypervisor if allocation.exit is not None else None
-        if allocation.exit is None and sight.view is not None and sight.view.status is not None:
-            used = sight.view.status.hypervisor
+        used = self._used(allocation)
         return "" if used is None else f"{used}: {used.why}".removesuffix(": ")
+
+    def boot(self, allocation: Allocation) -> str:
+        """How its guest began, from a snapshot or cold and why; empty before that is known."""
+        used = self._used(allocation)
+        return "" if used is None else used.boot
+
+    def _used(self, allocation: Allocation) -> HypervisorUsed | None:
+        sight = self.sight(allocation)
+        if allocation.exit is not None:
+            return allocation.exit.hypervisor
+        return sight.view.status.hypervisor if sight.view is not None and sight.view.status is not None else None
 
 
 @dataclass(frozen=True)
@@ -105,11 +167,12 @@ class SiteFacts:
     name: str
     up: bool
     why: str = ""  # why it is not up
-    max_jobs: int = 1  # of ours, queued and running
+    max_jobs: int = 1  # of ours, queued and running; 0: nobody knows, as it was never connected
     alive: int = 0  # allocations that hold, or may hold, a place there
     max_walltime: int | None = None  # seconds; None: no limit known
     max_cpus: int | None = None
     max_memory: int | None = None  # bytes, of one job
+    slots: int | None = None  # jobs that can run at a time; None: not known
     listing_lag: float = 0.0  # how long a submission may stay out of a listing
     spool_lag: float = 0.0  # how long a file written on a node may stay invisible to the relay
     draining: bool = False  # the user wants no new work there
@@ -118,7 +181,17 @@ class SiteFacts:
     lending: Lending | None = None  # what its relay said last; None: nobody limits the account
     lacks: frozenset[str] = frozenset()  # hypervisors that did not work on the node that was probed
     watched: float = 0.0  # since when this controller looks after it, whether it has answered or not
+    site: Site | None = None  # as it is configured, and what the newest probe found; None: nobody says
+    capacity: Capacity | None = None  # what it says that it has, and has free; None: it has not said, or long ago
+    credit: float = 1.0  # how far it is to be believed of that, 0 to 1: see `planning.credit`
     own: Share = NO_SHARE  # of the allocations counted in `alive`: the relay may not know of all of them yet
+
+    @cached_property
+    def recorded(self) -> SiteFacts:
+        """As it may be written down: without the environment of its commands, which may hold secrets, and without its
+        nodes. The same each time, which is soon compared."""
+        site = replace(self.site, environment={}) if self.site is not None else None
+        return replace(self, capacity=None, site=site)
 
     @property
     def open(self) -> bool:
@@ -131,6 +204,13 @@ class SiteFacts:
         if self.login:
             return f"needs you to log in: `ghv site login {self.name}`"
         return f"does not answer: {self.why}" if self.why else "is not connected yet"
+
+    @property
+    def silence_in_short(self) -> str:
+        """The same for a line of a list, where many jobs may wait for the site: why it is silent it says itself."""
+        if self.login or not self.why:
+            return self.silence
+        return f"does not answer (`ghv site show {self.name}` says why)"
 
 
 @dataclass(frozen=True)

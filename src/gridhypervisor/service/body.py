@@ -13,7 +13,8 @@ import msgspec
 from litestar.dto import AbstractDTO, DTOFieldDefinition
 from litestar.typing import FieldDefinition
 
-from gridhypervisor.model.spec import problems
+from gridhypervisor.model import policy
+from gridhypervisor.model.spec import JobSpec, problems
 from gridhypervisor.model.views import JobRequest, Problem, ServiceError
 
 T = TypeVar("T")
@@ -74,7 +75,11 @@ def _known(raw: Any, read: Any) -> bool:
 
 def _check(value: Any) -> Iterator[tuple[str, str]]:
     """What types cannot say: the field, and what is wrong with it."""
-    if isinstance(value, JobRequest):
+    if isinstance(value, JobSpec):
+        yield from problems(value)
+    elif isinstance(value, policy.SchedulingPolicy):
+        yield from policy.problems(value)
+    elif isinstance(value, JobRequest):
         yield from ((f"spec.{field}", problem) for field, problem in problems(value.spec))
         for field in ("folder", "destination"):
             if not getattr(value, field).startswith("/"):

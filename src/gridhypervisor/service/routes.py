@@ -14,26 +14,38 @@ from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, Quer
 from litestar.response import Stream
 
 from gridhypervisor.execution.ports import Backend
+from gridhypervisor.model.accounts import Accounts, By, History
+from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
 from gridhypervisor.model.records import JobState
+from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.views import (
     PATIENCE,
+    CheckpointView,
     EventView,
     Explanation,
+    GroupView,
     ImageBuildRequest,
     ImageImportRequest,
     ImageView,
     JobDetail,
     JobRequest,
     JobView,
+    MatchView,
+    NodeView,
     Operation,
+    PlannedView,
     Problem,
+    ReplayView,
     ServiceView,
     SiteChange,
     SiteLogin,
+    SiteRemoval,
     SiteRequest,
     SiteUsage,
     SiteView,
 )
+from gridhypervisor.model.workflow import Progress
+from gridhypervisor.model.workflow import Request as WorkflowRequest
 from gridhypervisor.service import streams
 from gridhypervisor.service.body import Body
 
@@ -51,6 +63,7 @@ _REFUSALS = {
 }
 get, post = partial(litestar.get, responses=_REFUSALS), partial(litestar.post, responses=_REFUSALS)
 delete, patch = partial(litestar.delete, responses=_REFUSALS), partial(litestar.patch, responses=_REFUSALS)
+put = partial(litestar.put, responses=_REFUSALS)
 
 LOG_LIMIT = 16 << 20
 """Most bytes of a log in one answer."""
@@ -63,7 +76,15 @@ LogName = Annotated[Literal["stdout", "stderr", "console", "pilot", "batch"], Qu
 
 def make_router(backend: Backend, closing: asyncio.Event) -> Router:
     """All routes under /v1. `closing`: set when streams are to end."""
-    handlers = [*_jobs(backend, closing), *_images(backend), *_sites(backend), *_service(backend, closing)]
+    handlers = [
+        *_jobs(backend, closing),
+        *_checkpoints(backend),
+        *_groups(backend, closing),
+        *_images(backend),
+        *_sites(backend),
+        *_scheduling(backend),
+        *_service(backend, closing),
+    ]
     return Router("/v1", route_handlers=handlers)
 
 
@@ -80,10 +101,12 @@ def _jobs(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
     async def list_jobs(
         states: Annotated[list[JobState] | None, QueryParameter(name="state")] = None,
         before: FromQuery[str] = "",
+        group: FromQuery[str | None] = None,
         limit: Limit = 100,
     ) -> list[JobView]:
-        """The next page is asked for with `before`: the id of this page's last job."""
-        return await backend.jobs(states=[str(state) for state in states or ()], before=before, limit=limit)
+        """The next page is asked for with `before`: this page's last job. `group`: of this one, or ("") of none."""
+        named = [str(state) for state in states or ()]
+        return await backend.jobs(states=named, before=before, group=group, limit=limit)
 
     @get("/jobs/{job:str}", summary="A job with its attempts and ledger", tags=["jobs"])
     async def get_job(job: FromPath[str]) -> JobDetail:
@@ -101,9 +124,32 @@ def _jobs(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
     async def recover_job(job: FromPath[str]) -> JobView:
         return await backend.recover(job)
 
+    @post("/jobs/{job:str}/move", status_code=202, summary="Have a job leave its site for another", tags=["jobs"])
+    async def move_job(job: FromPath[str], to: FromQuery[str] = "") -> JobView:
+        """It begins anew there. `to`: from now on it asks for this site."""
+        return await backend.move(job, to)
+
     @get("/jobs/{job:str}/explain", summary="Why a job is where it is", tags=["jobs"])
     async def explain_job(job: FromPath[str]) -> Explanation:
         return await backend.explain(job)
+
+    @get("/jobs/{job:str}/replay", summary="Choose a job's site again, from the record", tags=["jobs"])
+    async def replay_job(job: FromPath[str]) -> ReplayView:
+        """Nothing changes by it."""
+        return await backend.replay(job)
+
+    @get("/jobs/{job:str}/history", summary="A job's attempts, phase by phase", tags=["jobs"])
+    async def job_history(job: FromPath[str]) -> History:
+        return await backend.history(job)
+
+    @get("/accounting", summary="Who used how much, and where", tags=["jobs"])
+    async def accounting(
+        by: Annotated[list[By] | None, QueryParameter(description="what to keep apart; may be repeated")] = None,
+        since: Annotated[float, QueryParameter(ge=0, description="seconds since the epoch")] = 0.0,
+        until: Annotated[float | None, QueryParameter(ge=0, description="the same; now, if it is not named")] = None,
+    ) -> Accounts:
+        """Of the attempts that ended in that time, the greatest first; deleted jobs count."""
+        return await backend.accounting(tuple(dict.fromkeys(by or ("user",))), since=since, until=until)
 
     @get("/jobs/{job:str}/follow", media_type=streams.NDJSON, summary="A job's changes and output", tags=["jobs"])
     async def follow_job(
@@ -122,7 +168,104 @@ def _jobs(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
     ) -> bytes:
         return await backend.log(job, stream, offset, limit)
 
-    return [submit_job, list_jobs, get_job, delete_job, cancel_job, recover_job, explain_job, follow_job, read_log]
+    changing = [submit_job, delete_job, cancel_job, recover_job, move_job]
+    asking = [list_jobs, get_job, explain_job, replay_job, job_history, accounting, follow_job, read_log]
+    return [*changing, *asking]
+
+
+def _checkpoints(backend: Backend) -> list[HTTPRouteHandler]:
+    @post(
+        "/jobs/{job:str}/suspend", status_code=202, summary="Save a job's guest, and give its place free", tags=["jobs"]
+    )
+    async def suspend_job(job: FromPath[str]) -> JobView:
+        return await backend.suspend(job)
+
+    @post("/jobs/{job:str}/resume", status_code=202, summary="Have a suspended job go on", tags=["jobs"])
+    async def resume_job(job: FromPath[str]) -> JobView:
+        return await backend.resume(job)
+
+    @post("/jobs/{job:str}/checkpoint", status_code=202, summary="Save a job's guest, which goes on", tags=["jobs"])
+    async def save_job(job: FromPath[str]) -> JobView:
+        return await backend.save(job)
+
+    @get("/checkpoints", summary="Checkpoints, newest first", tags=["jobs"])
+    async def list_checkpoints(job: FromQuery[str] = "") -> list[CheckpointView]:
+        """`job`: of this one alone."""
+        return await backend.checkpoints(job)
+
+    @delete("/checkpoints/{checkpoint:str}", summary="Remove a checkpoint from its site", tags=["jobs"])
+    async def delete_checkpoint(checkpoint: FromPath[str]) -> None:
+        await backend.delete_checkpoint(checkpoint)
+
+    @post("/checkpoints/{checkpoint:str}/restore", status_code=202, summary="Go on from a checkpoint", tags=["jobs"])
+    async def restore_checkpoint(checkpoint: FromPath[str]) -> JobView:
+        """Its job goes on from there, and not from a newer one; a suspended one is resumed by it."""
+        return await backend.restore(checkpoint)
+
+    return [suspend_job, resume_job, save_job, list_checkpoints, delete_checkpoint, restore_checkpoint]
+
+
+def _groups(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
+    @post("/groups", status_code=202, dto=Body[JobRequest], return_dto=None, summary="Accept an array", tags=["groups"])
+    async def submit_group(
+        data: JSONBody[JobRequest], idempotency_key: Annotated[str, HeaderParameter(name="Idempotency-Key")] = ""
+    ) -> Response[GroupView]:
+        """The same Idempotency-Key again returns the array of the first time."""
+        group = await backend.submit_group(data, idempotency_key)
+        return Response(group, headers={"Location": f"/v1/groups/{group.id}"})
+
+    @post(
+        "/workflows",
+        status_code=202,
+        dto=Body[WorkflowRequest],
+        return_dto=None,
+        summary="Accept a workflow",
+        tags=["groups"],
+    )
+    async def submit_workflow(
+        data: JSONBody[WorkflowRequest], idempotency_key: Annotated[str, HeaderParameter(name="Idempotency-Key")] = ""
+    ) -> Response[GroupView]:
+        """The same Idempotency-Key again returns the workflow of the first time."""
+        group = await backend.submit_workflow(data, idempotency_key)
+        return Response(group, headers={"Location": f"/v1/groups/{group.id}"})
+
+    @get("/groups/{group:str}/nodes", summary="A workflow, and where its nodes are", tags=["groups"])
+    async def get_workflow(group: FromPath[str]) -> Progress:
+        return await backend.workflow(group)
+
+    @get("/groups", summary="Arrays, newest first", tags=["groups"])
+    async def list_groups(before: FromQuery[str] = "", limit: Limit = 100) -> list[GroupView]:
+        return await backend.groups(before=before, limit=limit)
+
+    @get("/groups/{group:str}", summary="An array as one", tags=["groups"])
+    async def get_group(group: FromPath[str]) -> GroupView:
+        return await backend.group(group)
+
+    @get("/groups/{group:str}/members/{name:str}", summary="A task of an array", tags=["groups"])
+    async def get_member(group: FromPath[str], name: FromPath[str]) -> JobView:
+        return await backend.member(group, name)
+
+    @delete("/groups/{group:str}", summary="End an array and forget it", tags=["groups"])
+    async def delete_group(group: FromPath[str]) -> None:
+        await backend.delete_group(group)
+
+    @post("/groups/{group:str}/cancel", status_code=202, summary="End an array", tags=["groups"])
+    async def cancel_group(group: FromPath[str]) -> GroupView:
+        return await backend.cancel_group(group)
+
+    @post("/groups/{group:str}/recover", status_code=202, summary="Try again what is stuck of it", tags=["groups"])
+    async def recover_group(group: FromPath[str]) -> GroupView:
+        return await backend.recover_group(group)
+
+    @get("/groups/{group:str}/follow", media_type=streams.NDJSON, summary="An array as it changes", tags=["groups"])
+    async def follow_group(group: FromPath[str]) -> Stream:
+        """Lines of GroupView until it has ended."""
+        return await streams.respond(backend.follow_group(group), closing, prime=True)
+
+    return [
+        submit_group, submit_workflow, get_workflow, list_groups, get_group, get_member, delete_group, cancel_group,
+        recover_group, follow_group,
+    ]  # fmt: skip
 
 
 def _images(backend: Backend) -> list[HTTPRouteHandler]:
@@ -181,9 +324,10 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
     async def login_site(name: FromPath[str]) -> SiteLogin:
         return await backend.login_site(name)
 
-    @delete("/sites/{name:str}", summary="Forget a site", tags=["sites"])
-    async def remove_site(name: FromPath[str], abandon: FromQuery[bool] = False) -> None:
-        await backend.remove_site(name, abandon=abandon)
+    @delete("/sites/{name:str}", status_code=200, summary="Forget a site", tags=["sites"])
+    async def remove_site(name: FromPath[str], abandon: FromQuery[bool] = False) -> SiteRemoval:
+        """Refused while something of jobs is there, unless it is abandoned."""
+        return await backend.remove_site(name, abandon=abandon)
 
     @post("/sites/{name:str}/check", status_code=202, summary="Prove what a site can do", tags=["sites"])
     async def check_site(
@@ -199,6 +343,34 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
         return await backend.site_usage(name)
 
     return [list_sites, add_site, get_site, edit_site, drain_site, login_site, remove_site, check_site, site_usage]
+
+
+def _scheduling(backend: Backend) -> list[HTTPRouteHandler]:
+    @post("/match", status_code=200, dto=Body[JobSpec], return_dto=None, summary="Where a job could go", tags=["jobs"])
+    async def match(data: JSONBody[JobSpec]) -> MatchView:
+        """Asks only: no job is made. The image may be empty, then nothing is known of it."""
+        return await backend.match(data)
+
+    @get("/nodes", summary="What sites and nodes publish", tags=["sites"])
+    async def list_nodes(site: FromQuery[str] = "") -> list[NodeView]:
+        """Of each site itself, and of its nodes that are known."""
+        return await backend.nodes(site)
+
+    @get("/plan", summary="Where waiting jobs would go, and when", tags=["jobs"])
+    async def plan_ahead(limit: Limit = 1000) -> list[PlannedView]:
+        """First to last, by what runs and its walltimes; nothing is promised."""
+        return await backend.plan_ahead(limit)
+
+    @get("/policy", summary="The scheduling policy", tags=["policy"])
+    async def get_policy() -> PolicyView:
+        return await backend.policy()
+
+    @put("/policy", dto=Body[SchedulingPolicy], return_dto=None, summary="Set the policy", tags=["policy"])
+    async def set_policy(data: JSONBody[SchedulingPolicy]) -> PolicyView:
+        """It holds from the next choice of a site on. What it does not name has its default."""
+        return await backend.set_policy(data)
+
+    return [match, list_nodes, plan_ahead, get_policy, set_policy]
 
 
 def _service(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:

@@ -77,9 +77,11 @@ async def _until(items: AsyncIterator[T], closing: asyncio.Event) -> AsyncGenera
     finally:
         closed.cancel()
         with anyio.CancelScope(shield=True):  # when the client went, each further await here would be cancelled too
-            if following is not None and not following.done():
+            if following is not None:
                 following.cancel()
                 await asyncio.wait((following,))
+                if not following.cancelled():
+                    following.exception()  # which nobody will hear of any more
             if isinstance(items, AsyncGenerator):
                 await items.aclose()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Rates, Submission, Submitted
+from gridhypervisor.model.capacity import Capacity, NodeRow, NodeState, capacity, state_of
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import Command, CommandResult
 
@@ -40,6 +41,8 @@ class Dialect:
     spool_lag: float = 0.0
     listing_interval: float = 2.0
     rates: Rates = field(default_factory=Rates)
+    max_cpus: int | None = None  # of one node; None: no limit known
+    idle: float = 0.0  # seconds that a pilot waits for another job; 0: it serves its own alone
 
     def max_jobs(self, site: Site) -> int:
         return site.max_jobs or 1000
@@ -48,12 +51,22 @@ class Dialect:
         return []
 
     def limits(self, results: Sequence[CommandResult]) -> Limits:
-        return Limits(version="simulated")
+        return Limits(version="simulated", max_cpus=self.max_cpus)
 
     def submit(self, jobs: Sequence[Submission], site: Site) -> list[Command]:
         return [
             Command(
-                (*_QUEUE, "submit", "--name", j.name, "--cpus", str(j.cpus), "--walltime", str(j.walltime)),
+                (
+                    *_QUEUE,
+                    "submit",
+                    "--name",
+                    j.name,
+                    "--cpus",
+                    str(j.cpus),
+                    "--walltime",
+                    str(j.walltime),
+                    *(("--pool", j.warm.pool, "--idle", str(j.warm.idle)) if j.warm is not None else ()),
+                ),
                 stdin=f"exec sh {j.start} pilot --scratch {j.scratch} --entry {j.entry}\n",
             )
             for j in jobs
@@ -79,3 +92,17 @@ class Dialect:
 
     def cancel(self, jobs: Sequence[tuple[str, str]]) -> list[Command]:
         return [Command((*_QUEUE, "cancel", *(batch_id or name for name, batch_id in jobs)))]
+
+    def survey(self) -> list[Command]:
+        return [Command((*_QUEUE, "nodes"))]
+
+    def capacity(self, results: Sequence[CommandResult]) -> Capacity | None:
+        [result] = results
+        if result.code != 0:
+            return None
+        said = json.loads(result.stdout)
+        rows = [
+            NodeRow(name, NodeState.DOWN, cpus, 0) if lost else NodeRow(name, state_of(cpus, free), cpus, free)
+            for name, cpus, free, lost in said["nodes"]
+        ]
+        return capacity(rows, said["waiting"])

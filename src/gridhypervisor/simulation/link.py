@@ -30,14 +30,14 @@ class Pipe:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, latency: float, out: Callable[[bytes], None]) -> None:
         self._loop, self._latency, self._out = loop, latency, out
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[float, bytes]] = deque()  # when it comes out, and what
         self._moving = False
         self.broken = False
         self.held = False
 
     def write(self, data: bytes) -> None:
         if not self.broken:
-            self._queue.append(data)
+            self._queue.append((self._loop.time() + self._latency, data))
             self._move()
 
     def release(self) -> None:
@@ -47,15 +47,17 @@ class Pipe:
     def _move(self) -> None:
         if self._queue and not self._moving and not self.held:
             self._moving = True
-            self._loop.call_later(self._latency, self._deliver)
+            self._loop.call_at(self._queue[0][0], self._deliver)
 
     def _deliver(self) -> None:
         self._moving = False
         if self.held or self.broken:
             return
-        data = b"".join(self._queue)
-        self._queue.clear()
-        self._out(data)
+        due = self._queue[0][0]
+        arrived: list[bytes] = []
+        while self._queue and self._queue[0][0] <= due:
+            arrived.append(self._queue.popleft()[1])
+        self._out(b"".join(arrived))
         self._move()
 
 

@@ -13,6 +13,10 @@ from typing import Any, TypeVarTuple, Unpack
 
 Ts = TypeVarTuple("Ts")
 
+TURN = 1e-7
+"""Seconds that a turn of a `SteadyLoop` takes: time goes on a little, as it does anywhere, so that nothing waits for a
+moment that rounding keeps just ahead of it."""
+
 
 class Stuck(Exception):
     """Nothing is ready, no timer is set, no thread works: nothing can ever happen again."""
@@ -24,7 +28,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._now = 0.0
         self._working = 0
-        super().__init__(_Jumping(self))
+        super().__init__(self._selector_of())
+
+    def _selector_of(self) -> selectors.BaseSelector:
+        return _Jumping(self)
 
     def time(self) -> float:
         return self._now
@@ -73,3 +80,33 @@ class _Jumping(selectors.SelectSelector):
             raise Stuck("the simulation waits for something that will never happen")
         self._loop.jump(timeout)
         return ready
+
+
+class SteadyLoop(VirtualLoop):
+    """What threads would do it does itself, at once: so the same story is the same always, however fast the machine is.
+
+    It watches no file and no socket.
+    """
+
+    def _selector_of(self) -> selectors.BaseSelector:
+        return _Turning(self)
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], Any], *args: *Ts
+    ) -> asyncio.Future[Any]:
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class _Turning(_Jumping):
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None and not self._loop.working:
+            raise Stuck("the simulation waits for something that will never happen")
+        if self._loop.working:  # the end of the default executor's threads, of which there are none
+            return super().select(timeout)
+        self._loop.jump(max(timeout or 0.0, TURN))
+        return []

@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from gridhypervisor.model.batch import Warm
 from gridhypervisor.model.wire import (
+    SAVE_END,
     WRAPPER,
+    Checkpoint,
     CpuUsage,
+    Effort,
     ExitRecord,
     HypervisorKind,
+    HypervisorUsed,
     Manifest,
     NodeReport,
     Outcome,
     OutputFile,
     OwnerRecord,
+    Part,
     Phase,
     PhaseTime,
     Proven,
     Reason,
+    Saved,
     Status,
+    suits,
 )
-from gridhypervisor.simulation.spool import Entry, Spool
+from gridhypervisor.simulation.spool import Entry, Kept, Spool
 
 NO_ENTRY = 66
 """Exit code of a pilot that finds no manifest: the entry was removed, or never made."""
@@ -42,7 +50,17 @@ class Tempo:
     boot: float = 8.0
     stage: float = 0.5  # in, and out
     shut_down: float = 1.0
+    save: float = 1.5
     watchdog: float = 1.0  # until the watchdog has noticed and killed
+    talks: bool = True  # False: a pilot whose guest needs no grant says nothing until its end; no word decides anything
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a pilot serves others when its own job has ended well."""
+
+    warm: Warm
+    until: float  # the end of its batch job, in the loop's time
 
 
 class Pilot:
@@ -58,9 +76,13 @@ class Pilot:
         tempo: Tempo,
         guest: Callable[[str, int], None],
         done: Callable[[int | None], None],
+        serving: Serving | None = None,
     ) -> None:
         self.loop, self.spool, self.name, self.node, self.claim, self.tempo = loop, spool, name, node, claim, tempo
-        self._guest, self._done = guest, done
+        self._guest, self._done, self._serving = guest, done, serving
+        self.host, self._run = name, claim  # with which batch job it came, and in which run of that
+        self.own: Entry | None = None
+        self.served = 0  # entries of others
         self.entry: Entry | None = None
         self.alive = True  # some process of it is left on the node
         self.cut = False  # the node reaches nobody
@@ -68,7 +90,16 @@ class Pilot:
         self._began = loop.time()
         self._sequence = 0
         self._phases: list[PhaseTime] = []
+        self.used: HypervisorUsed | None = None  # what it says of its guest: what runs it, how it fares, what it wants
+        self.effort: Effort | None = None
+        self.asks = ""
+        self.cannot_save = ""  # why it refuses to
+        self._saved: Saved | None = None
+        self._saving: asyncio.TimerHandle | None = None
+        self._ran_before = 0.0  # seconds, in the attempts that led to the checkpoint that it went on from
+        self._before = b""  # what these have printed
         self._in_guest = False
+        self.members = ""  # of its gang, as its guest was told
         self._script: Iterator[None] | None = None
         self._step: asyncio.TimerHandle | None = None
         self._left = 0.0  # of the present phase, while paused
@@ -85,6 +116,16 @@ class Pilot:
     def manifest(self) -> Manifest:
         assert self.entry is not None and self.entry.manifest is not None
         return self.entry.manifest
+
+    @property
+    def executes(self) -> bool:
+        """Whether its program runs."""
+        return bool(self._phases) and self._phases[-1].phase is Phase.EXECUTE and self._ending is None
+
+    @property
+    def phase(self) -> Phase | None:
+        """Where it is; None: it has not begun, or is over."""
+        return self._phases[-1].phase if self.alive and self._ending is None and self._phases else None
 
     # -- its own life ----------------------------------------------------------------------------------------------
 
@@ -110,14 +151,26 @@ class Pilot:
         if self.spool.take_owner(entry, me) != me:
             self._over(0)
             return
-        self.entry = entry
-        entry.on_cancel = lambda: self.stop(Reason.CANCELLED, "cancelled by the user")
-        entry.on_grant = self._hear_grant
+        self.own = entry
+        self._begin(entry)
+        yield from self._play()
+
+    def _begin(self, entry: Entry) -> None:
+        """It owns this entry from now on."""
+        self.entry, self.name = entry, entry.name
+        entry.on_cancel = lambda: self._obey() if self.entry is entry else None
+        entry.on_grant = lambda beat: self._hear_grant(beat) if self.entry is entry else None
+        entry.on_save = lambda: self._mind_saves() if self.entry is entry else None
+
+    def _play(self) -> Iterator[None]:
+        """The life of the entry's VM."""
+        entry = self.entry
+        assert entry is not None
         self._walltime = self.loop.call_later(
             self.manifest.resources.walltime, lambda: self._finish(Outcome.STOPPED, Reason.WALLTIME, "walltime is over")
         )
         if entry.cancel:
-            self._finish(Outcome.STOPPED, Reason.CANCELLED, "cancelled before it began")
+            self._finish(Outcome.STOPPED, self._wished(), "stopped before it began")
             return
         tempo = self.tempo
         if self.manifest.probe:
@@ -128,6 +181,17 @@ class Pilot:
             self._finish(Outcome.COMPLETED, Reason.EXITED, "")
             return
         seconds, code = _program(self.manifest.program.command)
+        if (restore := self.manifest.restore) is not None:
+            kept = self.spool.kept.get(restore.id)
+            if kept is None or kept.damaged or kept.checkpoint != restore:
+                self._enter(Phase.PREPARE)
+                self._wait(tempo.prepare)
+                yield
+                what = "is not there" if kept is None else "is damaged: memory.zst is not what it was"
+                self._finish(Outcome.FAILED, Reason.CHECKPOINT, f"take up checkpoint {restore.id}: it {what}")
+                return
+            self._ran_before, self._before = restore.executed, kept.printed
+            seconds = max(0.0, seconds - restore.executed)
         lengths = (tempo.prepare, tempo.boot, tempo.stage, seconds, tempo.stage, tempo.shut_down)
         self._tick()
         for phase, length in zip(WRAPPER, lengths, strict=True):
@@ -139,6 +203,12 @@ class Pilot:
                         return
                     self._wait(0.5)
                     yield
+            if phase is Phase.EXECUTE and self.manifest.hold:
+                self._enter(Phase.GATHER)
+                while entry.begin is None:
+                    self._wait(0.5)
+                    yield
+                self.members = entry.begin
             self._enter(phase)
             self._wait(length)
             yield
@@ -156,7 +226,7 @@ class Pilot:
 
     def _say(self) -> None:
         assert self.entry is not None
-        if self.cut or not self._phases:
+        if self.cut or not self._phases or self._mute:
             return
         self._sequence += 1
         self._sent[self._sequence] = self.loop.time()
@@ -171,13 +241,76 @@ class Pilot:
                 tuple(self._phases),
                 self.loop.time() - self._began,
                 self.node,
+                hypervisor=self.used,
+                effort=self.effort,
+                asks=self.asks,
+                saved=self._saved,
             ),
         )
 
+    # -- saving ----------------------------------------------------------------------------------------------------
+
+    def _mind_saves(self) -> None:
+        """Do what the newest wish in control/ says, once, if that can be."""
+        entry = self.entry
+        if entry is None or self.paused or self.cut or not self.alive or self._ending is not None or entry.cancel:
+            return
+        done = self._saved.number if self._saved is not None else 0
+        wanted = min((number for number in entry.saves if number > done), default=None)
+        if wanted is None or self._saving is not None or not self._phases:
+            return
+        why = self.cannot_save or ("" if self.executes else f"the guest is not there to be saved: {self.phase}")
+        if not why:
+            self._saving = self.loop.call_later(self.tempo.save, self._save, wanted, entry.saves[wanted])
+        else:
+            self._answer(Saved(wanted, None, why))
+
+    def _save(self, number: int, then: str) -> None:
+        self._saving = None
+        if self.paused or self.cut or self.entry is None or self.entry.cancel:
+            return  # a wish that still stands is minded with the next beat
+        if not self.executes:
+            self._answer(Saved(number, None, "the program ended meanwhile"))
+            return
+        printed = self._printed()
+        executed = self._ran_before + self.loop.time() - self._began - self._phases[-1].start
+        name, m = f"{self.name}-{number}", self.manifest
+        checkpoint = Checkpoint(
+            id=name,
+            entry=self.name,
+            epoch=m.epoch,
+            image=m.image_digest,
+            kind=HypervisorKind.TCG,
+            program="qemu 7.2.22",
+            bundle="0" * 64,
+            layout=("-m", str(m.resources.memory >> 20)),
+            processor="",
+            memory=m.resources.memory,
+            disks={"scratch": m.resources.scratch},
+            parts=(Part("memory.zst", 1000, hashlib.sha256(name.encode()).hexdigest(), m.resources.memory),),
+            streams={"stdout": len(printed)},
+            executed=executed,
+        )
+        self.spool.kept[name] = Kept(checkpoint, printed)
+        self.spool.write(self.entry, "stdout", printed)
+        self._answer(Saved(number, checkpoint))
+        if then == SAVE_END:
+            self._finish(Outcome.STOPPED, Reason.SUSPENDED, "", checkpoint=checkpoint)
+
+    def _answer(self, saved: Saved) -> None:
+        self._saved = saved
+        self._say()
+
     def _tick(self) -> None:
-        self._beat = self.loop.call_later(self.manifest.beat, self._tick)
+        if not self._mute:
+            self._beat = self.loop.call_later(self.manifest.beat, self._tick)
         if not self.paused:
             self._say()
+            self._mind_saves()
+
+    @property
+    def _mute(self) -> bool:
+        return not self.tempo.talks and not self.manifest.grant
 
     def _hear_grant(self, beat: int) -> None:
         if self.alive and not self.paused and not self.cut and beat in self._sent and self.manifest.grant:
@@ -207,7 +340,13 @@ class Pilot:
     # -- ends ------------------------------------------------------------------------------------------------------
 
     def _finish(
-        self, outcome: Outcome, reason: Reason, message: str, code: int | None = None, by: str = "pilot"
+        self,
+        outcome: Outcome,
+        reason: Reason,
+        message: str,
+        code: int | None = None,
+        by: str = "pilot",
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         """The guest is gone for good; outputs, then the sentinel, then no process is left."""
         if not self.alive or self._ending is not None:
@@ -216,7 +355,9 @@ class Pilot:
         self._guest_runs(False)
         at = self.loop.time() - self._began
         phases = tuple(PhaseTime(p.phase, p.start, at if p.end is None else p.end) for p in self._phases)
-        outputs = _outputs(self.manifest) if outcome is Outcome.COMPLETED else {}
+        program = self.manifest.program
+        left = program.outputs if outcome is Outcome.COMPLETED else program.restart if reason is Reason.MOVED else ()
+        outputs = _outputs(self.manifest, left)
         self._ending = ExitRecord(
             self.name,
             self.manifest.epoch,
@@ -234,6 +375,8 @@ class Pilot:
             node=self.node,
             streams={"stdout": len(self._printed())},
             by=by,
+            checkpoint=checkpoint,
+            host=self.host if self.name != self.host else "",
             report=_report(self.node) if outcome is Outcome.COMPLETED and self.manifest.probe else None,
         )
         self._write(outputs)
@@ -250,10 +393,54 @@ class Pilot:
             self.spool.write(self.entry, f"out/{path}", data)
         self.spool.write(self.entry, "stdout", self._printed())
         self.spool.leave(self.entry, self._ending)
-        self._step = self.loop.call_later(0.1, self._over, 0)
+        self._step = self.loop.call_later(0.1, self._rest)
+
+    # -- other entries, in the same batch job ----------------------------------------------------------------------
+
+    def _rest(self) -> None:
+        """Its sentinel is left. Serve others, if all is well; see `agent/warm.py`."""
+        assert self.entry is not None and self._ending is not None
+        served = self.entry is not self.own
+        asked = self.own is not None and self.own.cancel if not served else False
+        well = self._ending.outcome is Outcome.COMPLETED or (served and self._ending.reason is Reason.CANCELLED)
+        if self._serving is None or asked or not well or self._ending.by != "pilot":
+            self._over(0)
+            return
+        worked = max(1.0, self.loop.time() - self._began)
+        self._look(self.loop.time() + min(self._serving.warm.idle, worked))
+
+    def _look(self, patience: float) -> None:
+        """Take an entry that is open, or wait for one until then."""
+        assert self._serving is not None
+        if not (self.paused or self.cut):
+            for name in list(self.spool.open.get(self._serving.warm.pool, ())):
+                if self._take(self.spool.entries[name]):
+                    return
+        if self.loop.time() >= patience and not self.paused:
+            self._over(0)
+        else:
+            self._step = self.loop.call_later(0.3, self._look, patience)
+
+    def _take(self, entry: Entry) -> bool:
+        assert self._serving is not None and self.own is not None and entry.manifest is not None
+        own, left = self.own.manifest, self._serving.until - self.loop.time()
+        if own is None or not suits(own, "", entry.manifest, left):
+            return False
+        claim = f"{self._run}.{self.served + 1}"
+        me = OwnerRecord("pilot", claim, entry.manifest.epoch, self.node, host=self.host)
+        if self.spool.take_owner(entry, me) != me:
+            return False
+        self.claim, self._began, self._sequence, self._phases = claim, self.loop.time(), 0, []
+        self._ending, self.used, self.effort, self.asks, self.members = None, None, None, "", ""
+        self._saved, self._ran_before, self._before = None, 0.0, b""
+        self.served += 1
+        self._begin(entry)
+        self._script = self._play()
+        self._step = self.loop.call_later(self.tempo.stage, self._go)
+        return True
 
     def _printed(self) -> bytes:
-        return f"{self.manifest.vm} on {self.node}\n".encode()
+        return self._before + f"{self.manifest.vm} on {self.node}\n".encode()
 
     def _over(self, code: int | None) -> None:
         if self.alive:
@@ -263,7 +450,7 @@ class Pilot:
             self._done(code)
 
     def _cancel_timers(self) -> None:
-        for timer in (self._step, self._walltime, self._beat, self._expiry):
+        for timer in (self._step, self._walltime, self._beat, self._expiry, self._saving):
             if timer is not None:
                 timer.cancel()
 
@@ -271,6 +458,9 @@ class Pilot:
 
     def stop(self, reason: Reason, message: str) -> None:
         """It stops the guest in its own time, if it is not stopped itself."""
+        if self._rests:
+            self._over(143)
+            return
         if self.paused or self.cut or not self.alive or self._ending is not None:
             return
         if self.entry is None:
@@ -281,6 +471,16 @@ class Pilot:
             self._step.cancel()
         self._step = self.loop.call_later(self.tempo.shut_down, lambda: self._finish(outcome, reason, message))
 
+    def _wished(self) -> Reason:
+        moved = self.entry is not None and self.entry.why.startswith(Reason.MOVED)
+        return Reason.MOVED if moved else Reason.CANCELLED
+
+    def _obey(self) -> None:
+        """The wish in control/: a program that has ended has ended, where the job was only to go elsewhere."""
+        ended = bool(self._phases) and self._phases[-1].phase in (Phase.STAGE_OUT, Phase.SHUT_DOWN)
+        if not (ended and self._wished() is Reason.MOVED):
+            self.stop(self._wished(), "stopped on request")
+
     def end(self, message: str) -> None:
         """A bare TERM: a cancel, if one was asked for; else the site's own doing."""
         cancelled = self.entry is not None and self.entry.cancel
@@ -288,11 +488,12 @@ class Pilot:
 
     def kill(self) -> None:
         """SIGKILL to the pilot alone: its watchdog ends the guest and says so."""
-        if self.entry is None:
+        if self.entry is None or self._rests:
             self._over(137)
         elif self._ending is None:
-            if self._step is not None:
-                self._step.cancel()
+            for timer in (self._step, self._saving):
+                if timer is not None:
+                    timer.cancel()
             self._script = None
             self._step = self.loop.call_later(
                 self.tempo.watchdog, lambda: self._finish(Outcome.FAILED, Reason.PILOT, "killed", by="watchdog")
@@ -302,7 +503,14 @@ class Pilot:
         """Every process at once: no last word."""
         self._over(None)
 
+    @property
+    def _rests(self) -> bool:
+        """Its last entry is done with, and it waits for another. Of its own, whoever ends it ends no guest."""
+        return self.alive and self._ending is not None and self.entry is not None and self.entry.exit is not None
+
     def pause(self) -> None:
+        if self._rests:
+            self.paused = True
         if self.alive and not self.paused and self._ending is None:
             self.paused = True
             if self._step is not None:
@@ -312,11 +520,13 @@ class Pilot:
     def resume(self) -> None:
         if self.paused:
             self.paused = False
+            if self._rests:
+                return
             if self.alive and self._ending is None:
+                self._wait(self._left)
                 if self.entry is not None and self.entry.cancel:
-                    self.stop(Reason.CANCELLED, "cancelled by the user")
-                else:
-                    self._wait(self._left)
+                    self._obey()
+                self._mind_saves()
 
 
 def _program(command: tuple[str, ...]) -> tuple[float, int]:
@@ -334,9 +544,8 @@ def _report(node: str) -> NodeReport:
     return NodeReport(node, "6.1.0", "Simulated", 1, 8, 16 << 30, 8 << 30, "/sim", "/tmp", 100 << 30, proven)
 
 
-def _outputs(manifest: Manifest) -> dict[str, bytes]:
-    """One small file for each pattern of the job's."""
+def _outputs(manifest: Manifest, patterns: Sequence[str]) -> dict[str, bytes]:
+    """One small file for each pattern."""
     return {
-        pattern.replace("*", "result"): f"{manifest.job} {manifest.epoch} {pattern}\n".encode()
-        for pattern in manifest.program.outputs
+        pattern.replace("*", "result"): f"{manifest.job} {manifest.epoch} {pattern}\n".encode() for pattern in patterns
     }

@@ -6,15 +6,19 @@ One instance is one relay process on one connection; spool, files and batch syst
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.wire import (
+    BEGIN,
+    CHECKPOINTS,
     EXIT,
     NO_SHARE,
+    OUTPUTS,
     PROTOCOL,
     SPOOL,
     Command,
@@ -106,7 +110,7 @@ class Relay:
             Op.LINK_IN: self._link_in, Op.GET: self._get, Op.PREPARE: self._prepare, Op.REVOKE: self._revoke,
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch, Op.LIST_OUT: self._list_out,
             Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
-            Op.LENT: self._lent, Op.GRANT: self._grant,
+            Op.LENT: self._lent, Op.GRANT: self._grant, Op.FETCH: self._fetch, Op.OFFER: self._offer,
         }  # fmt: skip
 
     def close(self) -> None:
@@ -189,6 +193,21 @@ class Relay:
             self._file(path).fetched = True
         return {"size": len(data), "eof": end}, piece
 
+    def _fetch(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        folder, left = f"{SPOOL}/{request['entry']}", int(request["most"])
+        names, whole = [str(name) for name in request["names"]], b""
+        if request["outputs"] and (sentinel := self._bytes(f"{folder}/{EXIT}")) is not None:
+            names += [f"{OUTPUTS}/{file['path']}" for file in json.loads(sentinel).get("outputs", ())]
+        sizes: dict[str, int | None] = {}
+        for name in names:
+            data = self._bytes(path := f"{folder}/{name}")
+            if data is None:
+                sizes[name] = None
+            elif len(whole) + len(data) <= left:
+                sizes[name], whole = len(data), whole + data
+                self._file(path).fetched = True
+        return {"sizes": sizes}, whole
+
     def _prepare(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         manifest = from_plain(Manifest, request["manifest"])
         if request["entry"] in self._account.spool.buried:
@@ -213,6 +232,12 @@ class Relay:
             self._send(encode({"note": Note.LENDER, "lender": to_plain(lending)}))
             raise Refused("lender", f"prepare {manifest.entry}: {why}", lending.terms.hint)
 
+    def _offer(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        entry = self._account.spool.entries.get(str(request["entry"]))
+        if entry is not None:
+            self._account.spool.offer(entry, str(request["pool"]))
+        return {}, b""
+
     def _revoke(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         self._account.claims += 1
         claim = f"controller:{self._account.claims}"
@@ -223,7 +248,13 @@ class Relay:
         return {"owner": self._account.spool.take_owner(entry, record)}, b""
 
     def _request(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
-        self._account.spool.wish(self._account.entry(request["entry"]))
+        entry = self._account.entry(request["entry"])
+        if request["what"] == BEGIN:
+            self._account.spool.begin(entry, str(request["members"]))
+        elif request["what"] == "save":
+            self._account.spool.save(entry, int(request["number"]), str(request["then"]))
+        else:
+            self._account.spool.wish(entry, str(request.get("why", "")))
         return {}, b""
 
     def _grant(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
@@ -279,7 +310,11 @@ class Relay:
         return {}, b""
 
     def _evict(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
-        return {"freed": sum(len(self._account.files.pop(str(path), b"")) for path in request["paths"])}, b""
+        freed = 0
+        for path in map(str, request["paths"]):
+            kept = self._account.spool.kept.pop(path.removeprefix(f"{CHECKPOINTS}/"), None)
+            freed += kept.checkpoint.size if kept is not None else len(self._account.files.pop(path, b""))
+        return {"freed": freed}, b""
 
     def _usage(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         return {"cpu_seconds": 0.0, "max_rss_bytes": 0, "free_bytes": 1 << 40}, b""
@@ -291,7 +326,7 @@ class Relay:
 
     def _seen(self, view: EntryView) -> None:
         if view.entry.startswith(self._prefix):
-            self._send(encode({"note": Note.ENTRY, "entry": to_plain(view)}))
+            self._send(encode({"note": Note.ENTRY, "entry": view}))
             if view.exit is not None and view.entry in self._watched:
                 self._tell_output(self._account.entry(view.entry))
         if view.exit is not None:

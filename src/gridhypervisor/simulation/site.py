@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from gridhypervisor.simulation.batch import Batch, BatchEntry
+from gridhypervisor.simulation.batch import SIMPLE, Batch, BatchEntry, Rules
 from gridhypervisor.simulation.dialect import Dialect
 from gridhypervisor.simulation.link import Way
-from gridhypervisor.simulation.pilot import Pilot, Tempo
+from gridhypervisor.simulation.pilot import Pilot, Serving, Tempo
 from gridhypervisor.simulation.relay import Account
 from gridhypervisor.simulation.spool import Spool
 
@@ -43,17 +43,20 @@ class SimulatedSite:
         spool_lag: float = 0.0,
         listing_lag: float = 0.0,
         random: Random | None = None,
+        memory: float = 300.0,
+        rules: Rules = SIMPLE,
+        idle: float = 0.0,
     ) -> None:
         self.name, self.census, self.tempo = name, census or Census(), tempo or Tempo()
         self.spool_lag = spool_lag  # at most; each write draws its own, so that files show out of order
         self._loop, self._random = loop, random or Random(0)
         self._runs = 0
         self.spool = Spool(loop, self._lag)
-        self.batch = Batch(loop, nodes, slots, self._launch)
+        self.batch = Batch(loop, nodes, slots, self._launch, memory, rules)
         self.batch.weather.listing_lag = listing_lag
         self.account = Account(self.spool, self.batch, loop.time)
         self.transport = self.way = Way(loop, self.account)
-        self.driver = Dialect(listing_lag, spool_lag)
+        self.driver = Dialect(listing_lag, spool_lag, idle=idle)
 
     def _lag(self) -> float:
         return self._random.uniform(0.0, self.spool_lag) if self.spool_lag else 0.0
@@ -62,7 +65,8 @@ class SimulatedSite:
         self._runs += 1
         node = job.node.name if job.node is not None else ""
         claim = f"{self.name}:{self._runs}"
-        return Pilot(self._loop, self.spool, job.name, node, claim, self.tempo, self.census.guest, done)
+        warm = Serving(job.warm, self._loop.time() + job.walltime) if job.warm is not None else None
+        return Pilot(self._loop, self.spool, job.name, node, claim, self.tempo, self.census.guest, done, warm)
 
     def calm(self) -> None:
         """Every fault stops; what was hurt is mended as far as it can be."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from gridhypervisor.model.wire import EXIT, EntryView, ExitRecord, Manifest, OwnerRecord, Status, canonical
+from gridhypervisor.model.replacing import replace
+from gridhypervisor.model.wire import EXIT, Checkpoint, EntryView, ExitRecord, Manifest, OwnerRecord, Status, canonical
 
 
 @dataclass
@@ -28,10 +29,14 @@ class Entry:
     owner: OwnerRecord | None = None
     exit: ExitRecord | None = None
     cancel: bool = False
+    why: str = ""  # of the cancel
+    saves: dict[int, str] = field(default_factory=dict)  # what is to follow the saving of its guest, by number
+    begin: str | None = None  # the members of its gang, once all are ready
     guest: bool = False  # one runs for it
     files: dict[str, File] = field(default_factory=dict)
     on_cancel: Callable[[], None] | None = None  # the pilot that watches control/
     on_grant: Callable[[int], None] | None = None  # the same
+    on_save: Callable[[], None] | None = None  # the same
 
     def __post_init__(self) -> None:
         self.seen = EntryView(self.name)  # by the relay
@@ -42,15 +47,27 @@ class Entry:
         return [path for path, file in self.files.items() if path.startswith("out/") and not file.fetched]
 
 
+@dataclass
+class Kept:
+    """A checkpoint, as it lies beside the spool."""
+
+    checkpoint: Checkpoint
+    printed: bytes  # so far
+    damaged: bool = False
+
+
 class Spool:
-    """The entries of one account. `lag` gives, for each write, the seconds until the relay sees it."""
+    """The entries of one account, and the checkpoints of their guests. `lag` gives, for each write, the seconds until
+    the relay sees it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lag: Callable[[], float]) -> None:
         self._loop, self._lag = loop, lag
         self.entries: dict[str, Entry] = {}
         self.buried: set[str] = set()  # names of entries that were removed: never used again
+        self.kept: dict[str, Kept] = {}  # checkpoints, by their ids
         self.harm: list[str] = []  # what must never have happened
         self.watchers: list[Callable[[EntryView], None]] = []
+        self.open: dict[str, dict[str, None]] = {}  # by pool: entries that any of its pilots may serve
 
     def make(self, name: str) -> Entry:
         entry = self.entries.get(name)
@@ -60,6 +77,7 @@ class Spool:
 
     def take_owner(self, entry: Entry, record: OwnerRecord) -> OwnerRecord:
         """Take the ownership, unless somebody has it; the record that stands."""
+        self._withhold(entry.name)
         if entry.owner is None:
             entry.owner = record
             if record.by == "controller":
@@ -67,6 +85,14 @@ class Spool:
             else:
                 self._later(lambda: self._reveal(entry, owner=record))
         return entry.owner
+
+    def offer(self, entry: Entry, pool: str) -> None:
+        if entry.manifest is not None and entry.owner is None:
+            self.open.setdefault(pool, {})[entry.name] = None
+
+    def _withhold(self, name: str) -> None:
+        for names in self.open.values():
+            names.pop(name, None)
 
     def say(self, entry: Entry, status: Status) -> None:
         def reveal() -> None:
@@ -88,11 +114,29 @@ class Spool:
     def write(self, entry: Entry, path: str, data: bytes) -> None:
         entry.files[path] = File(data, self._loop.time() + self._lag())
 
-    def wish(self, entry: Entry) -> None:
+    def wish(self, entry: Entry, why: str) -> None:
         """`control/cancel`: the pilot sees it after the lag."""
         if not entry.cancel:
-            entry.cancel = True
+            entry.cancel, entry.why = True, why
             self._later(lambda: entry.on_cancel() if entry.on_cancel is not None else None)
+
+    def save(self, entry: Entry, number: int, then: str) -> None:
+        """`control/save-N`: the pilot sees it after the lag."""
+
+        def reveal() -> None:
+            entry.saves.setdefault(number, then)
+            if entry.on_save is not None:
+                entry.on_save()
+
+        self._later(reveal)
+
+    def begin(self, entry: Entry, members: str) -> None:
+        """`control/begin`: the pilot sees it after the lag, and the first one only."""
+
+        def reveal() -> None:
+            entry.begin = members if entry.begin is None else entry.begin
+
+        self._later(reveal)
 
     def grant(self, entry: Entry, beat: int) -> None:
         """`control/grant-N`: the pilot sees it after the lag."""
@@ -101,6 +145,7 @@ class Spool:
     def remove(self, entry: Entry) -> None:
         if entry.guest:
             self.harm.append(f"{entry.name} was removed under its guest")
+        self._withhold(entry.name)
         del self.entries[entry.name]
 
     def _later(self, reveal: Callable[[], None], lag: float | None = None) -> None:

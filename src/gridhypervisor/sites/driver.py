@@ -6,6 +6,7 @@ people: a controller that crashes may forget a job and give its id to the next o
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -24,11 +25,38 @@ PATIENCE = 180.0
 """Seconds that a submission may take: of one that is ended before its answer nobody knows what came. sbatch waits
 by itself where there are too many jobs, two minutes in all; a queue master may have a minute's work before ours."""
 
-RATES = frozenset({"submit_rate", "command_rate"})
+RATES = frozenset({"submit_rate", "command_rate", "idle"})
 """Options of every site with a batch system of its own."""
+
+IDLE = 10.0
+"""Seconds that a pilot waits for another job of its user's, where neither the site's option `idle` nor `GHV_IDLE` in
+the service's environment says otherwise."""
 
 OVERHEAD = 384 << 20
 """Bytes asked for beside the guest's memory: the emulator's code cache and tables, the pilot, the watchdog."""
+
+
+COUNT = """lines=$("$@") || exit
+set -f
+IFS='
+'
+set -- $lines
+echo $#"""
+"""How many lines a command prints that are not empty; or its failure. Of very long listings only this has to travel,
+and a front-end needs nothing but its shell for it."""
+
+
+def counted(*argv: str) -> tuple[str, ...]:
+    """The command that prints how many lines another prints."""
+    return "/bin/sh", "-c", COUNT, "sh", *argv
+
+
+def count_of(result: CommandResult, heads: int = 0) -> int | None:
+    """What `counted` printed, less the lines of a table's head; None: it does not tell."""
+    words = result.stdout.strip()
+    if result.code != 0 or not words.isdigit() or "error" in result.stderr.lower():
+        return None
+    return max(0, int(words) - heads)
 
 
 def batch_script(job: Submission, log: str = "") -> str:
@@ -47,7 +75,10 @@ def become_pilot(job: Submission, entry: str) -> list[str]:
     if not job.scratch:
         lines.append('[ -d "${TMPDIR-}" ] || TMPDIR=/tmp')
         scratch = '"$TMPDIR"'
-    return [*lines, f"exec /bin/sh {shlex.quote(job.start)} pilot --scratch {scratch} --entry {entry}"]
+    words = f"exec /bin/sh {shlex.quote(job.start)} pilot --scratch {scratch} --entry {entry}"
+    if job.warm is not None:
+        words += f" --pool {shlex.quote(job.warm.pool)} --idle {job.warm.idle:g} --lasts {job.walltime}"
+    return [*lines, words]
 
 
 def by_name(jobs: Iterable[BatchJob]) -> dict[str, BatchJob]:
@@ -105,6 +136,12 @@ def seconds_option(site: Site, key: str, default: float) -> float:
     except ValueError:
         pass
     raise LinkError(f"configure site {site.name}: options.{key}: {text!r} is not a number of seconds, e.g. {default:g}")
+
+
+def idle_of(site: Site) -> float:
+    """Its option `idle`, in seconds. Raises LinkError, as `seconds_option`; also where `GHV_IDLE` is no number."""
+    given = {"idle": idle} if (idle := os.environ.get("GHV_IDLE")) else {}
+    return seconds_option(replace(site, options={**given, **site.options}), "idle", IDLE)
 
 
 def rates_of(site: Site) -> Rates:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Rates, Submission, Submitted
+from gridhypervisor.model.capacity import Capacity, NodeRow, capacity, state_of
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, BUNDLES, Command, CommandResult
-from gridhypervisor.sites.driver import batch_script, by_name, explain, known_options, seconds_option
+from gridhypervisor.sites.driver import batch_script, by_name, explain, idle_of, known_options, seconds_option
 
 STATES = {"PENDING": BatchState.PENDING, "RUNNING": BatchState.RUNNING, "ENDED": BatchState.ENDED}
 
 AHEAD = 2
 """Jobs beyond the slots that may wait in the queue: the next one starts without asking us."""
 
-OPTIONS = frozenset({"spool_lag"})
+MACHINE = "uname -n && getconf _NPROCESSORS_ONLN && cat /proc/meminfo"
+
+OPTIONS = frozenset({"idle", "spool_lag"})
 
 
 class ForkDriver:
@@ -37,6 +41,7 @@ class ForkDriver:
     def __init__(self, site: Site, workdir: str, bundle: str) -> None:
         known_options(site, OPTIONS)
         self.spool_lag = seconds_option(site, "spool_lag", 0.0)
+        self.idle = idle_of(site)
         self._site = site
         start = ["/bin/sh", f"{workdir}/{BUNDLES}/{bundle}/start", "forkq"]
         if site.scratch:
@@ -52,7 +57,9 @@ class ForkDriver:
     def limits(self, results: Sequence[CommandResult]) -> Limits:
         if results and results[0].code != 0:
             return Limits(problem=explain(results[0], "its fork queue cannot be started"))
-        return Limits(version="fork")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        slots = self._site.slots or os.cpu_count()
+        return Limits(version="fork", max_cpus=os.cpu_count(), max_memory=memory, slots=slots)
 
     def submit(self, jobs: Sequence[Submission], site: Site) -> list[Command]:
         slots = ("--slots", str(site.slots)) if site.slots else ()
@@ -82,6 +89,29 @@ class ForkDriver:
         # By id: here one is never used twice. A job whose id is not known yet gets it from the next listing.
         known = [number for _, number in jobs if number]
         return [self._command("cancel", *known)] if known else []
+
+    def survey(self) -> list[Command]:
+        return [self._command("list"), Command(("/bin/sh", "-c", MACHINE), environment=self._site.environment)]
+
+    def capacity(self, results: Sequence[CommandResult]) -> Capacity | None:
+        """Of this machine. A core is free that no job of the queue has, as long as there is a slot."""
+        jobs, machine = results
+        name, _, rest = machine.stdout.partition("\n")
+        cores, _, memory = rest.partition("\n")
+        sizes = {key: int(size) << 10 for key, size in re.findall(r"^(\w+): +(\d+) kB$", memory, re.MULTILINE)}
+        try:
+            listed = [json.loads(line) for line in jobs.stdout.splitlines()]
+            states = [str(row["state"]) for row in listed]
+            taken = sum(int(row.get("cpus", 1)) for row in listed if row["state"] == "RUNNING")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        if jobs.code != 0 or machine.code != 0 or not cores.isdigit() or int(cores) < 1:
+            return None
+        cpus = int(cores)
+        full = states.count("RUNNING") >= (self._site.slots or cpus)
+        free = 0 if full else max(0, cpus - taken)
+        row = NodeRow(name, state_of(cpus, free), cpus, free, sizes.get("MemTotal"), sizes.get("MemAvailable"))
+        return capacity([row], states.count("PENDING"))
 
     def _command(self, *words: str, stdin: str = "") -> Command:
         return Command((*self._queue, *words), stdin=stdin, environment=self._site.environment, server=len(self._queue))

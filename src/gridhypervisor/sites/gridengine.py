@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
+from gridhypervisor.model.capacity import Capacity, capacity
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, BUNDLES, Command, CommandResult
 from gridhypervisor.sites.arrays import (
@@ -33,14 +34,18 @@ from gridhypervisor.sites.driver import (
     batch_script,
     by_name,
     choice_option,
+    count_of,
+    counted,
     explain,
     hint,
+    idle_of,
     known_options,
     native_words,
     rates_of,
     refused,
     seconds_option,
 )
+from gridhypervisor.sites.nodes import qhost_bytes, qhost_rows
 
 LETTERS = frozenset("hqwrtsSTNPRdE")
 """What the letters of a state say, of which qstat shows any number: hold, queued, waiting, running, transferring,
@@ -124,6 +129,7 @@ class GridEngineDriver:
         known_options(site, OPTIONS)
         # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
         self.spool_lag = seconds_option(site, "spool_lag", 65.0)
+        self.idle = idle_of(site)
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
         self.rates = rates_of(site)
         self._site = site
@@ -163,7 +169,7 @@ class GridEngineDriver:
             for key in ("NCPU", "MEMTOT")
         )
         known = [int(number) for number in cpus if number.isdigit()]
-        sizes = [size for word in memory if (size := _bytes(word)) is not None]
+        sizes = [size for word in memory if (size := qhost_bytes(word)) is not None]
         return Limits(
             version=version.stdout.partition("\n")[0].strip(),
             max_walltime=_longest(times),
@@ -235,6 +241,22 @@ class GridEngineDriver:
             if at := number.partition(".")[2]:
                 tasks.setdefault(array_of(name, int(at)), []).append(at)
         return alone + [self._command("qdel", array, "-t", ",".join(those)) for array, those in tasks.items()]
+
+    def survey(self) -> list[Command]:
+        return [
+            self._command("qhost", "-q"),
+            self._command(*counted("qstat", "-g", "d", "-s", "p", "-u", "*")),
+        ]
+
+    def capacity(self, results: Sequence[CommandResult]) -> Capacity | None:
+        """Of the queues that the site's options name, or of all. A node's cores are the slots of these."""
+        hosts, waiting = results
+        if hosts.code != 0:
+            return None
+        wanted = {name.partition("@")[0] for name in self._site.options.get("queue", "").split(",")} - {""}
+        if any(set(name) & set("*?[") for name in wanted):
+            wanted = set()
+        return capacity(qhost_rows(hosts.stdout, wanted), count_of(waiting, heads=2))
 
     def _job(self, row: tuple[str, str, str, str], lost: set[str]) -> BatchJob:
         number, name, letters, queue = row
@@ -387,12 +409,6 @@ def seconds(text: str) -> int | None:
     for part in parts:
         total = total * 60 + int(part)
     return total
-
-
-def _bytes(text: str) -> int | None:
-    """A size as qhost prints it: `23.5G`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text)
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else None
 
 
 def _submitted(result: CommandResult) -> Submitted:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
+from gridhypervisor.model.capacity import Capacity, capacity
 from gridhypervisor.model.errors import LinkError
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, Command, CommandResult
@@ -24,11 +25,13 @@ from gridhypervisor.sites.driver import (
     by_name,
     explain,
     hint,
+    idle_of,
     known_options,
     rates_of,
     refused,
     seconds_option,
 )
+from gridhypervisor.sites.nodes import SLOT, condor_rows
 
 KEPT = 3600
 """Seconds that an ended job stays in the queue."""
@@ -138,6 +141,7 @@ class HTCondorDriver:
         known_options(site, OPTIONS)
         # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
         self.spool_lag = seconds_option(site, "spool_lag", 65.0)
+        self.idle = idle_of(site)
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
         self.rates = rates_of(site)
         self._site = site
@@ -204,6 +208,22 @@ class HTCondorDriver:
         names = " || ".join(f'GhvName == "{name}"' for name, _ in jobs)
         words = f"({names}) && JobStatus =!= {REMOVED} && JobStatus =!= {COMPLETED}"
         return [self._command("condor_rm", "-constraint", words)] if jobs else []
+
+    def survey(self) -> list[Command]:
+        wanted = f" && ({self._site.options['constraint']})" if self._site.options.get("constraint") else ""
+        slots = ("-constraint", f'SlotType =!= "Dynamic"{wanted}', "-af", *SLOT)
+        return [
+            self._command("condor_status", *slots),
+            self._command("condor_status", "-schedd", "-af", "TotalIdleJobs"),
+        ]
+
+    def capacity(self, results: Sequence[CommandResult]) -> Capacity | None:
+        """Of the machines that `constraint` allows. Jobs that wait are those of all the pool's queues."""
+        slots, queues = results
+        if slots.code != 0:
+            return None
+        waits = [int(word) for word in queues.stdout.split() if word.isdigit()] if queues.code == 0 else []
+        return capacity(condor_rows(slots.stdout), sum(waits) if waits else None)
 
     def _description(self, job: Submission) -> str:
         if re.search(r"[\r\n]", job.entry + job.start + job.scratch):

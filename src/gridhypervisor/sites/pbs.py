@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
+from gridhypervisor.model.capacity import Capacity, capacity
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, BUNDLES, Command, CommandResult
 from gridhypervisor.sites.driver import (
@@ -27,12 +28,14 @@ from gridhypervisor.sites.driver import (
     by_name,
     explain,
     hint,
+    idle_of,
     known_options,
     native_words,
     rates_of,
     refused,
     seconds_option,
 )
+from gridhypervisor.sites.nodes import pbsnodes_rows, qstat_waiting
 
 STATES = {
     **dict.fromkeys("QTW", BatchState.PENDING),  # queued, in transit between queues, waiting for a time
@@ -119,6 +122,7 @@ class PbsDriver:
         known_options(site, OPTIONS)
         # NFS clients answer look-ups from their cache for up to a minute; a site with another spool says so.
         self.spool_lag = seconds_option(site, "spool_lag", 65.0)
+        self.idle = idle_of(site)
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 30.0))  # a full qstat costs a server
         self.rates = rates_of(site)
         self._site = site
@@ -189,6 +193,16 @@ class PbsDriver:
         # qdel takes ids alone: those that the names were last listed under, of which a doubled submission has two.
         ids = [found for name, number in jobs for found in sorted(self._ids.get(name, {number} - {""}))]
         return [self._command("qdel", *ids)] if ids else []
+
+    def survey(self) -> list[Command]:
+        return [self._command("pbsnodes", "-a"), self._command("qstat", "-q")]
+
+    def capacity(self, results: Sequence[CommandResult]) -> Capacity | None:
+        """Of all nodes: which of them a queue has, Torque does not tell users. Jobs that wait are those of the queue
+        that the site's options name, or of all."""
+        nodes, queues = results
+        rows, queue = pbsnodes_rows(nodes.stdout), self._site.options.get("queue", "").partition("@")[0][:16]
+        return capacity(rows, qstat_waiting(queues.stdout, queue)) if nodes.code == 0 and rows else None
 
     def _qsub(self, job: Submission) -> list[str]:
         options = self._site.options

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gridhypervisor.model.batch import BatchJob, BatchState, Limits, Listing, Submission, Submitted
+from gridhypervisor.model.capacity import Capacity, capacity
 from gridhypervisor.model.records import Site
 from gridhypervisor.model.wire import BATCH_LOG, Command, CommandResult
 from gridhypervisor.sites.arrays import array_name, array_of, array_script, element, grouped, index, is_array
@@ -23,14 +24,18 @@ from gridhypervisor.sites.driver import (
     batch_script,
     by_name,
     choice_option,
+    count_of,
+    counted,
     explain,
     hint,
+    idle_of,
     known_options,
     native_words,
     rates_of,
     refused,
     seconds_option,
 )
+from gridhypervisor.sites.nodes import RESERVATIONS, SINFO, maintenance, sinfo_rows
 
 WARNING, WARNED_FROM = 30, 300
 """Seconds before the end at which Slurm sends USR1, and the shortest walltime that gets one. Slurm may send it a minute
@@ -120,6 +125,7 @@ class SlurmDriver:
         # by TCP is written by the relay itself.
         carried = choice_option(site, "control", "spool", "tcp") == "tcp"
         self.spool_lag = seconds_option(site, "spool_lag", 5.0 if carried else 65.0)
+        self.idle = idle_of(site)
         self.listing_interval = max(1.0, seconds_option(site, "listing_interval", 10.0))
         self.rates = rates_of(site)
         self._site = site
@@ -194,6 +200,22 @@ class SlurmDriver:
         alone = [self._command("scancel", f"--name={name}") for name, _ in jobs]
         elements = [(number, array_of(name, int(at))) for name, number in jobs if (at := number.partition("_")[2])]
         return alone + [self._command("/bin/sh", "-c", CANCEL_ELEMENT, "sh", *each) for each in elements]
+
+    def survey(self) -> list[Command]:
+        where = [f"--partition={wanted}"] if (wanted := self._site.options.get("partition")) else []
+        return [
+            self._command("sinfo", "--noheader", "--Node", *where, f"--Format={','.join(SINFO)}"),
+            self._command(*counted("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i", *where)),
+            self._command("/bin/sh", "-c", RESERVATIONS),
+        ]
+
+    def capacity(self, results: Sequence[CommandResult]) -> Capacity | None:
+        """Of the partitions that the site's options name, or of the default one."""
+        nodes, waiting, reservations = results
+        if nodes.code != 0 or not nodes.stdout.strip():
+            return None
+        wanted = set(self._site.options.get("partition", "").split(",")) - {""}
+        return capacity(sinfo_rows(nodes.stdout, wanted), count_of(waiting), maintenance(reservations))
 
     def _submit(self, group: Sequence[Submission]) -> Command:
         job, array = group[0], array_name(group)

@@ -21,8 +21,11 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0003"
+REVISION = "0010"
 """The newest migration: what a store that is up to date says of itself."""
+
+ALONE, MEMBER = "\"group\" = ''", "\"group\" != ''"
+"""Of jobs: in no group, in one. Queries say so in these very words, for by them the database finds the index."""
 
 metadata = MetaData(
     naming_convention={
@@ -39,7 +42,8 @@ meta = Table(
     Column("name", Text, primary_key=True),
     Column("value", Text, nullable=False),
 )
-"""`installation`: this installation's id. `last_job`: the number of the newest job ever made, deleted ones included."""
+"""`installation`: this installation's id. `last_job`: the number of the newest job or group ever made, deleted ones
+included."""
 
 job = Table(
     "job",
@@ -67,11 +71,66 @@ job = Table(
     Column("attempts", Integer, nullable=False),
     Column("excluded", Text, nullable=False),
     Column("recover", Integer, nullable=False),
+    Column("group", Text, nullable=False, server_default=text("''")),
+    Column("member", Text, nullable=False, server_default=text("''")),
+    Column("pauses", Text, nullable=False, server_default=text("'[]'")),
     Column("version", Integer, nullable=False),
     UniqueConstraint("owner", "project", "idempotency_key"),
     Index(None, "state", "number"),
+    Index("ix_job_alone", "number", sqlite_where=text(ALONE), postgresql_where=text(ALONE)),
+    Index(
+        "ix_job_group",
+        "group",
+        "state",
+        "exit_code",
+        "number",
+        sqlite_where=text(MEMBER),
+        postgresql_where=text(MEMBER),
+    ),
+    Index("ix_job_member", "group", "member", unique=True, sqlite_where=text(MEMBER), postgresql_where=text(MEMBER)),
+    Index("ix_job_ended", "ended", sqlite_where=text("ended IS NOT NULL"), postgresql_where=text("ended IS NOT NULL")),
     Index("ix_job_alive", "number", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),
 )
+
+group = Table(
+    "job_group",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),  # of the id; no job has the same
+    Column("idempotency_key", Text, nullable=True),
+    Column("alive", Boolean, nullable=False),  # not final, or to be deleted
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("spec", Text),
+    Column("image", Text),
+    Column("image_digest", Text, nullable=False),
+    Column("workflow", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("wish", Text, nullable=False),
+    Column("made", Integer, nullable=False),
+    Column("rounds", Text, nullable=False, server_default=text("'{}'")),
+    Column("aborted", Integer),
+    Column("rescue", Text, nullable=False),
+    Column("exit_code", Integer),
+    Column("message", Text, nullable=False),
+    Column("ended", Float),
+    Column("version", Integer, nullable=False),
+    UniqueConstraint("owner", "project", "idempotency_key"),
+    Index("ix_job_group_alive", "number", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),
+)
+
+node = Table(
+    "node",
+    metadata,
+    Column("group", Text, ForeignKey("job_group.id"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("run", Text, nullable=False),
+)
+"""The nodes of workflows: where each is, as JSON."""
 
 vm = Table(
     "vm",
@@ -112,9 +171,32 @@ allocation = Table(
     Column("why", Text),
     Column("note", Text, nullable=False),
     Column("exit", Text),
+    Column("restore", Text, nullable=False, server_default=text("''")),
+    Column("saving", Text),
     Column("version", Integer, nullable=False),
     UniqueConstraint("vm", "epoch"),  # the last line of defence of "never two guests"
     Index("ix_allocation_alive", "job", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),
+)
+
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("alive", Boolean, nullable=False),  # not gone
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("job", Text, ForeignKey("job.id"), nullable=False, index=True),
+    Column("entry", Text, nullable=False),
+    Column("site", Text, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("executed", Float, nullable=False),
+    Column("made", Float, nullable=False),
+    Column("since", Float, nullable=False),
+    Column("checkpoint", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Index("ix_checkpoint_alive", "job", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),
 )
 
 event = Table(
@@ -146,6 +228,41 @@ ledger = Table(
     Column("rows", Text, nullable=False),
     Column("cpu", Text, nullable=False),
     Column("hypervisor", Text, nullable=False),
+    Column("boot", Text, nullable=False, server_default=text("''")),
+)
+
+charge = Table(
+    "charge",
+    metadata,
+    Column("allocation", Text, primary_key=True),  # no foreign keys: what was used stays used when the job is deleted
+    Column("job", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("site", Text, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("completed", Boolean, nullable=False),
+    Column("ended", Float, nullable=False, index=True),
+    Column("waited", Float, nullable=False),
+    Column("ran", Float, nullable=False),
+    Column("core_seconds", Float, nullable=False),
+)
+
+policy = Table(
+    "policy",
+    metadata,
+    Column("version", Integer, primary_key=True),  # every version stays: decisions were taken by it
+    Column("at", Float, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("policy", Text, nullable=False),
+)
+
+denial = Table(
+    "denial",
+    metadata,
+    Column("site", Text, primary_key=True),  # no foreign key: sites are known that are configured nowhere
+    Column("at", Float, primary_key=True),
+    Column("jobs", Integer, nullable=False),
 )
 
 site = Table(

@@ -8,23 +8,26 @@ transaction is what makes that affordable.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, delete, event, insert, select, union, update
+from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, select, union, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from gridhypervisor.model.commit import Birth, Commit, JobRecords, StoreError
-from gridhypervisor.model.records import AllocationState, Event, Job, Ledger, Site, Vm
-from gridhypervisor.store import failure, migrate, place, schema, statements
-from gridhypervisor.store.rows import EVENT, JOB, LEDGER, PILOT_JOB, SITE, VM, number_of
+from gridhypervisor.model.accounts import Accounts, By
+from gridhypervisor.model.commit import Birth, Commit, JobRecords, StoreError, Tally
+from gridhypervisor.model.policy import PolicyRecord, SchedulingPolicy
+from gridhypervisor.model.records import AllocationState, Denial, Event, Group, Job, Ledger, Site, Vm
+from gridhypervisor.store import accounts, failure, groups, migrate, place, schema, statements
+from gridhypervisor.store import births as born
+from gridhypervisor.store.rows import EVENT, JOB, LEDGER, PILOT_JOB, POLICY, SITE, number_of
 
 _WAIT = 10.0
 """Seconds that a statement waits for a lock that, say, a backup holds."""
@@ -70,37 +73,16 @@ class SqliteStore:
         self._reader = _engine(path, "BEGIN", "query_only=ON")
 
     def create_job(self, job: Job, vm: Vm, event: Event, idempotency_key: str = "") -> JobRecords:
-        """Write a new job, giving it (and its vm and event) the next id; a key seen before returns the job of then."""
+        """Write a new job, giving it (and its vm and event) the next id, if none was reserved for it.
+
+        A key seen before returns the job of then.
+        """
         return self.create_jobs([Birth(job, vm, event, idempotency_key)])[0]
 
     def create_jobs(self, births: Sequence[Birth]) -> list[JobRecords]:
         """`create_job` of each, in one transaction: all or none."""
         with self._write("create a job") as connection:
-            return [self._create(connection, birth) for birth in births]
-
-    @staticmethod
-    def _create(connection: Connection, birth: Birth) -> JobRecords:
-        job, vm = birth.job, birth.vm
-        if birth.idempotency_key:
-            known = select(JOB.key).where(
-                schema.job.c.owner == job.owner,
-                schema.job.c.project == job.project,
-                schema.job.c.idempotency_key == birth.idempotency_key,
-            )
-            if standing := statements.job_records(connection, known):
-                return standing[0]
-        last = schema.meta.c.name == "last_job"
-        number = int(connection.execute(select(schema.meta.c.value).where(last)).scalar_one()) + 1
-        connection.execute(update(schema.meta).where(last).values(value=str(number)))
-        job = dataclasses.replace(job, id=f"j{number}", version=1)
-        vm = dataclasses.replace(vm, id=f"v{number}", job=job.id, version=1)
-        row = JOB.encode(job)
-        JOB.decode([row[column.name] for column in JOB.columns])  # what could not be read again is refused now
-        connection.execute(insert(schema.job), row | {"idempotency_key": birth.idempotency_key or None})
-        connection.execute(insert(schema.vm), VM.encode(vm))
-        event = dataclasses.replace(birth.event, job=job.id, subject=job.id)
-        connection.execute(insert(schema.event), statements.event_row(event))
-        return JobRecords(job, vm)
+            return born.create(connection, births)
 
     def commit(self, commits: Sequence[Commit]) -> list[bool]:
         """One transaction. False for each commit of which a version no longer fits: nothing of that one is written.
@@ -116,6 +98,7 @@ class SqliteStore:
         wanted = union(
             select(JOB.key).where(schema.job.c.alive),
             select(schema.allocation.c.job).where(schema.allocation.c.alive),
+            select(schema.checkpoint.c.job).where(schema.checkpoint.c.alive),
         ).subquery()
         with self._read("read the jobs that are alive") as connection:
             return statements.job_records(connection, select(wanted.c[0]))
@@ -131,8 +114,10 @@ class SqliteStore:
         with self._read("read how allocations stand") as connection:
             return statements.states(connection, allocations)
 
-    def jobs(self, *, states: Sequence[str] = (), before: str = "", limit: int = 100) -> list[JobRecords]:
-        """Newest first, below the id `before`.
+    def jobs(
+        self, *, states: Sequence[str] = (), before: str = "", group: str | None = None, limit: int = 100
+    ) -> list[JobRecords]:
+        """Newest first, below the id `before`; of this group, or ("") of none.
 
         Raises:
             ValueError: `before` is no job's id.
@@ -142,6 +127,8 @@ class SqliteStore:
             wanted = wanted.where(schema.job.c.state.in_(states))
         if before:
             wanted = wanted.where(schema.job.c.number < number_of(before))
+        if group is not None:
+            wanted = wanted.where(groups.of(group))
         with self._read("list jobs") as connection:
             return statements.job_records(connection, wanted)[::-1]
 
@@ -156,7 +143,7 @@ class SqliteStore:
         of_job = schema.allocation.c.job == job
         with self._write(f"delete job {job}") as connection:
             pilots = connection.execute(select(schema.allocation.c.pilot_job).where(of_job)).scalars().all()
-            for table in (schema.ledger, schema.allocation, schema.vm):
+            for table in (schema.ledger, schema.checkpoint, schema.allocation, schema.vm):
                 connection.execute(delete(table).where(table.c.job == job))
             shared = select(schema.allocation.c.pilot_job)
             connection.execute(delete(schema.pilot_job).where(PILOT_JOB.key.in_(pilots), PILOT_JOB.key.not_in(shared)))
@@ -182,6 +169,90 @@ class SqliteStore:
         with self._write("add an event") as connection:
             connection.execute(insert(schema.event), statements.event_row(event))
 
+    def reserve(self, count: int) -> int:
+        """The first of so many numbers in a row for jobs that are yet to be made."""
+        with self._write("reserve numbers of jobs") as connection:
+            return born.reserve(connection, count)
+
+    def create_group(
+        self, group: Group, event: Event, idempotency_key: str = "", nodes: Mapping[str, str] = MappingProxyType({})
+    ) -> Group:
+        """Write a new group, giving it the next id; a key seen before returns the group of then.
+
+        `nodes`: where each node of a workflow is, as JSON.
+        """
+        with self._write("create a group of jobs") as connection:
+            return groups.create(connection, group, event, idempotency_key, nodes)
+
+    def put_group(
+        self,
+        group: Group,
+        births: Sequence[Birth] = (),
+        events: Sequence[Event] = (),
+        nodes: Mapping[str, str] = MappingProxyType({}),
+    ) -> bool:
+        """Change a group and these nodes, and make these members, all or nothing. False: its version no longer fits."""
+        with self._write(f"write group {group.id}") as connection:
+            return groups.put(connection, group, births, events, nodes)
+
+    def groups(
+        self, *, ids: Sequence[str] = (), alive: bool = False, before: str = "", limit: int = 100
+    ) -> list[Group]:
+        """Newest first, below the id `before`. Raises ValueError: that is none."""
+        with self._read("list groups of jobs") as connection:
+            return groups.found(connection, ids=ids, alive=alive, before=before, limit=limit)
+
+    def tally(self, group: str) -> Tally:
+        """How the members of a group are."""
+        with self._read(f"count the jobs of {group}") as connection:
+            return groups.tally(connection, group)
+
+    def member(self, group: str, name: str) -> JobRecords | None:
+        """The member of this name; None: it has not been made yet, or was deleted, or never will be."""
+        with self._read(f"read {name} of {group}") as connection:
+            standing = statements.job_records(connection, groups.member(group, name))
+        return standing[0] if standing else None
+
+    def nodes(self, group: str) -> dict[str, str]:
+        """Where each node of a workflow is, by name, as JSON."""
+        with self._read(f"read the nodes of {group}") as connection:
+            return groups.nodes(connection, group)
+
+    def delete_group(self, group: str, event: Event) -> None:
+        """Forget a group that has no members any more. Nothing happens if it was removed before."""
+        with self._write(f"delete group {group}") as connection:
+            groups.remove(connection, group, event)
+
+    def ended(self, *, since: float, limit: int) -> list[JobRecords]:
+        """Jobs that ended after that time; the newest of them, if there are more than the limit."""
+        wanted = select(JOB.key).where(schema.job.c.ended > since).order_by(schema.job.c.ended.desc()).limit(limit)
+        with self._read("read the jobs that ended") as connection:
+            return statements.job_records(connection, wanted)
+
+    def accounts(self, by: Sequence[By], *, since: float, until: float, limit: int) -> Accounts:
+        """What the attempts that ended in that time have used, those of jobs that were deleted since included."""
+        with self._read("add up the accounts") as connection:
+            return accounts.accounts(connection, by, since, until, limit)
+
+    def policy(self, version: int | None = None) -> PolicyRecord:
+        """The one that was set last, or this version; the defaults, where none was set, or for version 0."""
+        wanted = select(*POLICY.columns).order_by(POLICY.key.desc()).limit(1)
+        if version is not None:
+            wanted = wanted.where(POLICY.key == version)
+        with self._read("read the policy") as connection:
+            found = statements.read(connection, POLICY, wanted)
+        return found[0] if found else PolicyRecord(SchedulingPolicy())
+
+    def put_policy(self, record: PolicyRecord, event: Event) -> bool:
+        """False: its version no longer fits (that of the first is 1)."""
+        with self._write(f"write version {record.version} of the policy") as connection:
+            standing = connection.execute(select(func.max(POLICY.key))).scalar()
+            if (standing or 0) != record.version - 1:
+                return False
+            connection.execute(insert(schema.policy), POLICY.encode(record))
+            connection.execute(insert(schema.event), statements.event_row(event))
+        return True
+
     def sites(self) -> list[Site]:
         """By name."""
         with self._read("read the sites") as connection:
@@ -203,6 +274,22 @@ class SqliteStore:
         """Forget a site. Nothing happens if it is not known."""
         with self._write(f"remove site {name}") as connection:
             connection.execute(delete(schema.site).where(SITE.key == name))
+            connection.execute(delete(schema.denial).where(schema.denial.c.site == name))
+
+    def denials(self, *, since: float) -> list[Denial]:
+        """Times when sites did not have what they said, after that time; oldest first."""
+        table = schema.denial
+        wanted = select(table.c.site, table.c.at, table.c.jobs).where(table.c.at > since).order_by(table.c.at)
+        with self._read("read what sites did not have") as connection:
+            return [Denial(*row) for row in connection.execute(wanted)]
+
+    def put_denial(self, denial: Denial, *, forget: float) -> None:
+        """Keep one; those of that site from before the time `forget` are not needed any more."""
+        table = schema.denial
+        with self._write(f"write that {denial.site} did not have what it said") as connection:
+            old = (table.c.at <= forget) | (table.c.at == denial.at)
+            connection.execute(delete(table).where(table.c.site == denial.site, old))
+            connection.execute(insert(table).values(site=denial.site, at=denial.at, jobs=denial.jobs))
 
     def close(self) -> None:
         """Fold the log into the file and give the store free for another process. Harmless when repeated."""
@@ -278,7 +365,7 @@ def _engine(path: Path, begin: str, *pragmas: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:
-        for pragma in (f"journal_size_limit={_WAL_KEPT}", *pragmas):
+        for pragma in (f"journal_size_limit={_WAL_KEPT}", "temp_store=MEMORY", *pragmas):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")

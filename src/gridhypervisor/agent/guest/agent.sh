@@ -1,14 +1,17 @@
 #!/run/ghv/busybox sh
 # The guest's agent, its first process: obeys the pilot's lines on ghv.ctl, and stays able to whatever the program does.
 #
-# Lines in:  STAGE · RUN MARKER · STOP SECONDS · PACK · PING N · POWEROFF
+# Lines in:  STAGE · MEMBER INDEX NAME SITE NODE (one for each of a gang) · RUN MARKER · STOP SECONDS · PACK FUNCTION ·
+#            PING N · FREEZE N · RENEW DATA · THAW · POWEROFF
 # Lines out: READY UPTIME · STAGED · EXIT CODE CPU_USEC OOM_KILLS FREE_BYTES · NOOUTPUT INDEX · PACKED ·
-#            PACKFAIL WHY · PONG N FREE_BYTES · CANNOT WHY
+#            PACKFAIL WHY · PONG N FREE_BYTES · FROZEN N 1 (or 0: it does not stand still) · RENEWED ERRNO · MOVE WHY ·
+#            CANNOT WHY
 # What the program is comes on the scratch disk, as the file that init left open on descriptor 7 (written by the pilot,
-# every word of it quoted): it sets $user, $folder and $path, and defines program and outputs, which call start and pack.
+# every word of it quoted): it sets $user, $folder, $path and $host, and defines program, which calls start, and
+# outputs, restart and both, which call pack.
 # The program's streams go through pipes, so that their end is seen; MARKER on each port says that all has been sent.
 # It runs in a control group of its own: there it can be signalled whole, its CPU time is known, and when it eats all
-# the memory it is the one that is killed.
+# the memory it is the one that is killed. What it writes into /run/ghv/move is why it wants to go on elsewhere.
 network=$1
 lines=$2 # the serial lines that stand for the ports, as CTL,OUT,ERR; none where there are virtio ports
 job=/sys/fs/cgroup/job
@@ -35,11 +38,24 @@ free_bytes() { # of /scratch, in $free; nothing when the guest cannot even fork
     free=$((${1:-0} * ${2:-0}))
 }
 
+# What is of this guest alone, however it began: the machine's id where the image has one, and $mac.
+identify() {
+    read -r uuid </proc/sys/kernel/random/uuid
+    IFS=-
+    set -- $uuid
+    unset IFS
+    [ ! -f /etc/machine-id ] || echo "$1$2$3$4$5" >/etc/machine-id
+    tail=${5#??????} middle=${5#????????}
+    mac=52:54:00:${tail%????}:${middle%??}:${5#??????????}
+}
+
 stage() {
+    identify
     ifconfig lo 127.0.0.1 up
-    hostname guest
+    hostname "$host"
     chown 0:0 / /scratch # made by the pilot, whoever that is
     if [ -n "$network" ]; then
+        ifconfig eth0 hw ether $mac
         ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up && route add default gw 10.0.2.2
         rm -f /etc/resolv.conf
         echo 'nameserver 10.0.2.3' >/etc/resolv.conf
@@ -52,6 +68,7 @@ stage() {
     read -r _ total _ </proc/meminfo # KiB; some is kept for the kernel and for us
     echo $(((total - total / 64 - 16384) * 1024)) >$job/memory.max
     mkfifo -m 666 $pipes/out $pipes/err
+    umask 0; : >$pipes/move; umask 22
     if ! chown -R "$user:" "$folder"; then
         say "CANNOT give the job's folder to the image's user $user: is it in the image's /etc/passwd?"
         return
@@ -119,6 +136,33 @@ stop() {
     ) 3>&- 5>&- 6>&- &
 }
 
+# Before the guest is saved: the program stands still until THAW, so that one that is taken up does nothing before it was
+# renewed. What is at work in the kernel stands still a little later.
+freeze() {
+    echo 1 >$job/cgroup.freeze
+    frozen=0 tries=0
+    while :; do
+        while read -r event value; do [ "$event" = frozen ] && frozen=$value; done <$job/cgroup.events
+        [ "$frozen" = 0 ] && [ $tries -lt 250 ] || break
+        usleep 20000
+        tries=$((tries + 1))
+    done
+    say "FROZEN $1 $frozen"
+}
+
+# After it was taken up: the time, and randomness that no other has that was taken up from the same.
+renew() {
+    printf "$1" >$pipes/renewal
+    $pipes/renew <$pipes/renewal
+    say "RENEWED $?"
+    : >$pipes/renewal
+}
+
+asks() {
+    # Whether the program wants to be moved; forks nothing, since every ping comes by.
+    [ ! -s $pipes/move ] || { why=''; read -r -n 200 why <$pipes/move; say "MOVE $why"; }
+}
+
 exists() { [ -e "$1" ] || [ -L "$1" ]; }
 
 pack() { # PATTERNS…
@@ -157,10 +201,14 @@ while :; do
     read -r verb word <&3 || { usleep 100000; continue; }
     case $verb in
     STAGE) stage 2>/dev/console ;;
+    MEMBER) echo "$word" >>$pipes/gang ;;
     RUN) run "$word" 2>/dev/console & ;;
     STOP) stop "$word" ;;
-    PACK) (outputs) 2>/dev/console & ;;
-    PING) free_bytes; say "PONG $word $free" ;;
+    PACK) ("$word") 2>/dev/console & ;;
+    FREEZE) freeze "$word" 2>/dev/console ;;
+    RENEW) renew "$word" 2>/dev/console ;;
+    THAW) echo 0 >$job/cgroup.freeze ;;
+    PING) asks; free_bytes; say "PONG $word $free" ;;
     POWEROFF) poweroff -n -f ;;
     esac
 done

@@ -9,13 +9,14 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 
 read -r line </proc/cmdline
-fs_base='' whole_disk='' network='' apps='' lines='' probe=''
+fs_base='' whole_disk='' network='' apps='' lines='' probe='' instant=''
 for word in $line; do
     case $word in
     ghv.base=*) fs_base=${word#*=} ;;
     ghv.disk=*) whole_disk=${word#*=} ;;
     ghv.net=*) network=${word#*=} ;;
     ghv.probe=*) probe=${word#*=} ;;
+    ghv.instant=*) instant=1 ;; # wait, before there is anything of a job's, to be saved or renewed
     ghv.lines=*) lines=${word#*=} ;; # CTL,OUT,ERR: serial lines, where the hypervisor has no virtio ports
     ghv.app=*) apps="$apps ${word#*=}" ;; # NUMBER:FORMAT:MOUNT
     esac
@@ -63,18 +64,37 @@ disk() { # sets $path to the block device of that serial
     return 1
 }
 
+# Here, and nowhere later, a guest is saved, and one goes on that was started from what was saved: it has seen nothing but
+# the image's bytes. With the pilot's word come the time and its own randomness, before anything else runs.
+pristine() {
+    control || cannot "the control port is absent"
+    exec 4<>"$path"
+    echo PRISTINE >&4
+    until read -r verb renewal <&4 && [ "$verb" = RENEW ]; do usleep 10000; done
+    printf "$renewal" >/ghv/renewal
+    /ghv/renew </ghv/renewal
+    failed=$?
+    : >/ghv/renewal
+    exec 4>&- # a port is opened once at a time
+    [ $failed = 0 ] || cannot "renew the clock and the randomness: error $failed"
+}
+
 [ -e /dev/ubda ] || await /dev/vda # User-Mode Linux has its disks from the start
 if [ -n "$probe" ]; then
     disk probe || cannot "the probe's disk is absent"
     . /ghv/probe
 fi
 mkdir -p /s /b /r
+if [ -n "$fs_base" ]; then
+    disk base || cannot "the base disk is absent"
+    mount -t "$fs_base" -o ro "$path" /b || cannot "mount $path: the base layer is no $fs_base file system"
+fi
+[ -z "$instant" ] || pristine
+
 disk scratch || cannot "the scratch disk is absent: no virtio-blk driver in the image's initrd?"
 mount -t ext4 -o noatime "$path" /s || cannot "mount $path: the scratch disk is not ext4"
 
 if [ -n "$fs_base" ]; then
-    disk base || cannot "the base disk is absent"
-    mount -t "$fs_base" -o ro "$path" /b || cannot "mount $path: the base layer is no $fs_base file system"
     mount -t overlay -o lowerdir=/b,upperdir=/s/upper,workdir=/s/work overlay /r ||
         cannot "mount the overlay: no overlay module in the image's initrd?"
 elif [ -n "$whole_disk" ]; then

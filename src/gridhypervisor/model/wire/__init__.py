@@ -9,11 +9,13 @@ bytes mean; who sends them when is decided in `planning` and carried out in `age
     manifest    what the controller tells a pilot, once
     node        what a probe job says of its node
     entry       what an entry says of its allocation: owner, status, sentinel
+    checkpoints a running guest as files, to be taken up again
     requests    what a relay is asked for, and says unasked
     plain       records as JSON's own types and back, checked
     frames      messages on a pipe
     carrying    what a courier on a node asks of the relay, where nodes do not see the workdir
     outputs     which paths in a tar stream are outputs
+    sharing     whom a pilot may serve that came with another's batch job
     lending     what a lender allows, what is in use of it, and whether one more VM fits
 
 All that they define is found here too, and imported when it is first asked for: a guest's start waits for what its
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gridhypervisor.model.wire.carrying import *  # noqa: F403
+    from gridhypervisor.model.wire.checkpoints import *  # noqa: F403
     from gridhypervisor.model.wire.entry import *  # noqa: F403
     from gridhypervisor.model.wire.frames import *  # noqa: F403
     from gridhypervisor.model.wire.hypervisors import *  # noqa: F403
@@ -37,26 +40,30 @@ if TYPE_CHECKING:
     from gridhypervisor.model.wire.outputs import *  # noqa: F403
     from gridhypervisor.model.wire.plain import *  # noqa: F403
     from gridhypervisor.model.wire.requests import *  # noqa: F403
+    from gridhypervisor.model.wire.sharing import *  # noqa: F403
     from gridhypervisor.model.wire.states import *  # noqa: F403
 
 PROTOCOL = 1
 """Version of everything in this package. A relay or pilot of another version is refused, never guessed at."""
 
 _STORIES = {
-    "states": "Phase WRAPPER Outcome Reason RETRYABLE",
+    "states": "Phase WRAPPER Outcome Reason RETRYABLE MOVES",
     "hypervisors": "HypervisorKind Capabilities CAPABILITIES Needs HypervisorUsed",
     "layout": (
         "MANIFEST TICKET OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
-        "GRANT BURIED SPOOL CACHE BUNDLES CHARGES"
+        "BEGIN GANG_MEMBERS GRANT SAVE SAVE_END SAVE_GO_ON BURIED SPOOL CACHE BUNDLES CHARGES SNAPSHOTS CHECKPOINTS "
+        "OPEN"
     ),
     "manifest": "Layer ImageManifest Input Program Resources Manifest",
     "node": "Proven Reached NodeReport",
-    "entry": "OwnerRecord PhaseTime Status OutputFile CpuUsage ExitRecord EntryView",
+    "entry": "OwnerRecord PhaseTime Effort LEAST_WANTED Status OutputFile CpuUsage ExitRecord EntryView",
+    "checkpoints": "Part Checkpoint Saved",
     "requests": "Op Note Command CommandResult",
-    "plain": "WireError to_plain from_plain is_text canonical",
+    "plain": "WireError to_plain from_plain is_text canonical one_line",
     "frames": "MAX_LINE MAX_PAYLOAD encode Decoder",
-    "carrying": "Carry CANCEL_NOTE GRANT_NOTE GATE_PORTS RELAY_NAME Ticket PIECE",
+    "carrying": "Carry CANCEL_NOTE BEGIN_NOTE GRANT_NOTE SAVE_NOTE NOTES GATE_PORTS RELAY_NAME Ticket PIECE",
     "outputs": "declared leads_inside",
+    "sharing": "suits",
     "lending": "Period Share NO_SHARE Terms Use Lending Charge obstacle",
 }
 _STORY_OF = {name: story for story, names in _STORIES.items() for name in names.split()}

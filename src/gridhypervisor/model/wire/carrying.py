@@ -19,19 +19,23 @@ class Carry(enum.StrEnum):
 
     PING = "ping"  # {} -> {}; whether the relay answers: the one request that is not for the entry's owner alone
     # `owner` as it stands: this courier's if the claim is the same; another's is not told. The rest only if it is ours.
-    # `cancel`: why the job is wished to end, or null; `grant`: the beat that was answered last, or null; `forbidden`:
-    # why the lender does not let it start, and whom to ask, or null.
-    CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, grant, forbidden}
+    # `cancel`: why the job is wished to end, or null; `begin`: the lines of its gang, or null; `grant`: the beat that
+    # was answered last, or null; `save`: the wish of its note, or null; `forbidden`: why the lender does not let it
+    # start, and whom to ask, or null.
+    CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, begin, grant, save, forbidden}
     GET = "get"  # {path, offset, length} -> {size} + payload; the entry's inputs, and its image's files in the cache
-    STATUS = "status"  # {} + payload: the status file -> {cancel, grant}, as in CLAIM: another relay may have been told
+    # {} + payload: the status file -> {cancel, begin, grant, save}, as in CLAIM: another relay may know
+    STATUS = "status"
     APPEND = "append"  # {name, offset} + payload -> {}; what comes next in stdout, stderr or one of the logs
     HAVE = "have"  # {path} -> {size}: bytes of an output that are here of an upload that was cut short
     PUT = "put"  # {path, offset, last, size, sha256, mode} + payload -> {size}; an output, or `exit.json` as a file
     LEAVE = "leave"  # {} -> {}; what was put as `exit.json` becomes the sentinel, durably. Refused: incomplete
 
 
-CANCEL_NOTE, GRANT_NOTE = "cancel", "grant"
-"""What the gate says unasked: {note: 'cancel', why}; {note: 'grant', beat}."""
+CANCEL_NOTE, BEGIN_NOTE, GRANT_NOTE, SAVE_NOTE = "cancel", "begin", "grant", "save"
+NOTES = {CANCEL_NOTE: "why", BEGIN_NOTE: "members", GRANT_NOTE: "beat", SAVE_NOTE: "wish"}
+"""What the gate says unasked, and what it says with it: {note: 'cancel', why} and so on; `wish`: N, a space, and what
+stands in `save-N`."""
 
 GATE_PORTS = (7750, 7765)
 """Where a relay listens, unless the site's configuration says otherwise: the first of these that is free."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gridhypervisor.model.wire.checkpoints import Checkpoint, Saved
 from gridhypervisor.model.wire.hypervisors import HypervisorUsed
 from gridhypervisor.model.wire.node import NodeReport
 from gridhypervisor.model.wire.states import Outcome, Phase, Reason
@@ -18,6 +19,7 @@ class OwnerRecord:
     epoch: int
     node: str = ""
     why: str = ""
+    host: str = ""  # the entry with whose batch job the pilot came, where that is another: what ends it, ends its guest
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,25 @@ class PhaseTime:
     phase: Phase
     start: float
     end: float | None = None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the hypervisor's threads had of the node's processors since the program began, in seconds, and how long they
+    wanted to run and were not let. A program that sleeps adds to neither."""
+
+    had: float
+    waited: float
+
+    @property
+    def share(self) -> float | None:
+        """Of the processor time that it wanted, the part that it got; None: it wanted too little to say."""
+        wanted = self.had + self.waited
+        return self.had / wanted if wanted >= LEAST_WANTED else None
+
+
+LEAST_WANTED = 10.0
+"""Seconds of processor time, below which too little is known to say which share of it a guest got."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,9 @@ class Status:
     hypervisor: HypervisorUsed | None = None
     note: str = ""  # one line for the user, e.g. "waiting for the guest's word, 12 s of 180 s"
     ready_at: float | None = None  # CLOCK_REALTIME of guest-ready; for benchmarks on one machine only
+    effort: Effort | None = None  # of the guest, since its program runs
+    asks: str = ""  # the program asked to be moved: why, in its words, or `moved`
+    saved: Saved | None = None  # what became of the last wish that the guest be saved
 
 
 @dataclass(frozen=True)
@@ -90,6 +114,8 @@ class ExitRecord:
     streams: dict[str, int] = field(default_factory=dict)
     by: str = "pilot"  # or "watchdog", for a pilot that could not: then `outputs` is empty whatever out/ holds
     report: NodeReport | None = None  # of a probe
+    checkpoint: Checkpoint | None = None  # of a suspended guest: where it goes on
+    host: str = ""  # the entry in whose batch job it ran, where that is another's
 
 
 @dataclass(frozen=True)

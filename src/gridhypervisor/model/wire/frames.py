@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gridhypervisor.model.wire.plain import WireError, to_plain
+from gridhypervisor.model.wire.plain import WireError, one_line
 
 MAX_LINE = 8 << 20
 """Longest accepted message line, in bytes: a peer that sends more is broken or hostile."""
@@ -23,7 +23,7 @@ def encode(message: dict[str, Any], payload: bytes | memoryview = b"") -> bytes:
     """One message ready for the pipe."""
     if payload:
         message = {**message, "payload": len(payload)}
-    line = json.dumps(to_plain(message), separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    line = one_line(message) + b"\n"
     if len(line) > MAX_LINE:
         raise WireError(f"message of {len(line)} bytes: the limit is {MAX_LINE}")
     return line + bytes(payload) if payload else line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gridhypervisor.model.wire.manifest import Layer
 
@@ -68,6 +68,8 @@ class HypervisorUsed:
     kind: HypervisorKind
     program: str  # e.g. "qemu 7.2.22"
     why: str  # e.g. "kvm: the micro-guest printed nothing in 3 s"
+    boot: str = ""  # "restored from snapshot 0123456789ab", or "cold: " and why
+    rates: dict[str, float] = field(default_factory=dict)  # by hypervisor: what a guest gets of this node's own speed
 
     def __str__(self) -> str:
         return f"{self.program}, {self.kind}"

@@ -11,7 +11,10 @@ One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 0700:
     console.log     the guest's serial console
     pilot.log       the pilot's own log
     batch.log       what the batch script printed, e.g. why the bundle could not start
-    control/        the controller's wishes, one file each: `cancel`; and `grant-N`: the beat of number N was answered
+    control/        the controller's words, one file each: `cancel`, in which stands why (where that begins with
+                    `moved`, the job is to go on elsewhere); `begin`: all of its gang are ready, and who they are;
+                    `grant-N`: the beat of number N was answered; and `save-N`: save the guest, and `end: WHY` or
+                    `go-on: WHY`; N counts up from 1
     out/            the outputs, complete before `exit.json` appears
     exit.json       the exit sentinel: written once, durably, last
 """
@@ -23,12 +26,28 @@ MANIFEST, TICKET, OWNER, STATUS, EXIT = "manifest.json", "ticket.json", "owner",
 STDOUT, STDERR, CONSOLE, PILOT_LOG, BATCH_LOG = "stdout", "stderr", "console.log", "pilot.log", "batch.log"
 INPUTS, OUTPUTS, CONTROL, CANCEL = "in", "out", "control", "cancel"
 
+BEGIN = "begin"
+"""In control/: the guests of all members of the gang are ready. It holds a line for each, which the guest gets as its
+`GHV_GANG_MEMBERS`: index, name, site and node, with a space between."""
+
+GANG_MEMBERS = "/run/ghv/gang"
+"""In the guest: that list."""
+
 GRANT = "grant-"
 """Before a beat's number, in control/. A name and no file's content: a listing is the freshest that a network file
 system gives."""
+
+SAVE, SAVE_END, SAVE_GO_ON = "save-", "end", "go-on"
+"""Before a wish's number, in control/; and how its content begins. Saved to the end, the guest is suspended: its pilot
+ends. To go on: a checkpoint. `cancel` goes before both."""
 
 BURIED = ".buried"
 """Below the spool: the names of removed entries, so that nothing late can bring one back to life."""
 
 # The folders of an account's workdir.
 SPOOL, CACHE, BUNDLES, CHARGES = "spool", "cache", "bundle", "charges"
+SNAPSHOTS, CHECKPOINTS = "snapshots", "checkpoints"
+
+OPEN = "open"
+"""Another: `open/POOL/ENTRY`, an empty file, says that a pilot of this pool may serve this entry, whichever batch job
+it came with. Only a hint: who takes `owner` has it. Whoever finds it taken or gone removes this."""

@@ -56,9 +56,6 @@ class Share:
 NO_SHARE = Share()
 
 
-NO_SHARE = Share()
-
-
 @dataclass(frozen=True)
 class Terms:
     """What a lender's file says. None: not limited."""

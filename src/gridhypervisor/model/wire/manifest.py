@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gridhypervisor.model.wire.checkpoints import Checkpoint
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -52,6 +54,12 @@ class Program:
     environment: dict[str, str] = field(default_factory=dict)
     inputs: tuple[Input, ...] = ()
     outputs: tuple[str, ...] = ()  # glob patterns relative to the job's folder
+    restart: tuple[str, ...] = ()  # the same, of what is brought out when it is to go on in another attempt
+
+    @property
+    def leaves(self) -> bool:
+        """Whether there may be anything to bring out."""
+        return bool(self.outputs or self.restart)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,10 @@ class Manifest:
     beat: int = 10  # seconds between heartbeats
     grant: int = 0  # seconds that the guest may run after a beat that was answered; 0: it needs no answers
     hypervisor: str = "auto"  # or a HypervisorKind
+    instant: str = "auto"  # or never: the guest boots though a snapshot of it may be there
+    hold: bool = False  # with its guest ready, wait for the word to begin; see `BEGIN` in layout
+    hostname: str = "guest"  # what the guest calls itself
     owner: str = ""  # whose it is, as the installation calls its user; for the site's accounts
+    restore: Checkpoint | None = None  # take this guest up instead of booting; if that cannot be: `checkpoint`
     probe: bool = False  # boot nothing: look at the node, and report
     debug: dict[str, str] = field(default_factory=dict)  # faults to provoke, in tests only

@@ -16,11 +16,17 @@ class Proven:
     why: str  # in the words of a job's pilot, e.g. "kvm: the micro-guest printed nothing in 3 s"
     program: str = ""  # e.g. "qemu 7.2.22"; empty where it does not even start
     rates: str = ""  # of a standard job, where jobs had it measured on this node
+    rate: float | None = None  # of the node's own speed, what a guest gets; None: not known
 
     def __str__(self) -> str:
         if not self.works:
             return f"no {self.kind}: {self.why.removeprefix(f'{self.kind}: ')}"
-        return f"{self.kind}, {self.program}" + (f", {self.rates}" if self.rates else "")
+        return f"{self.kind}, {self.program}" + self.speed + (f", {self.rates}" if self.rates else "")
+
+    @property
+    def speed(self) -> str:
+        """What a guest gets of the node's own, in words; empty where nobody knows."""
+        return f", {self.rate:.0%} of the node's speed" if self.rate is not None else ""
 
 
 @dataclass(frozen=True)
@@ -52,3 +58,6 @@ class NodeReport:
     scratch_free: int
     hypervisors: tuple[Proven, ...] = ()
     relay: Reached | None = None  # None: the relay does not listen, so nobody looked
+    arch: str = ""  # the processor's architecture, as `uname -m` says it; of an older report nothing, as below
+    mhz: int = 0  # the processor's clock; 0: it does not tell
+    scratch_size: int = 0

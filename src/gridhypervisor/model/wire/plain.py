@@ -7,6 +7,7 @@ import enum
 import functools
 import json
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -36,22 +37,39 @@ def to_plain(value: Any) -> Any:
         return value.value
     if not dataclasses.is_dataclass(kind):
         return value
-    out: dict[str, Any] = {}
-    for name, default in _defaults(kind):
-        item = getattr(value, name)
-        if item is not default and item != default:
-            out[name] = to_plain(item)
-    return out
+    return {name: to_plain(item) for name, item in _fields(value).items()}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A record's fields that do not hold their default, as they are."""
+    kind: type = type(value)
+    get, defaults = _defaults(kind)
+    items = zip(get(value), defaults, strict=True)
+    return {name: item for item, (name, default) in items if item is not default and item != default}
+
+
+def _unfold(value: Any) -> Any:
+    """What is none of JSON's own types, one step nearer to them. The rest of the way the encoder goes by itself."""
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
 
 
 @functools.cache
-def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
-    """A record's fields with their defaults, which nothing equals where there is none."""
-    return tuple(
+def _defaults(kind: type) -> tuple[Callable[[Any], tuple[Any, ...]], tuple[tuple[str, Any], ...]]:
+    """What gives the values of a record's fields, and these with their defaults, which nothing equals where there is
+    none."""
+    fields = dataclasses.fields(kind)
+    defaults = tuple(
         (f.name, f.default_factory() if f.default_factory is not dataclasses.MISSING
          else _MISSING if f.default is dataclasses.MISSING else f.default)
-        for f in dataclasses.fields(kind)
+        for f in fields
     )  # fmt: skip
+    if len(fields) == 1:  # of one name `attrgetter` makes no tuple
+        return lambda value: (getattr(value, fields[0].name),), defaults
+    return operator.attrgetter(*(f.name for f in fields)), defaults
 
 
 def from_plain(kind: type[T], value: Any) -> T:
@@ -91,13 +109,10 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         return functools.partial(_read_dict, _reader(typing.get_args(kind)[1]))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        fields = tuple(
-            (f.name, _reader(hints[f.name]), f.default is f.default_factory is dataclasses.MISSING)
-            for f in dataclasses.fields(kind)
-        )
+        fields = tuple((f.name, _reader(hints[f.name]), _default(f)) for f in dataclasses.fields(kind))
         return functools.partial(_read_record, kind, fields)
     if issubclass(kind, enum.Enum):
-        return functools.partial(_read_enum, kind)
+        return functools.partial(_read_enum, kind, {m.value: m for m in kind})
     if kind is float:
         return _read_float
     if kind is int:
@@ -107,22 +122,38 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     return functools.partial(_read_atom, kind)
 
 
-def _read_record(kind: type, fields: tuple[tuple[str, Callable[[Any], Any], bool], ...], value: Any) -> Any:
-    _expect(type(value) is dict, "an object", value)
+def _default(field: dataclasses.Field[Any]) -> Callable[[], Any] | None:
+    """What gives a field's value where none is said; None: one must be."""
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+        return lambda: value
+    return field.default_factory if field.default_factory is not dataclasses.MISSING else None
+
+
+def _read_record(
+    kind: type, fields: tuple[tuple[str, Callable[[Any], Any], Callable[[], Any] | None], ...], value: Any
+) -> Any:
+    if type(value) is not dict:
+        raise _misfit("an object", value)
     given = {}
-    for name, read, needed in fields:
+    for name, read, default in fields:
         if name in value:
             try:
                 given[name] = read(value[name])
             except _MisfitError as error:
                 raise _MisfitError(error.what, f".{name}{error.path}") from None
-        elif needed:
+        elif default is not None:
+            given[name] = default()
+        else:
             raise _MisfitError("missing", f".{name}")
-    return kind(**given)
+    record: Any = object.__new__(kind)
+    record.__dict__.update(given)  # all at once: a frozen class's own `__init__` takes its fields one by one
+    return record
 
 
 def _read_tuple(read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
-    _expect(type(value) is list, "a list", value)
+    if type(value) is not list:
+        raise _misfit("a list", value)
     items = []
     for i, item in enumerate(value):
         try:
@@ -133,7 +164,8 @@ def _read_tuple(read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
 
 
 def _read_dict(read: Callable[[Any], Any], value: Any) -> dict[str, Any]:
-    _expect(type(value) is dict, "an object", value)
+    if type(value) is not dict:
+        raise _misfit("an object", value)
     items = {}
     for key, item in value.items():
         try:
@@ -143,20 +175,24 @@ def _read_dict(read: Callable[[Any], Any], value: Any) -> dict[str, Any]:
     return items
 
 
-def _read_enum(kind: type[enum.Enum], value: Any) -> Any:
+def _read_enum(kind: type[enum.Enum], members: dict[Any, enum.Enum], value: Any) -> Any:
     try:
-        return kind(value)
-    except ValueError:
+        return members[value]
+    except (KeyError, TypeError):
         raise _MisfitError(f"{value!r} is not one of {', '.join(str(m.value) for m in kind)}") from None
 
 
 def _read_float(value: Any) -> float:
-    _expect(type(value) is float and math.isfinite(value) or _is_int(value), "a number", value)
+    if type(value) is float and math.isfinite(value):
+        return value
+    if not _is_int(value):
+        raise _misfit("a number", value)
     return float(value)
 
 
 def _read_int(value: Any) -> int:
-    _expect(_is_int(value), "a whole number of at most 64 bits", value)
+    if not _is_int(value):
+        raise _misfit("a whole number of at most 64 bits", value)
     return typing.cast(int, value)
 
 
@@ -165,8 +201,9 @@ def _is_int(value: Any) -> bool:
 
 
 def _read_text(value: Any) -> str:
-    _expect(type(value) is str and is_text(value), "text", value)
-    return typing.cast(str, value)
+    if type(value) is str and (value.isascii() or is_text(value)):
+        return value
+    raise _misfit("text", value)
 
 
 def is_text(value: str) -> bool:
@@ -181,15 +218,32 @@ def is_text(value: str) -> bool:
 
 
 def _read_atom(kind: type, value: Any) -> Any:
-    _expect(type(value) is kind, kind.__name__, value)
+    if type(value) is not kind:
+        raise _misfit(kind.__name__, value)
     return value
 
 
-def _expect(holds: bool, what: str, value: Any) -> None:
-    if not holds:
-        raise _MisfitError(f"expected {what}, got {value!r:.80}")
+def _misfit(what: str, value: Any) -> _MisfitError:
+    return _MisfitError(f"expected {what}, got {value!r:.80}")
 
 
 def canonical(value: Any) -> bytes:
     """The one JSON text of a record, over which digests are taken: sorted keys, no spaces, UTF-8."""
-    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _SORTED.encode(value).encode()
+
+
+def one_line(value: Any) -> bytes:
+    """JSON without spaces, its fields in the order in which they come."""
+    return _PLAIN.encode(value).encode()
+
+
+_SORTED, _PLAIN = (
+    json.JSONEncoder(
+        sort_keys=sort,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        default=_unfold,
+        check_circular=False,  # records are trees, of which every part would be written down and crossed out
+    )
+    for sort in (True, False)
+)

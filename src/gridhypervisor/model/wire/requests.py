@@ -23,10 +23,20 @@ class Op(enum.StrEnum):
     PUT = "put"  # {path, offset, last, size, sha256?|chunks?, mode?} + payload -> {size}; `chunks`: the list's path
     LINK_IN = "link_in"  # {source: absolute path on this machine, path, sha256?|chunks?, mode?} -> {size}
     GET = "get"  # {path, offset, length} -> {size, eof} + payload
+    # Files of an entry, whole, in one answer: these, then (`outputs`) those that its sentinel lists, as many as come to
+    # `most` bytes. None: it is not there. One that `sizes` leaves out has to be asked for with GET.
+    FETCH = "fetch"  # {entry, names, outputs, most} -> {sizes: {name: size or null}} + payload: one after another
     # Refused, with nothing written: lender.
     PREPARE = "prepare"  # {entry, manifest} -> {}; makes the entry's folder and writes its manifest durably
+    # Its batch job is about to be submitted, and all that it needs is there: any pilot of the pool may serve it now.
+    # Nothing happens where somebody has it already.
+    OFFER = "offer"  # {entry, pool} -> {}
     REVOKE = "revoke"  # {entry, epoch, by?, why?} -> {owner: OwnerRecord as it now stands}; makes the entry if need be
-    REQUEST = "request"  # {entry, what: 'cancel', why} -> {}; leaves a wish in control/
+    # Leaves a word in control/, the first one of its kind; `members`: of 'begin', the lines. Of 'save' there is one of
+    # each number, from 1 on.
+    # {entry, what: 'cancel', why} or {entry, what: 'begin', members}
+    # or {entry, what: 'save', number, then: 'end'|'go-on', why} -> {}
+    REQUEST = "request"
     # For each entry the number of a beat of its pilot's: answered, so its guest may run on. Entries that are gone are
     # passed over.
     GRANT = "grant"  # {grants: {entry: beat}} -> {}
@@ -39,7 +49,7 @@ class Op(enum.StrEnum):
     # (unless force: the batch system's record says that it is gone); unseen, it has a sentinel of another claim than
     # `known`, whose results nobody has collected (unless discard).
     REMOVE = "remove"  # {entry, known?: claim, force?, discard?} -> {}
-    EVICT = "evict"  # {paths: [relative, below cache/ or bundle/]} -> {freed}
+    EVICT = "evict"  # {paths: [relative, below cache/, bundle/ or checkpoints/]} -> {freed}
     USAGE = "usage"  # {} -> {cpu_seconds, max_rss_bytes, free_bytes}
     # From now on until the relay ends, couriers of nodes that do not see the workdir are heard. The certificates are
     # PEM texts; `authority` is whose certificates the relay believes. Refused: lender, address.

@@ -9,7 +9,8 @@ class Phase(enum.StrEnum):
     """GridWay's phases, in the order in which a job lives through them; the middle ones are the pilot's to time.
 
     `WAIT` is the controller's own queue, `QUEUE` the site's. `PREPARE` is what the pilot does on the node before the
-    guest exists (unpack the bundle, verify and copy the image); with BOOT to SHUT_DOWN it makes up the *wrapper*.
+    guest exists (unpack the bundle, verify and copy the image); with BOOT to SHUT_DOWN it makes up the *wrapper*. Only
+    members of a gang live through `GATHER`.
     """
 
     WAIT = "wait"
@@ -18,6 +19,7 @@ class Phase(enum.StrEnum):
     PREPARE = "prepare"
     BOOT = "boot"
     STAGE_IN = "stage_in"
+    GATHER = "gather"  # the guest is ready, and waits until all of its gang are
     EXECUTE = "execute"
     STAGE_OUT = "stage_out"
     SHUT_DOWN = "shut_down"
@@ -43,6 +45,7 @@ class Reason(enum.StrEnum):
     EXITED = "exited"  # the program ended, with any exit code
     WALLTIME = "walltime"
     CANCELLED = "cancelled"
+    FUTILE = "futile"  # it was to run after another job, which did not end well
     EVICTED = "evicted"  # the site ended the job by a signal, though nobody had asked and time was left
     NOT_OWNER = "not-owner"  # the allocation was revoked, or another run of this pilot has it
     MANIFEST = "manifest"  # the manifest cannot be read or is of another protocol version
@@ -61,9 +64,15 @@ class Reason(enum.StrEnum):
     LOST = "lost"  # the batch system says it ended and no sentinel came; said by the controller
     SUBMIT = "submit"  # the batch system refused the job; said by the controller
     BUSY = "busy"  # the batch system took no jobs just then; said by the controller
+    GANG = "gang"  # another member of its gang failed, or was not ready in time; said by the controller
     GRANT = "grant"  # `on_silence: replace`, and the service was not heard from in time; said by pilot or watchdog
+    SUSPENDED = "suspended"  # on request: its guest was saved, and goes on from there; see the record's checkpoint
+    CHECKPOINT = "checkpoint"  # the saved guest cannot be taken up: damaged, or of another hypervisor or processor
     LENDER = "lender"  # the site's lender does not allow it, or not now
     STAGING = "staging"  # inputs or results could not be moved; said by the controller
+    WAITED = "waited"  # too long in the site's queue, and another site could take it; said by the controller
+    SLOW = "slow"  # it ran far slower than predicted, and another site could take it; said by the controller
+    MOVED = "moved"  # to a better place, or because somebody asked
 
 
 RETRYABLE = frozenset(
@@ -79,8 +88,13 @@ RETRYABLE = frozenset(
         Reason.LOST,
         Reason.SUBMIT,
         Reason.BUSY,
+        Reason.GANG,
         Reason.GRANT,
         Reason.LENDER,
+        Reason.CHECKPOINT,
     }
 )
 """Reasons that another node or another try may mend. What the program did, or the user asked, is never among them."""
+
+MOVES = frozenset({Reason.WAITED, Reason.SLOW, Reason.MOVED})
+"""Reasons for which an attempt ends so that the job may go on at another site: none is a failure of the job's."""

@@ -1,0 +1,2 @@
+#!/bin/sh
+wc -l < "$1" | tee count

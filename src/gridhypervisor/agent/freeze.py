@@ -1,0 +1,287 @@
+"""Saving a guest whose program runs, at the controller's wish: to suspend it, or to have something to fall back on.
+
+    FREEZE ─▶ FROZEN ─▶ stop ─▶ nothing more comes ─▶ memory ─▶ disks ─┬─ go on: ─▶ continue, THAW ─▶ kept
+    the program stands still    the guest stands still                 └─ end: ─▶ kept ─▶ SUSPENDED
+
+What goes wrong before a checkpoint is kept gives nothing up: the guest goes on, and the status says why there is none.
+Who wants the allocation to end comes first: a save that is under way then is given up. How a saved guest is taken up
+again is in `takeup.py`, what the files are in `checkpoints.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gridhypervisor.agent.ending import Ending, now
+from gridhypervisor.agent.hypervisor import Ask, Saver
+from gridhypervisor.agent.world import WorldError
+from gridhypervisor.model import wire
+from gridhypervisor.model.wire import Checkpoint, Manifest, Outcome, Phase, Reason, Saved, canonical
+
+if TYPE_CHECKING:
+    from gridhypervisor.agent.checkpoints import Writer
+    from gridhypervisor.agent.equip import Equipment
+    from gridhypervisor.agent.loop import Loop
+    from gridhypervisor.agent.report import Report
+    from gridhypervisor.agent.vm import Vm
+    from gridhypervisor.agent.wishes import SaveWish, Wishes
+
+_SETTLE = 60.0  # seconds for the program to stand still; it takes a fraction of one
+_STOP = 30.0  # seconds for the hypervisor to stop the guest, or to let it go on
+_AGAIN = 0.05  # seconds
+
+
+class NotSaved(Exception):
+    """No checkpoint was made; the message says why. The guest may stand still."""
+
+
+class Freezer:
+    """What may save one guest."""
+
+    def __init__(
+        self, manifest: Manifest, folder: Path, report: Report, wishes: Wishes, loop: Loop, log: Callable[[str], None],
+        *, carried: bool,
+    ) -> None:  # fmt: skip
+        """`folder`: the account's checkpoints; `carried`: this node does not see it."""
+        self._manifest, self._folder, self._carried = manifest, folder, carried
+        self._report, self._wishes, self._loop, self._log = report, wishes, loop, log
+        self._equipment: Equipment | None = None
+        self._vm: Vm | None = None
+        self._wish: SaveWish | None = None
+        self._executed = manifest.restore.executed if manifest.restore else 0.0
+        self._began = self._stood = 0.0
+        wishes.save = self.heed
+
+    @property
+    def wanted(self) -> bool:
+        return self._wish is not None
+
+    def begin(self, vm: Vm, equipment: Equipment) -> None:
+        """The program runs from now on."""
+        self._vm, self._equipment, self._began = vm, equipment, now()
+
+    def heed(self, wish: SaveWish) -> None:
+        """Take in a wish, or say at once why it cannot be."""
+        why = self._obstacle()
+        if why:
+            self._say(Saved(wish.number, None, why))
+        else:
+            self._wish = wish
+
+    def save(self) -> None:
+        """Do what is wanted.
+
+        Raises:
+            Ending: the guest is suspended, or lost.
+        """
+        wish, self._wish = self._wish, None
+        assert wish is not None
+        if why := self._obstacle():  # the program may have ended meanwhile
+            return self._say(Saved(wish.number, None, why))
+        try:
+            checkpoint = self._save(wish)
+        except (NotSaved, OSError, WorldError) as error:
+            why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            return self._say(Saved(wish.number, None, why))
+        steps = ", ".join(f"{step} {seconds:.2f}" for step, seconds in checkpoint.took.items())
+        self._log(
+            f"checkpoint {checkpoint.id}: {checkpoint.size >> 20} MiB, stood still {checkpoint.stood:.2f} s; {steps}"
+        )
+        self._say(Saved(wish.number, checkpoint))
+        if wish.end:
+            assert self._vm is not None
+            self._vm.let_go()
+            raise Ending(Reason.SUSPENDED, f"suspended as {checkpoint.id}: {wish.why}", "", Outcome.STOPPED)
+
+    def _say(self, saved: Saved) -> None:
+        if saved.checkpoint is None:
+            self._log(f"the guest is not saved: {saved.why}")
+        self._report.saved = saved
+        self._report.write()
+
+    def _obstacle(self) -> str:
+        """Why the guest cannot be saved at this moment, or empty."""
+        used = self._report.hypervisor
+        if self._report.phase is not Phase.EXECUTE or self._vm is None or self._equipment is None:
+            return f"its program does not run now: it is at {self._report.phase}"
+        if self._equipment.saver is None:
+            return f"{used.kind if used else 'the hypervisor'} cannot save a guest"
+        if self._carried:
+            return "this node does not see the account's folder, where checkpoints are kept"
+        if self._vm.exit is not None:
+            return "its program has ended"
+        if self._wishes.stopped():
+            return f"its program is being stopped: {self._wishes.stop}"
+        return ""
+
+    def _save(self, wish: SaveWish) -> Checkpoint:
+        """Raises: NotSaved, OSError, WorldError: no checkpoint was made, and the guest goes on. Ending: it is lost."""
+        from gridhypervisor.agent import checkpoints
+
+        assert self._vm is not None and self._equipment is not None and self._equipment.saver is not None
+        equipment = self._equipment
+        size = sum(disk.path.stat().st_blocks * 512 for disk in equipment.disks) + equipment.machine.memory
+        if why := checkpoints.obstacle(self._folder, size):
+            raise NotSaved(why)
+        for name in checkpoints.sweep(self._folder):
+            self._log(f"swept checkpoint {name}: nobody writes it any more")
+        writer = checkpoints.Writer(
+            self._folder, f"{self._manifest.entry}-{wish.number}", equipment.world, equipment.machine.cpus,
+            self._wishes.stopped,
+        )  # fmt: skip
+        self._report.note = "the guest is being saved"
+        self._report.write()
+        still = Standstill(self._vm, self._equipment.saver, self._loop, self._wishes.stopped)
+        try:
+            still.begin(wish.number)
+            return self._write(wish, writer, still)
+        finally:
+            self._report.note = ""
+            writer.discard()
+            if not (wish.end and writer.kept):
+                still.end()
+                self._stood += still.stood
+
+    def _write(self, wish: SaveWish, writer: Writer, still: Standstill) -> Checkpoint:
+        from gridhypervisor.agent import checkpoints
+        from gridhypervisor.agent.likeness import likeness
+
+        assert self._vm is not None and self._equipment is not None
+        vm, equipment, entry = self._vm, self._equipment, self._report.entry
+        executed = self._executed + now() - self._began - self._stood
+        still.write(writer, equipment.machine.memory)
+        for disk in equipment.disks:
+            self._loop.apart(functools.partial(writer.disk, disk.serial, disk.path), vm.check)
+        still.step("disks")
+        heard = canonical(vm.heard())
+        names = (wire.STDOUT, wire.STDERR, wire.CONSOLE)
+        streams = {name: (entry / name).stat().st_size for name in names if (entry / name).exists()}
+        stood = still.stood
+        if not wish.end:
+            still.end()
+        owner, used = self._report.owner, self._report.hypervisor
+        assert owner is not None and used is not None and equipment.saver is not None
+        here = likeness(self._manifest, equipment.machine, used, equipment.world, equipment.saver)
+
+        def keep() -> Checkpoint:
+            for name, length in streams.items():  # which may grow meanwhile: what was there is what counts
+                with (entry / name).open("rb") as source:
+                    writer.plain(name, source, length)
+            writer.plain(checkpoints.HEARD, io.BytesIO(heard), len(heard))
+            checkpoint = Checkpoint(
+                id=writer.name, entry=self._manifest.entry, epoch=owner.epoch, **here,
+                disks={disk.serial: disk.path.stat().st_size for disk in equipment.disks},
+                parts=writer.parts(), streams=streams, executed=executed, made=time.time(), stood=stood,
+                took=still.took,
+            )  # fmt: skip
+            writer.keep(checkpoint)
+            return checkpoint
+
+        return self._loop.apart(keep, vm.check)
+
+
+class Standstill:
+    """A guest that stands still for a while. `stop`: whether to give up what it does so for."""
+
+    def __init__(self, vm: Vm, saver: Saver, loop: Loop, stop: Callable[[], bool]) -> None:
+        self._vm, self._saver, self._loop, self._stop = vm, saver, loop, stop
+        self._since = now()
+        self._frozen = False
+        self._halted: float | None = None  # since when
+        self._stood = 0.0
+        self.took: dict[str, float] = {}  # seconds, by step
+
+    @property
+    def stood(self) -> float:
+        """Seconds so far."""
+        return self._stood if self._halted is None else now() - self._halted
+
+    def step(self, name: str) -> None:
+        """What was done since the step before has this name."""
+        moment = now()
+        self.took[name], self._since = round(moment - self._since, 3), moment
+
+    def begin(self, number: int) -> None:
+        """Have the program stand still, then the guest, and take in all that it has said until then.
+
+        Raises:
+            NotSaved: it does not.
+        """
+        vm = self._vm
+        vm.keep_still(True)  # a ping that is on its way is answered before this word is
+        vm.frozen, self._frozen = None, True
+        vm.say(f"FREEZE {number}")
+        if not self._until(lambda: vm.frozen is not None and vm.frozen[0] == number, now() + _SETTLE):
+            raise NotSaved(self._why(f"the guest did not answer within {_SETTLE:.0f} s"))
+        if vm.frozen is None or not vm.frozen[1]:
+            raise NotSaved("its program does not stand still: it waits for something in the guest's kernel")
+        self.step("settle")
+        self._halted = now()
+        self._ask(self._saver.halt(), now() + _STOP)
+        before = -1
+        while vm.taken != before:
+            before = vm.taken
+            self._ask(self._saver.rounds(), now() + _STOP)
+            vm.drain()
+        if vm.exit is not None:
+            raise NotSaved("its program has ended")
+
+    def write(self, writer: Writer, length: int) -> None:
+        """Write memory and devices.
+
+        Raises:
+            NotSaved, OSError: they could not be written.
+        """
+        from gridhypervisor.agent.checkpoints import MEMORY
+
+        packing = writer.packing(MEMORY, length)
+        try:
+            self._ask(self._saver.write(packing.into), float("inf"))
+        except NotSaved:
+            self._vm.ask(self._saver.give_up(), self._live, now() + _STOP)
+            if not self._stop():
+                self._loop.apart(writer.parts, self._vm.check)  # which knows better why, if it ended first
+            raise
+        packing.close()
+        self.step("memory")
+
+    def end(self) -> None:
+        """Let it go on, if it stands still.
+
+        Raises:
+            Ending: it does not go on.
+        """
+        if self._halted is not None:
+            limit = now() + _STOP
+            while refusal := self._vm.ask(self._saver.proceed(), self._live, limit):
+                if now() >= limit:
+                    raise Ending(Reason.HYPERVISOR, f"let the guest go on after it was saved: {refusal}", "retry")
+                self._live(lambda: False, now() + _AGAIN)
+            self._stood, self._halted = now() - self._halted, None
+        if self._frozen:
+            self._vm.say("THAW")
+            self._vm.keep_still(False)
+            self._frozen = False
+
+    def _ask(self, questions: Sequence[Ask], limit: float) -> None:
+        if refusal := self._vm.ask(questions, self._until, limit):
+            raise NotSaved(self._why(refusal))
+
+    def _why(self, otherwise: str) -> str:
+        return "the job is to end" if self._stop() else otherwise
+
+    def _until(self, done: Callable[[], bool], limit: float) -> bool:
+        self._live(lambda: done() or self._stop(), limit)
+        return done()
+
+    def _live(self, done: Callable[[], bool], limit: float) -> bool:
+        def look() -> bool:
+            self._vm.check()
+            return done()
+
+        return self._loop.wait(look, limit)

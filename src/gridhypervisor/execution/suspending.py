@@ -1,0 +1,144 @@
+"""What a user can ask of a job's guest: to be saved, to stand still, to go on, and from which checkpoint.
+
+What is asked for is committed here, and done by the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from gridhypervisor.execution.jobs import Jobs
+from gridhypervisor.execution.present import checkpoint_view
+from gridhypervisor.execution.steps import Still
+from gridhypervisor.model.commit import Record
+from gridhypervisor.model.records import CheckpointRecord, CheckpointState, Saving, Wish
+from gridhypervisor.model.views import CheckpointView, JobView, Problem, ServiceError
+from gridhypervisor.model.wire import SAVE_GO_ON
+from gridhypervisor.planning.checkpoints import THERE, newest_first, uncheckpointable, unsuspendable
+from gridhypervisor.planning.draft import OVER
+from gridhypervisor.planning.world import Case, SiteFacts
+
+Change = Callable[[Case], tuple[Record, ...]]
+
+
+class SuspendableJobs(Jobs):
+    """The part of the API's backend that is about suspended jobs and checkpoints."""
+
+    async def suspend(self, job: str) -> JobView:
+        """Asked for again while it is suspended, or about to be, it changes nothing."""
+        case = await self._case(job)
+        if case.job.wish is not Wish.SUSPEND:
+            if (refusal := unsuspendable(case, self._facts(case))) is not None:
+                raise ServiceError(Problem(f"suspend job {job}", 409, "conflict", *refusal))
+            await self.controller.wish(job, Wish.SUSPEND)
+        return await self._view(job)
+
+    async def resume(self, job: str) -> JobView:
+        """One that is not suspended, nor about to be, goes on as it does."""
+        case = await self._case(job)
+        if case.job.state.final or case.job.wish.ends:
+            why = f"it {'has ended' if case.job.state.final else 'is being cancelled'}: {case.job.state}"
+            raise ServiceError(Problem(f"resume job {job}", 409, "conflict", why, "submit it again"))
+        await self.controller.wish(job, Wish.RUN)
+        return await self._view(job)
+
+    async def save(self, job: str) -> JobView:
+        """Have a checkpoint made of a job whose program goes on meanwhile, but for the moment of the saving."""
+        title = f"make a checkpoint of job {job}"
+
+        def change(case: Case) -> tuple[Record, ...]:
+            if (refusal := uncheckpointable(case, self._facts(case))) is not None:
+                raise ServiceError(Problem(title, 409, "conflict", *refusal))
+            a = case.allocations[-1]
+            number = a.saving.number + 1 if a.saving is not None else 1
+            why = "the user asked for a checkpoint"
+            return (replace(a, saving=Saving(number, SAVE_GO_ON, self.controller.clock(), why), version=a.version + 1),)
+
+        await self._amend(title, job, Still.SAVING, change, "the user asked for a checkpoint")
+        return await self._view(job)
+
+    async def checkpoints(self, job: str) -> list[CheckpointView]:
+        """Those that are kept of a job, or ("") of all; newest first."""
+        cases = [await self._case(job)] if job else list(self.controller.cases.values())
+        return [
+            checkpoint_view(c) for c in newest_first(c for case in cases for c in case.checkpoints if c.state in THERE)
+        ]
+
+    async def delete_checkpoint(self, checkpoint: str) -> None:
+        """One that is gone may be deleted again: a client repeats what it got no answer to."""
+        title = f"delete checkpoint {checkpoint}"
+
+        def change(case: Case) -> tuple[Record, ...]:
+            record = _named(case, checkpoint, title)
+            if record.state not in THERE:
+                return ()
+            if any(a.restore == checkpoint and a.state not in OVER for a in case.allocations):
+                hint = f"`ghv suspend {case.job.id}` or cancel it first"
+                raise ServiceError(Problem(title, 409, "conflict", f"job {case.job.id} goes on from it just now", hint))
+            return (replace(record, state=CheckpointState.DOOMED, version=record.version + 1),)
+
+        await self._amend(title, _job_of(checkpoint, title), Still.CHECKPOINT, change, f"the user deleted {checkpoint}")
+
+    async def restore(self, checkpoint: str) -> JobView:
+        """Have its job go on from this one, and not from a newer one; a job that is suspended is resumed by it."""
+        title = f"restore checkpoint {checkpoint}"
+        job = _job_of(checkpoint, title)
+
+        def change(case: Case) -> tuple[Record, ...]:
+            record = _named(case, checkpoint, title)
+            if case.job.state.final or case.job.wish.ends:
+                why = f"job {job} has ended, or is about to: {case.job.state}"
+                raise ServiceError(Problem(title, 409, "conflict", why, "submit it again"))
+            if record.state not in THERE:
+                hint = f"`ghv checkpoint list {job}` shows those that are left"
+                raise ServiceError(Problem(title, 409, "conflict", "it has been deleted", hint))
+            if case.allocations and case.allocations[-1].state not in OVER:
+                hint = f"`ghv suspend {job}`, and when that is done, this again"
+                raise ServiceError(Problem(title, 409, "conflict", f"job {job} has an attempt under way", hint))
+            if case.job.spec.site not in ("", record.site):
+                hint = f"`ghv move {job} --to {record.site}` first"
+                raise ServiceError(
+                    Problem(
+                        title,
+                        409,
+                        "conflict",
+                        f"it is at {record.site}, and job {job} asks for {case.job.spec.site}",
+                        hint,
+                    )
+                )
+            chosen = replace(
+                record, since=self.controller.clock(), state=CheckpointState.KEPT, version=record.version + 1
+            )
+            return chosen, replace(case.job, wish=Wish.RUN, version=case.job.version + 1)
+
+        await self._amend(title, job, Still.CHECKPOINT, change, f"the user has it go on from {checkpoint}")
+        return await self._view(job)
+
+    def _facts(self, case: Case) -> SiteFacts | None:
+        session = self.controller.sessions.get(case.allocations[-1].site) if case.allocations else None
+        return session.facts if session is not None else None
+
+    async def _amend(self, title: str, job: str, step: Still, change: Change, message: str) -> None:
+        if job not in self.controller.cases:
+            await self._case(job)  # which says so, where there is no such job
+            raise ServiceError(Problem(title, 409, "conflict", f"job {job} has ended", "`ghv checkpoint list`"))
+        await self.controller.amend(job, step, change, message)
+
+
+def _job_of(checkpoint: str, title: str) -> str:
+    """The job whose checkpoint has this id: INSTALLATION-JOB-EPOCH-N."""
+    parts = checkpoint.split("-")
+    if len(parts) != 4 or not parts[3].isdecimal():
+        hint = "`ghv checkpoint list` shows those there are"
+        raise ServiceError(Problem(title, 404, "not-found", f"{checkpoint!r} is no checkpoint's id", hint))
+    return parts[1]
+
+
+def _named(case: Case, checkpoint: str, title: str) -> CheckpointRecord:
+    for each in case.checkpoints:
+        if each.id == checkpoint:
+            return each
+    raise ServiceError(
+        Problem(title, 404, "not-found", "there is no such checkpoint", "`ghv checkpoint list` shows those there are")
+    )
