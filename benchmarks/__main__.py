@@ -27,8 +27,10 @@ FIGURES = (
     "placing",
     "planning",
     "listing",
+    "api",
     "trace",
     "gangs",
+    "network",
 )
 
 

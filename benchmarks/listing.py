@@ -29,11 +29,11 @@ PAGE, MOST = 100, 1000
 OWNER = "me", "default"
 
 
-def fill(path: Path) -> None:
-    """20,000 jobs that were run and are over."""
+def fill(path: Path, jobs: int = JOBS) -> None:
+    """So many jobs that were run and are over."""
     store = open_store(path)
     spec = JobSpec("image", ("program", "--with", "arguments"), outputs=("result",))
-    for start in range(0, JOBS, MOST):
+    for start in range(0, jobs, MOST):
         births = [
             Birth(Job("", *OWNER, f"job-{start + n}", spec, "/home/me/results", "/home/me", ImageManifest(()), "0" * 64,
                       1e9 + start + n), Vm("", *OWNER, ""), Event(1e9, *OWNER, "", "job", "", "", JobState.PENDING))

@@ -15,9 +15,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -28,17 +28,21 @@ from gridhypervisor.agent.bundle import build as build_bundle
 from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.decisions import Decisions
 from gridhypervisor.execution.garbage import spare_records
-from gridhypervisor.execution.groupjobs import GroupJobs
 from gridhypervisor.execution.logs import Logs
+from gridhypervisor.execution.measuring import measures, watch_lag
 from gridhypervisor.execution.operations import Operations, Progress
 from gridhypervisor.execution.ports import Driver, Link, StagedInput, Store, Transport
 from gridhypervisor.execution.session import Session
 from gridhypervisor.execution.sites import Sites
 from gridhypervisor.execution.steps import no_steps
+from gridhypervisor.execution.users import Users
 from gridhypervisor.images.errors import ImageError, NoSuchImage
 from gridhypervisor.images.repository import Image, Repository
+from gridhypervisor.model.access import Upload
 from gridhypervisor.model.commit import StoreError
 from gridhypervisor.model.errors import InputError, LinkError
+from gridhypervisor.model.foreign import is_upload, uploads
+from gridhypervisor.model.measures import Measures
 from gridhypervisor.model.records import Job, JobState, Site, SiteKind
 from gridhypervisor.model.views import (
     Check,
@@ -61,9 +65,11 @@ from gridhypervisor.model.views import (
 from gridhypervisor.model.wire import ImageManifest, Layer
 from gridhypervisor.model.yamlspec import SpecError
 from gridhypervisor.sites import Authority, Bundle, Ways, driver_for, transport_for
+from gridhypervisor.staging.uploads import Misplaced, Uploads
 from gridhypervisor.store import open_clock, open_store
 
 if TYPE_CHECKING:
+    from gridhypervisor.service.listener import Listener
     from gridhypervisor.staging import Stager
 
 P = ParamSpec("P")
@@ -76,7 +82,7 @@ BUILDERS = 4
 """Images and bundles that are built, imported or verified at once."""
 
 
-class App(GroupJobs):
+class App(Users):
     """The backend of the API, and the life of everything behind it. `sockets`: a folder for those that SSH needs."""
 
     def __init__(self, data: Path, sockets: Path, store: Store, steps: Callable[[str], None]) -> None:
@@ -87,13 +93,14 @@ class App(GroupJobs):
         self.repository = Repository(data / "images")
         controller = Controller(store, {}, Logs(data / "jobs"), clock=self.clock, cpu=time.process_time, steps=steps,
                                 decisions=Decisions(data / "decisions.jsonl"))  # fmt: skip
-        super().__init__(controller, self.resolve_image, owner=getpass.getuser(), project="default")
+        super().__init__(controller, self.resolve_image, os.urandom, owner=getpass.getuser(), project="default")
         self.operations = Operations(describe)
         self.accounts = Sites(controller, self.operations, self, owner=self.owner, project=self.project)
         self.stopping = asyncio.Event()
         self._builders = ThreadPoolExecutor(BUILDERS, thread_name_prefix="build")
         self.bundle = BundleSource(data, self._builders)
-        self._stager: Stager | None = None
+        self._stagers: dict[bool, Stager] = {}  # for jobs that may read what the user can, and for others
+        self._uploads = Uploads(data / "uploads")
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -104,6 +111,7 @@ class App(GroupJobs):
         the service hears that it did, whatever comes of the first decisions.
         """
         await self.controller.load()
+        await self.load_tokens()
         await self.accounts.load(
             Site(LOCAL, self.owner, self.project, SiteKind.FORK, slots=os.cpu_count() or 1, version=1)
         )
@@ -111,12 +119,13 @@ class App(GroupJobs):
         await serving.wait()
         loop = asyncio.create_task(self.controller.run(), name="controller")
         stopping = asyncio.create_task(self.stopping.wait())
+        watching = asyncio.create_task(watch_lag(self.controller.counts.lag))
         await asyncio.wait({loop, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (loop, stopping):
+        for task in (loop, stopping, watching):
             task.cancel()
         await self.operations.close()
-        if self._stager is not None:
-            self._stager.close()
+        for stager in self._stagers.values():
+            stager.close()
         self._builders.shutdown(wait=False, cancel_futures=True)
         results = await asyncio.gather(loop, self.accounts.close(), return_exceptions=True)
         await self.controller.close()
@@ -128,7 +137,7 @@ class App(GroupJobs):
         self.stopping.set()
 
     async def status(self) -> ServiceView:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cpu, resident = self._used()
         return ServiceView(
             version=__version__,
             pid=os.getpid(),
@@ -136,9 +145,21 @@ class App(GroupJobs):
             started=self.started,
             data=str(self.data),
             jobs_alive=len(self.controller.cases),
-            cpu_seconds=usage.ru_utime + usage.ru_stime,
-            max_rss=usage.ru_maxrss << 10,
+            cpu_seconds=cpu,
+            max_rss=resident,
         )
+
+    @staticmethod
+    def _used() -> tuple[float, int]:
+        """CPU seconds of this process so far, and most bytes of memory."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
+
+    async def measures(self) -> Measures:
+        return measures(self.controller, await self.accounts.list(), self.started, self._used())
+
+    async def all_operations(self) -> list[Operation]:
+        return self.operations.list()
 
     def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]:
         return self.operations.follow(operation)
@@ -228,10 +249,42 @@ class App(GroupJobs):
             share = f" of {total >> 20}" if total else ""
             loop.call_soon_threadsafe(progress, f"fetching {name}: {done >> 20}{share} MiB")
 
-        if self._stager is None:
-            self._stager = Stager(self.data / "cache" / "inputs")
-        staged = await self._stager.stage(job.spec.inputs, Path(job.folder), tell)
+        foreign = not job.folder
+        if foreign not in self._stagers:
+            cache = self.data / "cache" / ("public-inputs" if foreign else "inputs")
+            self._stagers[foreign] = Stager(cache, public=foreign)
+        folder = await asyncio.to_thread(self._uploaded, job) if foreign else Path(job.folder)
+        staged = await self._stagers[foreign].stage(job.spec.inputs, folder, tell)
         return [StagedInput(each.local, each.described) for each in staged]
+
+    def _uploaded(self, job: Job) -> Path:
+        """Where the uploads are that a job names. Raises InputError: it names something else, or it is too late."""
+        for field, path in uploads(job.spec):
+            if not is_upload(path) or not self._uploads.use(job.owner, path):
+                raise InputError(f"{field}: there is no upload {path}", "send the file again, and submit the job again")
+        return self._uploads.folder(job.owner)
+
+    async def upload(self, owner: str, sha256: str) -> Upload:
+        with self._uploading(sha256):
+            return await asyncio.to_thread(self._uploads.look, owner, sha256)
+
+    async def add_upload(self, owner: str, sha256: str, offset: int, size: int, data: bytes) -> Upload:
+        with self._uploading(sha256):
+            return await asyncio.to_thread(self._uploads.add, owner, sha256, offset, size, data)
+
+    @contextmanager
+    def _uploading(self, sha256: str) -> Iterator[None]:
+        title = f"upload {sha256}"
+        try:
+            yield
+        except Misplaced as error:
+            hint = "GET it to see how much has come, and go on there"
+            raise ServiceError(Problem(title, 409, "conflict", f"the piece does not fit: {error}", hint)) from error
+        except InputError as error:
+            raise ServiceError(Problem(title, 422, "invalid", str(error), error.hint)) from error
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise ServiceError(Problem(title, 507, "unavailable", why, "try again later: nothing is lost")) from error
 
     # -- sites --------------------------------------------------------------------------------------------------
 
@@ -244,8 +297,8 @@ class App(GroupJobs):
     async def add_site(self, request: SiteRequest) -> SiteView:
         return await self.accounts.add(request)
 
-    async def edit_site(self, name: str, change: SiteChange) -> SiteView:
-        return await self.accounts.edit(name, change)
+    async def edit_site(self, name: str, change: SiteChange, version: int | None) -> SiteView:
+        return await self.accounts.edit(name, change, version)
 
     async def drain_site(self, name: str, *, undo: bool) -> SiteView:
         return await self.accounts.drain(name, undo=undo)
@@ -403,8 +456,8 @@ def deadly_steps(path: Path) -> Callable[[str], None]:
     return step
 
 
-async def serve(data: Path, socket: Path, ready_fd: int | None) -> None:
-    from gridhypervisor.service.api import make_app
+async def serve(data: Path, socket: Path, ready_fd: int | None, listener: Listener | None) -> None:
+    from gridhypervisor.service.api import Api
     from gridhypervisor.service.server import serve as serve_api
 
     store = open_store(data / "store.sqlite")
@@ -418,6 +471,9 @@ async def serve(data: Path, socket: Path, ready_fd: int | None) -> None:
         if ready_fd is not None:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
+        if listener is not None:
+            sys.stderr.write(f"ghv: serving at {listener.url}\n")
+            sys.stderr.flush()
         serving.set()
 
     loaded, serving = asyncio.Event(), asyncio.Event()
@@ -426,7 +482,7 @@ async def serve(data: Path, socket: Path, ready_fd: int | None) -> None:
     if running.done():
         await running
     running.add_done_callback(lambda _: app.stopping.set())
-    await serve_api(make_app(app), socket, ready, app.stopping)
+    await serve_api(Api(app), socket, ready, app.stopping, listener)
     await running
 
 
@@ -437,12 +493,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--listen", metavar="HOST:PORT")
+    parser.add_argument("--cert", default="")
+    parser.add_argument("--key", default="")
     arguments = parser.parse_args()
     try:
+        listener = None
+        if arguments.listen:
+            from gridhypervisor.service.listener import listen
+
+            listener = listen(arguments.listen, arguments.cert, arguments.key)
         spare_records()
-        asyncio.run(serve(arguments.data, arguments.socket, arguments.ready_fd))
+        asyncio.run(serve(arguments.data, arguments.socket, arguments.ready_fd, listener))
     except (StoreError, ServiceError) as error:
-        sys.exit(f"ghv service: {error}")
+        hint = error.hint if isinstance(error, StoreError) else error.problem.hint
+        sys.exit(f"ghv service: {error}" + (f"\n  next: {hint}" if hint and hint not in str(error) else ""))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pty
@@ -27,10 +28,14 @@ import yaml
 
 from gridhypervisor.cli import progress
 from gridhypervisor.cli.main import cli
+from gridhypervisor.client import Client
 from gridhypervisor.client.launcher import find_paths
+from gridhypervisor.model.access import TokenRequest
+from gridhypervisor.model.spec import InputSpec, JobSpec
 from gridhypervisor.model.states import JobState, Wish
-from gridhypervisor.model.views import JobView
+from gridhypervisor.model.views import JobRequest, JobView
 from gridhypervisor.model.wire import Phase
+from gridhypervisor.service.listener import listen
 from tests.terminal import at_a_terminal
 from tests.unit.fake_service import WAIT, Service
 
@@ -596,3 +601,74 @@ def test_a_replay_says_whether_the_plan_is_the_same(ghv: Ghv) -> None:
     other = ghv("replay", "j2")
     assert other.exit_code == 70 and "and is given none" in other.stdout
     assert ghv("replay", "j99").exit_code == 66
+
+
+def test_tokens_are_printed_once_and_revoked(ghv: Ghv) -> None:
+    made = ghv("token", "create", "--owner", "ada", "--scope", "read", "--name", "laptop")
+    token = made.stdout.strip()
+    assert token.startswith("ghv_") and "token of ada" not in made.stdout
+    assert "of ada, to read" in made.stderr and token not in made.stderr
+    listed = ghv("token", "list")
+    name = token.split("_")[1]
+    assert re.search(rf"{name}\s+ada\s+default\s+read\s+\d+\S*\s+laptop", listed.stdout), listed.stdout
+    assert token not in listed.stdout
+    assert ghv("tokens", "revoke", name).stdout == f"{name} revoked\n"
+    assert "revoked" in ghv("token", "list").stdout
+    assert ghv("token", "revoke", "nothing").exit_code == 66
+    assert ghv("token", "create", "--scope", "all").exit_code == 64
+    assert ghv("serve", "--listen", "127.0.0.1:0").exit_code == 78, "one runs already"
+
+
+def test_what_is_kept_with_a_job_is_fetched(ghv: Ghv, service: Service, tmp_path: Path) -> None:
+    client = Client(str(service.socket))
+    job = client.submit(JobRequest(JobSpec("xmm", ("print", "x")))).id
+    assert list(client.follow(job))
+    assert f"kept: ghv fetch {job}" in ghv("show", job).stdout
+    fetched = ghv("fetch", job, "--to", "here")
+    assert fetched.stdout == f"{job}  1 result in {tmp_path}/here\n", fetched.stderr
+    assert (tmp_path / "here/products/spectrum.fits").read_bytes() == b"FITS\n"
+    ghv(*run("print", "y"))
+    assert ghv("fetch", "j2").stdout == "j2  nothing is kept\n"
+    assert ghv("fetch", "j9").exit_code == 66
+
+
+def test_a_service_elsewhere_is_sent_inputs_and_gives_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Service(tmp_path / "there.sock", listen=lambda: listen("127.0.0.1:0")) as there:
+        made = Client(str(there.socket)).create_token(TokenRequest(owner="ada"))
+        (tmp_path / "token").touch(0o600)
+        (tmp_path / "token").write_text(made.secret)
+        monkeypatch.setenv("GHV_URL", there.url)
+        monkeypatch.setenv("GHV_TOKEN_FILE", str(tmp_path / "token"))
+        (tmp_path / "tree/below").mkdir(parents=True)
+        for name in ("tree/a", "tree/below/b", "tool", "3.txt", "4.txt"):
+            (tmp_path / name).write_text(name)
+        (tmp_path / "tool").chmod(0o700)
+
+        def ghv(*words: str) -> click.testing.Result:
+            return click.testing.CliRunner().invoke(cli, words)
+
+        inputs = ("--in", "tree", "--in", "tool=bin/tool", "--in", "https://example.org/x", "--to", "home")
+        ran = ghv("run", "--image", "xmm", *inputs, "--out", "products/*", "--", "print", "hello")
+        assert (ran.exit_code, ran.stdout) == (0, "hello"), ran.stderr
+        assert f"1 result in {tmp_path}/home" in ran.stderr
+        assert (tmp_path / "home/products/spectrum.fits").exists()
+        asked = Client(str(there.socket)).job("j1").spec.inputs
+        told = [(each.name, each.path, each.executable) for each in asked if isinstance(each, InputSpec)]
+        sums = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("tree/a", "tree/below/b", "tool")}
+        assert told == [("tree/a", sums["tree/a"], False), ("tree/below/b", sums["tree/below/b"], False),
+                        ("bin/tool", sums["tool"], True), ("", "", False)]  # fmt: skip
+
+        array = ("run", "--image", "xmm", "--array", "3-4", "--out", "products/*")
+        assert ghv(*array, "--to", "many", "--", "exit", "0").exit_code == 0
+        assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["3", "4"]
+        assert ghv(*array, "--to", "at-${PARAM}", "--", "exit", "0").exit_code == 0
+        assert (tmp_path / "at-3/products/spectrum.fits").exists() and (tmp_path / "at-4").exists()
+        refused = ghv(*array, "--in", "${TASK_ID}.txt", "--", "exit", "0")
+        assert refused.exit_code == 64 and "one by one" in refused.stderr
+        assert ghv("fetch", "a1000", "--to", "again").exit_code == 0
+        assert (tmp_path / "again/4/products/spectrum.fits").exists()
+        assert ghv("validate", "-f", "job.yaml").exit_code == 66
+        assert ghv("site", "add", "x", "--kind", "fork").exit_code == 77
+        (tmp_path / "tree/out").symlink_to("/etc")
+        assert "outside" in ghv("run", "--image", "xmm", "--in", "tree", "--", "exit", "0").stderr

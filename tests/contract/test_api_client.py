@@ -92,7 +92,7 @@ def test_an_answer_that_is_cut_is_asked_for_again_and_a_job_is_not_doubled(servi
     try:
         client = Client(str(tmp_path / "cut.sock"), patience=WAIT)
         assert client.submit(request("hold")).id == "j1"
-        assert service.backend.submissions == 3
+        assert (cutter.connections, service.backend.submissions) == (3, 1)
         assert len(Client(str(service.socket)).jobs()) == 1
         left[:] = [50]
         with pytest.raises(ServiceError, match="went away before it answered"):

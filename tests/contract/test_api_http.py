@@ -8,11 +8,13 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from gridhypervisor.model.views import ServiceError
 from gridhypervisor.service.server import peer_user
@@ -249,3 +251,76 @@ def test_matches_nodes_and_policy_through_the_api(http: httpx.Client) -> None:
     refused = problem(http.put("/v1/policy", json={"limits": {"user": -1}, "jobs": {"shares": {}}}))
     assert {error["field"] for error in refused["errors"]} == {"limits.user", "jobs.shares"}
     assert http.get("/v1/policy").json()["version"] == 1, "what is wrong changes nothing"
+
+
+def test_a_key_stands_for_one_request(http: httpx.Client) -> None:
+    """Of every POST, whatever it makes: repeated, it is answered the same; for another request it is refused."""
+    key = {"Idempotency-Key": "k"}
+    first = http.post("/v1/jobs", json=JOB, headers=key)
+    again = http.post("/v1/jobs", json=JOB, headers=key)
+    assert (again.status_code, again.headers["location"], again.json()) == (202, "/v1/jobs/j1", first.json())
+    other = JOB | {"spec": {"image": "xmm", "command": ["print", "other"]}}
+    assert "another request" in problem(http.post("/v1/jobs", json=other, headers=key))["detail"]
+    problem(http.post("/v1/sites", json={"name": "k", "kind": "fork"}, headers=key))
+    site = {"Idempotency-Key": "site"}
+    added = [http.post("/v1/sites", json={"name": "b", "kind": "fork"}, headers=site) for _ in range(2)]
+    assert [answer.status_code for answer in added] == [201, 201] and added[0].json() == added[1].json()
+    verified = [http.post("/v1/images/xmm/verify", headers={"Idempotency-Key": "v"}) for _ in range(2)]
+    assert verified[0].json() == verified[1].json() == {"id": "o1", "state": "running"}
+    assert verified[1].headers["location"] == "/v1/operations/o1"
+    assert [each["id"] for each in http.get("/v1/operations").json()] == ["o1"]
+    assert problem(http.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "x" * 201}))["status"] == 400
+
+
+def test_what_failed_under_a_key_is_tried_again(http: httpx.Client) -> None:
+    key = {"Idempotency-Key": "k"}
+    unknown = JOB | {"spec": {"image": "later", "command": ["print", "x"]}}
+    assert problem(http.post("/v1/jobs", json=unknown, headers=key))["code"] == "not-found"
+    assert http.post("/v1/jobs", json=JOB, headers=key).status_code == 202
+
+
+def test_requests_of_one_key_at_once_take_turns(http: httpx.Client, service: Service) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: http.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "k"}), range(8)))
+    assert {answer.json()["id"] for answer in answers} == {"j1"}
+    assert service.backend.submissions == 1
+
+
+def test_a_change_may_ask_for_the_version_that_it_was_made_from(http: httpx.Client) -> None:
+    etag = http.get("/v1/sites/here").headers["etag"]
+    changed = http.patch("/v1/sites/here", json={"slots": 3}, headers={"If-Match": etag})
+    assert changed.status_code == 200 and changed.headers["etag"] != etag
+    assert problem(http.patch("/v1/sites/here", json={"slots": 4}, headers={"If-Match": etag}))["status"] == 412
+    assert http.get("/v1/sites/here").json()["settings"]["slots"] == 3
+    policy = http.get("/v1/policy").headers["etag"]
+    for wrong in ('"9"', "nonsense", 'W/"0"'):
+        assert problem(http.put("/v1/policy", json={}, headers={"If-Match": wrong}))["status"] == 412
+    assert http.put("/v1/policy", json={}, headers={"If-Match": policy}).status_code == 200
+    assert http.put("/v1/policy", json={}, headers={"If-Match": "*"}).status_code == 200
+
+
+def test_pages_name_the_next_one(http: httpx.Client) -> None:
+    jobs = [submit(http, "hold") for _ in range(5)]
+    seen, url = [], "/v1/jobs?limit=2&state=pending&state=prolog&state=queued&state=running"
+    while url:
+        answer = http.get(url)
+        seen += [job["id"] for job in answer.json()]
+        url = answer.links["next"]["url"] if "next" in answer.links else ""
+    assert seen == jobs[::-1]
+    events = http.get("/v1/events", params={"limit": 3, "job": jobs[0]})
+    assert events.links["next"]["url"] == f"/v1/events?job={jobs[0]}&limit=3&after=" + str(
+        events.json()[-1]["sequence"]
+    )
+
+
+def test_what_is_measured_is_told_in_prometheus_words(http: httpx.Client) -> None:
+    submit(http, "hold")
+    answer = http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    assert {"ghv_jobs", "ghv_actions", "ghv_store_seconds", "ghv_loop_lag_seconds", "ghv_site_health"} <= set(families)
+    health = {(s.labels["site"], s.labels["health"]): s.value for s in families["ghv_site_health"].samples}
+    assert health["here", "up"] == 1 and health["here", "unreachable"] == 0
+    posts = [s.value for s in families["ghv_requests"].samples if s.labels == {"method": "POST", "status": "2xx"}]
+    assert posts == [1]
+    assert "me" not in {value for family in families.values() for s in family.samples for value in s.labels.values()}

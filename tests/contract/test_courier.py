@@ -37,6 +37,7 @@ from gridhypervisor.model.wire import (
     Status,
     Ticket,
 )
+from gridhypervisor.planning.network import Network, nic_of
 from gridhypervisor.sites.authority import Authority
 from tests.contract.relay_peer import Peer, manifest
 from testsites.site import free_address
@@ -399,9 +400,14 @@ def test_a_wish_and_a_grant_that_another_relay_was_told_of_are_heard(home: Home)
         newer.ask(Op.REQUEST, entry=NAME, what="cancel", why="enough")
         newer.ask(Op.REQUEST, entry=NAME, what="begin", members="0 g1-0 a n1\n")
         newer.ask(Op.GRANT, grants={NAME: 7})
+        for version in (3, 2):  # the latest holds
+            newer.ask(Op.REQUEST, entry=NAME, what="network", table={"version": version})
     home.delivery.advance(home.line)
     begin = {"note": "begin", "members": "0 g1-0 a n1\n"}
-    assert home.notes == [{"note": "cancel", "why": "enough"}, begin, {"note": "grant", "beat": 7}]
+    table = {"note": "network", "table": '3 {"version":3}'}
+    assert home.notes == [{"note": "cancel", "why": "enough"}, begin, {"note": "grant", "beat": 7}, table]
+    home.line.call(Carry.STATUS, b"{}")
+    assert home.notes.count(table) == 1, "it is told once on a line"
 
 
 def test_a_courier_waits_for_a_site_in_trouble_and_says_so(site: Site) -> None:
@@ -435,6 +441,34 @@ def test_a_courier_that_waits_for_its_turn_at_a_layer_hears_a_wish_also_of_the_n
         relay.ask(Op.REQUEST, entry=NAME, what="cancel", why="enough")
         assert courier.wait(120) == 1
     assert site.sentinel().reason == "cancelled"
+
+
+def test_a_pilot_with_a_private_network_gets_ticket_and_tables(site: Site) -> None:
+    made = manifest(NAME)
+    made["image"]["layers"] = [layer(b"bytes")]
+    made["nics"] = [wire.to_plain(nic_of(Network(7, "10.42.0.0/24", "lab.internal"), 1, "head"))]
+    relay = site.start()
+    prepare(relay, **made)
+    site.listen()
+    relay.ask(Op.REQUEST, entry=NAME, what="network", table={"version": 1})
+    cache = site.scratch / f"ghv-{os.getuid()}" / "cache"
+    cache.mkdir(mode=0o700, parents=True)
+    cache.parent.chmod(0o700)
+    entry = cache.parent / "run" / f"{NAME}.entry" / "spool" / NAME
+    with (cache / f".turn-{made['image']['layers'][0]['digest']}").open("wb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # another courier's
+        courier = site.courier()
+        wait("the ticket", (entry / wire.TICKET).exists)
+        assert (entry / "control/network-1").exists()
+        ticket = spool.read_json(entry / wire.TICKET, Ticket)
+        assert ticket is not None and ticket.gate == site.gate
+        assert (entry / wire.TICKET).stat().st_mode & 0o777 == 0o600
+        for version in (4, 3):
+            relay.ask(Op.REQUEST, entry=NAME, what="network", table={"version": version})
+        wait("the newest table", (entry / "control/network-4").exists)
+        assert [path.name for path in (entry / "control").iterdir()] == ["network-4"]
+        relay.ask(Op.REQUEST, entry=NAME, what="cancel", why="enough")
+        assert courier.wait(120) == 1
 
 
 def test_a_guest_that_prints_line_by_line_does_not_keep_the_relay_busy(

@@ -103,6 +103,13 @@ def test_a_vm_too_many_is_refused_and_the_planner_told_before(relay: Peer, workd
     assert not (workdir / "spool" / "inst-3").exists()
 
 
+def test_a_vm_whose_pilot_would_listen_is_refused_where_nobody_may(relay: Peer, file: Path) -> None:
+    replace(file, "listen = false\n")
+    with pytest.raises(Refusal, match="prepare inst-1: pilots must not accept connections"):
+        relay.ask(Op.PREPARE, entry="inst-1", manifest={**vm("inst-1"), "listen": "7800-7809"})
+    relay.ask(Op.PREPARE, entry="inst-2", manifest=vm("inst-2"))
+
+
 def test_the_end_of_a_vm_makes_room_and_is_told(relay: Peer, workdir: Path) -> None:
     prepare(relay, "inst-1", 2)
     refusal(relay, "inst-2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -291,3 +292,28 @@ print(fetch({archive.url!r}, {SHA256!r}, folder).size)
     assert full.startswith("28 ") and full.endswith(".part")
     assert (part, size) == ("[True]", str(len(CONTENT)))
     assert archive.asked("range")[-1] is not None
+
+
+def test_for_users_of_the_network_only_the_public_internet_is_asked(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither this machine, nor a name that leads to it, nor one that does so only when it is looked up again."""
+    for place in (archive.url, archive.url.replace("127.0.0.1", "localhost"), "http://[::ffff:10.0.0.1]/x"):
+        with pytest.raises(InputError, match="is not on the public internet") as error:
+            fetch(place, "", tmp_path, public=True)
+        assert "upload" in error.value.hint
+    assert archive.seen == []
+    real, asked = socket.getaddrinfo, []
+
+    def rebinding(host: str, port: object, *rest: object, **more: object) -> object:
+        asked.append(host)
+        if len(asked) == 1:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]
+        return real(host, port, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    with pytest.raises(InputError, match=r"127\.0\.0\.1 is not on the public internet"):
+        fetch(archive.url, "", tmp_path, public=True)
+    assert not list(tmp_path.glob("*")) or all(path.stat().st_size == 0 for path in tmp_path.glob("*.part"))
+    with pytest.raises(InputError, match="is not fetched for this job"):
+        fetch("s3://bucket/key", "", tmp_path, public=True)

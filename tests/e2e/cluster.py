@@ -241,6 +241,29 @@ def cut_before_the_submission(lab: ClusterLab, submit: str) -> str:
     return job
 
 
+# -- a job that lasts longer than its batch jobs -----------------------------------------------------------------------
+
+COUNTS = "i=0; while [ $i -lt 60 ]; do i=$((i + 1)); echo $i; echo $i > counted; usleep 250000; done; exit 7"
+"""A program that counts up, for a quarter of a minute."""
+
+
+def goes_on_through_batch_jobs(lab: ClusterLab) -> list[str]:
+    """A counter that never goes back, though its batch jobs end; those by their numbers. What is saved is removed."""
+    words = (*tiny(lab.site.kind), "--retry", "0", "--walltime", "10m", "--segment", "40s", "--out", "counted")
+    job = lab.detach(*words, "--to", "longer", "--", "sh", "-c", COUNTS)
+    found = lab.wait(job, 600)
+    assert (found["job"]["state"], found["job"]["exit_code"]) == ("done", 7), found
+    guests = [attempt for attempt in found["attempts"] if attempt["hypervisor"]]  # the last successor had none
+    ends = [attempt["reason"] for attempt in guests]
+    assert ends[-1] == "exited" and set(ends[:-1]) == {"hand-over"}, found
+    assert lab.ghv("logs", job).out.split() == [str(count).encode() for count in range(1, 61)]
+    assert (lab.work / "longer/counted").read_text() == "60\n"
+    assert "it goes on in another, from checkpoint" in str(lab.events(job))
+    wait_for("its checkpoints to be removed", lambda: not list((lab.workdir / "checkpoints").iterdir()))
+    assert found["handovers"]["times"] == len(guests) - 1 and found["handovers"]["stood"] > 0, found
+    return [attempt["batch_id"] for attempt in guests]
+
+
 # -- a batch system that is away ---------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from gridhypervisor.agent import bundle, debworld
 from gridhypervisor.agent.bundle import BundleError, BundleInfo
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Op
-from tests.contract.relay_peer import Peer
+from tests.contract.relay_peer import Peer, manifest
 from tests.e2e.conftest import MAKING
 from tests.making import BUNDLE_CACHE, make_bundle
 
@@ -282,6 +282,8 @@ def test_a_relay_works_in_a_root_that_holds_a_shell_and_nothing_else(bare: list[
                 break
             assert time.monotonic() < end
         assert peer.reply(peer.send(Op.GET, path="ran", offset=0, length=9))[1] == b"x\n"
+        peer.ask(Op.PREPARE, entry="inst-1", manifest=manifest("inst-1"))
+        peer.ask(Op.REQUEST, entry="inst-1", what="network", table={"version": 1})
     assert peer.process.returncode == 0
 
 

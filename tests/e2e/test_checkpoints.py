@@ -15,7 +15,7 @@ import pytest
 
 from gridhypervisor.agent import spool
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import Checkpoint, Outcome, Phase, Reason, Saved
+from gridhypervisor.model.wire import Checkpoint, HandOver, Outcome, Phase, Reason, Resources, Saved
 from tests.e2e import guestkit
 from tests.e2e.guestkit import Site, wait_for
 from tests.e2e.test_faults_disk import tmpfs
@@ -330,6 +330,51 @@ def test_a_cancel_goes_before_a_save(site: Site) -> None:
         assert (record.outcome, record.reason) == (Outcome.STOPPED, Reason.CANCELLED), record
         assert (entry / "out/made").read_text() == "made\n"
         assert not list(folder.glob(f"*{entry.name}-*"))
+    site.is_clean(entry)
+
+
+def test_a_guest_is_saved_before_its_batch_job_is_over_and_its_successor_goes_on(site: Site) -> None:
+    """By the pilot's own clock: nobody tells it to. The next one has begun, and waits; it is then ended by the site."""
+    count = "n=0; while :; do n=$((n + 1)); echo $n; usleep 50000; done"
+
+    def prepare(walltime: int, successor: bool) -> Path:
+        resources = Resources(memory=128 << 20, scratch=32 << 20, walltime=walltime)
+        return site.prepare(count, resources=resources, handover=HandOver(3600.0, 1e12), successor=successor)
+
+    first, later = prepare(30, False), prepare(300, True)
+    site.start(first)
+    pilot = site.start(later)
+    site.wait_for_phase(later, Phase.GATHER)
+    record = site.sentinel(first, 90)
+    assert (record.outcome, record.reason) == (Outcome.STOPPED, Reason.HAND_OVER), record
+    assert record.checkpoint is not None and record.checkpoint.id == f"{first.name}-0"
+    assert record.elapsed < 30.0 and record.checkpoint.guest >= 128 << 20 and record.checkpoint.took["finish"] > 0
+    whole(site, record.checkpoint)
+    site.is_clean(first)
+    assert not site.hypervisors(later) and not lines(later, wire.STDOUT)
+
+    spool.write_durable(later / wire.CONTROL / wire.BEGIN, wire.canonical(record.checkpoint))
+    wait_for(lambda: lines(later, wire.STDOUT) > lines(first, wire.STDOUT) + 20, 120, "the program to go on")
+    pilot.terminate()
+    ended = site.sentinel(later, 90)
+    assert (ended.outcome, ended.reason) == (Outcome.FAILED, Reason.EVICTED), ended
+    assert ended.checkpoint is not None and ended.checkpoint.executed > record.checkpoint.executed + 1.0
+    whole(site, ended.checkpoint)
+    printed = list(map(int, (later / wire.STDOUT).read_text().split()))
+    assert printed == list(range(1, len(printed) + 1)), "nothing is lost, and nothing comes twice"
+    site.is_clean(later)
+
+
+def test_a_guest_that_cannot_be_saved_in_time_is_stopped_with_its_outputs(site: Site) -> None:
+    folder = site.workdir / wire.CHECKPOINTS
+    resources = Resources(memory=128 << 20, scratch=32 << 20, walltime=30)
+    program = "trap 'echo saved >made; exit 3' TERM; echo started; while :; do usleep 50000; done"
+    entry = site.prepare(program, outputs=("made",), resources=resources, handover=HandOver(3600.0, 1e12))
+    with tmpfs(folder, "1m"):
+        record = site.run(entry)
+    assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.UNSAVED), record
+    assert "before its guest was saved: " in record.message and " MiB may be needed" in record.message, record
+    assert (entry / "out/made").read_text() == "saved\n" and record.checkpoint is None
     site.is_clean(entry)
 
 

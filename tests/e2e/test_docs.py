@@ -78,9 +78,21 @@ def test_every_ghv_command_works(document: Path, reader: Installation) -> None:
         if line.startswith(ENDLESS):
             look_and_leave(reader, words)
             continue
+        if words[0] == "serve":
+            serve_and_leave(reader, words)
+            continue
         done = reader.ghv(*words, check=False)
         assert done.code == SITE_FAILS.get(tuple(words[:2]), 0), f"{document.name}: {line}\n{done!r}"
         assert done.out or done.err, f"{document.name}: {line}: said nothing"
+
+
+def serve_and_leave(reader: Installation, words: list[str]) -> None:
+    """It says where it serves, and ends as it is told to."""
+    serving = reader.start(*words)
+    assert serving.stderr is not None and any(b"serving at http" in line for line in serving.stderr)
+    serving.terminate()
+    _, err = serving.communicate(timeout=120)
+    assert serving.returncode == 0, err
 
 
 def look_and_leave(reader: Installation, words: list[str]) -> None:

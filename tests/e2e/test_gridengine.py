@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.model.spec import RetrySpec
-from tests.e2e.cluster import PATIENT, ClusterLab, joined, tiny
+from tests.e2e.cluster import PATIENT, ClusterLab, goes_on_through_batch_jobs, joined, tiny
 from tests.e2e.installation import wait_for
 from testsites import GridEngineSite
 
@@ -124,6 +124,11 @@ def test_a_killed_pilot_takes_its_guest_along_and_the_accounts_let_the_job_run_a
     assert [attempt["reason"] for attempt in found["attempts"]] == ["lost", "exited"], found
     assert "says that it ended" in str(grid.events(job)), "not the walltime, but the accounts"
     assert (grid.work / "again/made").read_text() == "run\n"
+
+
+def test_a_job_goes_on_through_batch_jobs_that_are_shorter_than_it(grid: GridEngineLab) -> None:
+    numbers = goes_on_through_batch_jobs(grid)
+    assert len(numbers) > 1 and len(set(numbers)) == len(numbers)
 
 
 def test_jobs_that_come_together_are_one_array_and_end_one_by_one(grid: GridEngineLab) -> None:

@@ -17,7 +17,7 @@ from gridhypervisor.planning.placement import place_all
 from gridhypervisor.planning.policies.usage import Usage
 from gridhypervisor.planning.published import Published
 from gridhypervisor.planning.replay import Recorded, Snapshot, as_it_is, replay, snapshot_of
-from gridhypervisor.planning.suiting import Seeker, share
+from gridhypervisor.planning.suiting import Seeker, beyond, share
 from gridhypervisor.planning.world import SiteFacts
 from tests.unit.test_placing import NOW, grid, job, report, site
 
@@ -92,7 +92,7 @@ def test_what_is_placed_fits_is_reproducible_and_leaves_nobody_without_a_word(
             continue
         assert each.up and each.alive + len(here) <= each.max_jobs
         assert not at_site or each.alive + len(here) <= max(at_site, each.alive)
-        assert each.max_walltime is None or all(one.spec.resources.walltime == "10m" for one in here)
+        assert not any(beyond(one.spec, each) for one in here)
         if each.lending is not None:
             cores = each.lending.terms.cores
             assert cores is not None and sum(share(one).cores for one in here) <= cores

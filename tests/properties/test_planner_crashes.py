@@ -69,13 +69,17 @@ def test_the_controller_dies_at_every_step_with_a_hundred_jobs_in_flight(seed: i
         random = Random(seed)
         deeds = itertools.cycle(DEEDS)
         while sum(not case.job.state.final for case in world.controller.cases.values()) < IN_FLIGHT:
-            await world.submit(random.choice(LENGTHS), retry=5, replace=random.random() < 0.5)
+            await world.submit(
+                random.choice(LENGTHS), retry=5, replace=random.random() < 0.5, segment=random.choice(SEGMENTS)
+            )
         world.deadly = set(STEPS)
         while world.deadly:
             assert world.loop.time() < 20_000, f"never reached: {sorted(world.deadly)}"
             await befalls(world, random, next(deeds))
             while (alive := sum(not case.job.state.final for case in world.controller.cases.values())) < IN_FLIGHT:
-                await world.submit(random.choice(LENGTHS), retry=5, replace=random.random() < 0.5)
+                await world.submit(
+                    random.choice(LENGTHS), retry=5, replace=random.random() < 0.5, segment=random.choice(SEGMENTS)
+                )
             in_flight.append(alive)
         for site in world.sites.values():
             site.calm()
@@ -97,6 +101,8 @@ DEEDS = ("cancel one that runs", "lose a submission", "cancel one as it begins",
          "hand in an array", "move", "hand in a gang", "end a gang's pilot", "suspend", "save", "resume")  # fmt: skip
 LENGTHS = (2.0, 10.0, 40.0)
 """Seconds that programs take."""
+SEGMENTS = (None, None, "40s")
+"""Batch jobs of what lasts longer: as long as it does, or so long."""
 
 
 def blind(world: World) -> bool:

@@ -41,6 +41,7 @@ def deeds() -> st.SearchStrategy[list[Deed]]:
             "submit",
             "submit-long",
             "submit-replace",
+            "submit-segments",
             "submit-array",
             "submit-gang",
             "cancel",
@@ -132,6 +133,8 @@ async def do(world: World, deed: Deed) -> None:
             await world.submit(200.0, retry=deed.to)
         case "submit-replace":
             await world.submit(40.0, retry=deed.to, replace=True)
+        case "submit-segments":
+            await world.submit(60.0, retry=deed.to, segment="40s", replace=deed.to > 3)
         case "submit-array":
             await world.submit_array("1-4%2", 10.0)
         case "submit-gang":
@@ -174,6 +177,8 @@ def test_whatever_happens_never_two_guests_and_all_jobs_end_once(
 ) -> None:
     async def story(world: World) -> None:
         await world.submit(4.0, replace=bool(seed % 2))
+        if seed % 3 == 0:
+            await world.submit(60.0, segment="40s")
         for deed in deeds:
             await asyncio.sleep(deed.after)
             if world.crashed.is_set():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gridhypervisor.model.records import JobState, Wish
@@ -211,6 +212,54 @@ async def a_damaged_checkpoint(world: World) -> None:
             kept.damaged = True
     await world.resume(job)
     await world.settled()
+
+
+async def goes_on_through_batch_jobs(world: World) -> None:
+    await world.submit(60.0, retry=0, segment="40s")
+    await world.settled()
+
+
+async def its_next_batch_job_waits_in_the_queue(world: World) -> None:
+    job = await world.submit(40.0, retry=1, segment="40s", site="site0")
+    await executes(world, job)
+    world.sites["site0"].batch.occupy(1, 90.0, 80.0)
+    await world.settled()
+
+
+async def it_ends_while_its_next_batch_job_waits(world: World) -> None:
+    """Asked for ahead, and needed no more: in the queue, or ready and waiting for its word."""
+    for job in [await world.submit(seconds, retry=0, segment="40s", site="site0") for seconds in (13.0, 15.0)]:
+        await executes(world, job)
+    world.sites["site0"].batch.occupy(1, 200.0, 100.0)
+    await world.settled()
+
+
+async def its_next_batch_job_is_lost(world: World) -> None:
+    job = await world.submit(40.0, retry=1, segment="40s")
+    await world.until(lambda: _is_ready(world) or _at_rest(world, job), 300.0, "the next one is ready")
+    for pilot in pilots(world):
+        if pilot.phase is Phase.GATHER:
+            pilot.destroy()
+    await world.settled()
+
+
+def _is_ready(world: World) -> bool:
+    return any(pilot.phase is Phase.GATHER for pilot in pilots(world))
+
+
+async def its_node_dies_between_batch_jobs(world: World) -> None:
+    job = await world.submit(60.0, retry=2, segment="40s")
+    for attempt in (2, 3):
+        await executes(world, job)
+        for pilot in pilots(world):
+            pilot.destroy()
+        known = partial(_goes_on, world, job, attempt)
+        await world.until(known, 1000.0, f"attempt {attempt}")
+    await world.settled()
+
+
+def _goes_on(world: World, job: str, attempt: int) -> bool:
+    return len(world.records(job).allocations) >= attempt or _at_rest(world, job)
 
 
 async def moved_in_its_prolog(world: World) -> None:
@@ -509,6 +558,11 @@ SCENARIOS = [
     Scenario(cancelled_in_the_queue),
     Scenario(cancelled_while_running),
     Scenario(cancelled_while_its_pilot_is_stopped),
+    Scenario(goes_on_through_batch_jobs, LAGS),
+    Scenario(its_node_dies_between_batch_jobs),
+    Scenario(its_next_batch_job_waits_in_the_queue, LAGS),
+    Scenario(it_ends_while_its_next_batch_job_waits),
+    Scenario(its_next_batch_job_is_lost),
     Scenario(moved_in_its_prolog),
     Scenario(moved_in_the_queue),
     Scenario(moved_while_running, LAGS),

@@ -102,7 +102,7 @@ def test_a_hypervisor_that_cannot_boot_the_image_is_refused_before_any_site_hear
         jobs = Jobs(world.controller, lambda _: ("d" * 64, disk), "me", "default")
         spec = JobSpec("debian", ("true",), hypervisor="uml")
         with pytest.raises(ServiceError) as error:
-            await jobs.submit(JobRequest(spec, "/tmp", "/tmp"), "key")
+            await jobs.submit(JobRequest(spec, "/tmp", "/tmp"), "key", jobs.myself)
         problem = error.value.problem
         assert (problem.status, problem.hint) == (422, "ask for auto or kvm or tcg")
         assert problem.detail == "hypervisor: uml brings its own kernel, and the image is one whole disk"

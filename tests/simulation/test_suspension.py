@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -324,3 +325,25 @@ def test_a_pilot_that_died_with_an_unseen_checkpoint_leaves_none_behind() -> Non
         world.judge()
 
     in_world(story, spool_lag=20.0)
+
+
+def test_a_guest_is_saved_now_and_then_where_its_user_wants_that() -> None:
+    """What a node's death costs is what was done since; no more than two checkpoints are kept at a time."""
+
+    async def story(world: World) -> None:
+        job = await world.submit(100.0, retry=1, checkpoint_interval="15s")
+        pilot = await running(world, job)
+        await world.until(lambda: len(world.records(job).checkpoints) >= 3, 100.0, "it is saved thrice")
+        [site] = [world.sites[a.site] for a in world.records(job).allocations]
+        assert len(site.spool.kept) <= 3
+        pilot.destroy()
+        await world.settled()
+        found = world.records(job)
+        lost = found.checkpoints[2].executed
+        assert found.job.state is JobState.DONE and found.allocations[1].restore == found.checkpoints[2].id
+        made = [c.executed for c in found.checkpoints]
+        assert all(14.0 <= b - a <= 16.0 for a, b in itertools.pairwise(made[:3])), made
+        assert lost > 30.0 and len(made) > 4, "its next attempt is saved, too"
+        world.judge()
+
+    in_world(story)

@@ -151,7 +151,9 @@ def test_who_follows_a_group_sees_it_to_its_end() -> None:
         flow = await service.submit_workflow(request, "one")
         assert (await service.submit_workflow(request, "one")).id == flow.id
         spec = JobSpec("x", ("sleep", "3", "${TASK_ID}"), array="0-2")
-        array = await service.submit_group(JobRequest(spec, str(world.folder), f"{world.folder}/out"), "two")
+        array = await service.submit_group(
+            JobRequest(spec, str(world.folder), f"{world.folder}/out"), "two", service.myself
+        )
         seen = [view async for view in service.follow_group(flow.id)]
         assert [view.nodes.get("done", 0) for view in (seen[0], seen[-1])] == [0, 2]
         assert (seen[-1].state, seen[-1].exit_code, seen[-1].total) == (JobState.DONE, 0, 2)

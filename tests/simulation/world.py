@@ -161,14 +161,17 @@ class World:
         cpus: int = 1,
         replace: bool = False,
         owner: str = "me",
+        walltime: int = WALLTIME,
+        segment: str | None = None,
         **more: Any,
     ) -> str:
-        """`more`: of the job's spec."""
+        """`segment`: of one batch job at most; `more`: of the job's spec."""
+        size = {"memory": "64Mi", "scratch": "64Mi"} if segment is not None else {}
         spec = JobSpec(
             "image",
             ("sleep", str(seconds), str(code)),
             outputs=("products/*",),
-            resources=ResourcesSpec(cpus=cpus, walltime=f"{WALLTIME}s"),
+            resources=ResourcesSpec(cpus=cpus, walltime=f"{walltime}s", segment=segment, **size),
             retry=RetrySpec(retry),
             site=site,
             on_silence="replace" if replace else "keep",
@@ -293,7 +296,7 @@ class World:
 
     async def resume_all(self) -> None:
         """Whatever is suspended, or about to be."""
-        for job in self.jobs:
+        for job in sorted({*self.jobs, *self.controller.cases}):  # the tasks of arrays, too
             await self.resume(job)
 
     async def checkpoint(self, job: str) -> None:

@@ -7,6 +7,8 @@ A job does what its command says, one word after another: `print TEXT`, `warn TE
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,8 +18,10 @@ from typing import Any
 
 import msgspec
 
+from gridhypervisor.model.access import Answer, Caller, Result, TokenRequest, TokenView, Upload
 from gridhypervisor.model.accounts import Account, Accounts, AttemptHistory, By, History, Stage
 from gridhypervisor.model.arrays import parse_array, task, task_values
+from gridhypervisor.model.measures import BOUNDS, Measures, SiteMeasures, Times
 from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
 from gridhypervisor.model.records import (
     AllocationState,
@@ -117,12 +121,71 @@ class FakeBackend:
         }
         self._groups: dict[str, JobRequest] = {}
         self._policy = PolicyView(SchedulingPolicy())
+        self._callers: dict[str, Caller] = {}
+        self._tokens: dict[str, TokenView] = {}
+        self._answers: dict[tuple[str, str, str], Answer] = {}
+        self._uploads: dict[tuple[str, str], bytes] = {}
+        self.myself = Caller("me", "default", local=True)
         self.submissions = 0
         self.followers = 0
 
+    # Users
+
+    def caller(self, token: str) -> Caller | None:
+        return self._callers.get(token)
+
+    async def owner_of(self, name: str) -> str | None:
+        name = name.split("-")[1] if "-" in name else name
+        if name in self._groups:
+            return self._group(name).owner
+        return self._jobs[name].view.owner if name in self._jobs else None
+
+    async def answer(self, caller: Caller, key: str) -> Answer | None:
+        return self._answers.get((caller.owner, caller.project, key))
+
+    async def keep_answer(self, answer: Answer) -> None:
+        self._answers[answer.owner, answer.project, answer.key] = answer
+
+    async def tokens(self) -> list[TokenView]:
+        return list(self._tokens.values())
+
+    async def create_token(self, request: TokenRequest, caller: Caller) -> TokenView:
+        name = f"{len(self._tokens) + 1:012x}"
+        owner, project = request.owner or caller.owner, request.project or caller.project
+        made = TokenView(name, owner, project, request.name, request.scope, time.time(), time.time() + 3600)
+        self._tokens[name] = made
+        secret = f"ghv_{name}_{os.urandom(32).hex()}"
+        self._callers[secret] = Caller(owner, project, request.scope, token=name, expires=made.expires)
+        return msgspec.structs.replace(made, secret=secret)
+
+    async def revoke_token(self, token: str) -> TokenView:
+        if token not in self._tokens:
+            raise ServiceError(Problem(f"revoke token {token}", 404, "not-found", "there is none", "ghv token list"))
+        self._tokens[token] = msgspec.structs.replace(self._tokens[token], revoked=time.time())
+        self._callers = {secret: each for secret, each in self._callers.items() if each.token != token}
+        return self._tokens[token]
+
+    async def upload(self, owner: str, sha256: str) -> Upload:
+        data = self._uploads.get((owner, sha256), b"")
+        return Upload(sha256, len(data), hashlib.sha256(data).hexdigest() == sha256)
+
+    async def add_upload(self, owner: str, sha256: str, offset: int, size: int, data: bytes) -> Upload:
+        self._uploads[owner, sha256] = self._uploads.get((owner, sha256), b"")[:offset] + data
+        return await self.upload(owner, sha256)
+
+    async def results(self, job: str) -> list[Result]:
+        found = self._find(job)
+        kept = found.view.state.final and not found.view.destination
+        return [Result("products/spectrum.fits", 5)] if kept else []
+
+    async def result(self, job: str, path: str, offset: int, limit: int) -> bytes:
+        if path not in [each.path for each in await self.results(job)]:
+            raise ServiceError(Problem(f"read a result of job {job}", 404, "not-found", "there is none", "ghv show"))
+        return b"FITS\n"[offset : offset + limit]
+
     # Jobs
 
-    async def submit(self, request: JobRequest, idempotency_key: str) -> JobView:
+    async def submit(self, request: JobRequest, idempotency_key: str, caller: Caller) -> JobView:
         self.submissions += 1
         if known := self._keys.get(idempotency_key):
             return self._jobs[known].view
@@ -140,8 +203,8 @@ class FakeBackend:
         view = JobView(
             name,
             request.spec.name or name,
-            "me",
-            "default",
+            caller.owner,
+            caller.project,
             JobState.PENDING,
             Wish.RUN,
             time.time(),
@@ -157,15 +220,17 @@ class FakeBackend:
         job.task = asyncio.create_task(self._live(job))
         return msgspec.structs.replace(view, warning=_warning(request.spec))
 
-    async def jobs(self, *, states: Sequence[str], before: str, group: str | None, limit: int) -> list[JobView]:
+    async def jobs(
+        self, *, states: Sequence[str], before: str, group: str | None, owner: str, limit: int
+    ) -> list[JobView]:
         below = int(before[1:]) if before else len(self._jobs) + 1
         newest = [j.view for j in reversed(self._jobs.values()) if int(j.view.id[1:]) < below]
-        newest = [view for view in newest if group in (None, view.group)]
+        newest = [view for view in newest if group in (None, view.group) and owner in ("", view.owner)]
         return [v for v in newest if not states or v.state in states][:limit]
 
     # Arrays: all of their tasks are made at once, and none is held back
 
-    async def submit_group(self, request: JobRequest, idempotency_key: str) -> GroupView:
+    async def submit_group(self, request: JobRequest, idempotency_key: str, caller: Caller) -> GroupView:
         if known := self._keys.get(idempotency_key):
             return self._group(known)
         name = f"a{1000 + len(self._groups)}"
@@ -176,15 +241,16 @@ class FakeBackend:
         for number in array:
             values = task_values(array, number, array_id=name, job_id="")
             each = msgspec.structs.replace(request, spec=task(request.spec, values))
-            made = self._find((await self.submit(each, "")).id)
+            made = self._find((await self.submit(each, "", caller)).id)
             made.view = msgspec.structs.replace(
                 made.view, name=f"{made.view.name}[{number}]", group=name, member=str(number)
             )
         return self._group(name)
 
-    async def groups(self, *, before: str, limit: int) -> list[GroupView]:
+    async def groups(self, *, before: str, owner: str, limit: int) -> list[GroupView]:
         below = int(before[1:]) if before else 1 << 30
-        return [self._group(name) for name in reversed(self._groups) if int(name[1:]) < below][:limit]
+        found = [self._group(name) for name in reversed(self._groups) if int(name[1:]) < below]
+        return [group for group in found if owner in ("", group.owner)][:limit]
 
     async def group(self, group: str) -> GroupView:
         return self._group(group)
@@ -239,8 +305,8 @@ class FakeBackend:
         return GroupView(
             name,
             request.spec.name or name,
-            "me",
-            "default",
+            views[0].owner,
+            views[0].project,
             worst if over else JobState.RUNNING,
             Wish.RUN,
             views[0].created,
@@ -407,16 +473,17 @@ class FakeBackend:
     async def log(self, job: str, stream: str, offset: int, limit: int) -> bytes:
         return self._find(job).logs.get(stream, b"")[offset : offset + limit]
 
-    async def events(self, *, after: int, job: str, limit: int) -> list[EventView]:
-        return [e for e in self._events if e.sequence > after and job in ("", e.job)][:limit]
+    async def events(self, *, after: int, job: str, owner: str, limit: int) -> list[EventView]:
+        found = (e for e in self._events if e.sequence > after and job in ("", e.job) and owner in ("", e.owner))
+        return list(found)[:limit]
 
-    def watch_events(self, *, after: int, job: str) -> AsyncIterator[EventView]:
-        return self._watch(after, job)
+    def watch_events(self, *, after: int, job: str, owner: str) -> AsyncIterator[EventView]:
+        return self._watch(after, job, owner)
 
-    async def _watch(self, after: int, job: str) -> AsyncIterator[EventView]:
+    async def _watch(self, after: int, job: str, owner: str) -> AsyncIterator[EventView]:
         while True:
             happened = self._happened
-            for event in await self.events(after=after, job=job, limit=1000):
+            for event in await self.events(after=after, job=job, owner=owner, limit=1000):
                 after = event.sequence
                 yield event
             await happened.wait()
@@ -470,8 +537,10 @@ class FakeBackend:
         self._sites[request.name] = view
         return view
 
-    async def edit_site(self, name: str, change: SiteChange) -> SiteView:
+    async def edit_site(self, name: str, change: SiteChange, version: int | None) -> SiteView:
         view = await self.site(name)
+        if version not in (None, view.version):
+            raise ServiceError(Problem(f"edit site {name}", 412, "conflict", "it was changed meanwhile", "Look first."))
         assert view.settings is not None
         given = {field: getattr(change, field) for field in change.__struct_fields__}
         defaults = msgspec.to_builtins(SiteRequest("", SiteKind.FORK))
@@ -483,7 +552,7 @@ class FakeBackend:
             elif value is not msgspec.UNSET:
                 new[setting] = defaults[setting] if value is None else value
         settings = msgspec.structs.replace(view.settings, **new)
-        self._sites[name] = msgspec.structs.replace(view, settings=settings)
+        self._sites[name] = msgspec.structs.replace(view, settings=settings, version=view.version + 1)
         return self._sites[name]
 
     async def drain_site(self, name: str, *, undo: bool) -> SiteView:
@@ -532,14 +601,14 @@ class FakeBackend:
         again = AttemptHistory(f"v{job[1:]}.2", 2, "here", "", "", "", AllocationState.RUNNING, stages[:1], Phase.BOOT)
         return History(job, view.name, view.created, view.ended, (lost, again))
 
-    async def accounting(self, by: Sequence[By], *, since: float, until: float | None) -> Accounts:
-        """Two attempts that ended at 1000 s and 2000 s."""
-        times = [at for at in (1000.0, 2000.0) if since < at <= (until or time.time())]
+    async def accounting(self, by: Sequence[By], *, since: float, until: float | None, owner: str) -> Accounts:
+        """Two attempts of "me" that ended at 1000 s and 2000 s."""
+        times = [at for at in (1000.0, 2000.0) if since < at <= (until or time.time()) and owner in ("", "me")]
         each = Account({}, len(times), len(times), len(times), 90.0 * len(times), 0.5 * len(times), 1.0 * len(times))
         mine = msgspec.structs.replace(each, of=dict.fromkeys(by, "me"))
         return Accounts(tuple(by), since, until or time.time(), (mine,) if times else (), each)
 
-    async def match(self, spec: JobSpec) -> MatchView:
+    async def match(self, spec: JobSpec, caller: Caller) -> MatchView:
         here = Candidate("here", True, "room for 2 more (max jobs: 2)", 2.0)
         there = Candidate("there", False, f"{spec.requirements or 'Up'} does not hold: Memory is 512 MiB")
         nodes = (Candidate("here", True, "matches", 3.0, "n1"),)
@@ -574,9 +643,14 @@ class FakeBackend:
     async def policy(self) -> PolicyView:
         return self._policy
 
-    async def set_policy(self, policy: SchedulingPolicy) -> PolicyView:
-        self._policy = PolicyView(policy, self._policy.version + 1, time.time(), "me")
+    async def set_policy(self, policy: SchedulingPolicy, version: int | None, caller: Caller) -> PolicyView:
+        if version not in (None, self._policy.version):
+            raise ServiceError(Problem("set the policy", 412, "conflict", "somebody else has set it", "Look first."))
+        self._policy = PolicyView(policy, self._policy.version + 1, time.time(), caller.owner)
         return self._policy
+
+    async def all_operations(self) -> list[Operation]:
+        return [Operation(name, "done") for name in self._operations]
 
     def follow_operation(self, operation: str) -> AsyncIterator[OperationItem]:
         return self._follow_operation(operation)
@@ -596,6 +670,13 @@ class FakeBackend:
 
     async def stop(self) -> None:
         self._stop()
+
+    async def measures(self) -> Measures:
+        none = Times((0,) * (len(BOUNDS) + 1), 0.0)
+        states = Counter(str(job.view.state) for job in self._jobs.values())
+        here = SiteMeasures("here", SiteHealth.UP, 1, 0, 2, False, 7)
+        submits = {("submit", "ok"): 3}
+        return Measures(states, 0, 1, submits, {"commit": 4}, none, none, none, (here,), self._started, 1.5, 50 << 20)
 
     # How the fake lives
 
@@ -661,7 +742,15 @@ class FakeBackend:
     def _event(self, job: _Running, before: str, after: str) -> None:
         self._events.append(
             EventView(
-                len(self._events) + 1, time.time(), "me", "default", job.view.id, "job", job.view.id, before, after
+                len(self._events) + 1,
+                time.time(),
+                job.view.owner,
+                job.view.project,
+                job.view.id,
+                "job",
+                job.view.id,
+                before,
+                after,
             )
         )
         happened, self._happened = self._happened, asyncio.Event()

@@ -14,9 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gridhypervisor.service.api import make_app
+from gridhypervisor.service.api import Api
+from gridhypervisor.service.listener import Listener
 from gridhypervisor.service.server import serve
 from tests.unit.fake_backend import FakeBackend
+
+Listen = Callable[[], Listener]
 
 WAIT = 60.0
 """Seconds after which a test gives up waiting for what must happen."""
@@ -25,8 +28,11 @@ WAIT = 60.0
 class Service(AbstractContextManager["Service"]):
     """A service in a thread. May be stopped and started again, with the same backend."""
 
-    def __init__(self, socket: Path, backend: FakeBackend | None = None) -> None:
+    def __init__(self, socket: Path, backend: FakeBackend | None = None, *, listen: Listen | None = None) -> None:
+        """`listen`: makes the listener, at each start."""
         self.socket = socket
+        self.url = ""
+        self._listen = listen
         self.backend = backend or FakeBackend()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -69,7 +75,10 @@ class Service(AbstractContextManager["Service"]):
     async def _start(self) -> None:
         ready = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._served = asyncio.create_task(serve(make_app(self.backend), self.socket, ready.set, self._stopping))
+        listener = self._listen() if self._listen is not None else None
+        self.url = listener.url if listener is not None else ""
+        serving = serve(Api(self.backend), self.socket, ready.set, self._stopping, listener)
+        self._served = asyncio.create_task(serving)
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((waiting, self._served), return_when=asyncio.FIRST_COMPLETED, timeout=WAIT)
         if self._served.done():
@@ -114,7 +123,7 @@ async def _main() -> None:
         os.write(given.ready_fd, b"ready\n")
         os.close(given.ready_fd)
 
-    await serve(make_app(FakeBackend(stop=stopping.set, pid=os.getpid())), given.socket, ready, stopping)
+    await serve(Api(FakeBackend(stop=stopping.set, pid=os.getpid())), given.socket, ready, stopping)
 
 
 if __name__ == "__main__":

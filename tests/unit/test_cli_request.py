@@ -20,7 +20,7 @@ NOTHING = Flags(
     image=None, command=(), name=None, inputs=(), outputs=(), environment=(), cpus=None, memory=None,
     scratch=None, walltime=None, site=None, requirements=None, rank=None, priority=None, deadline=None, retry=None,
     network=None, hypervisor=None, instant=None, isolation=None, on_silence=None, silence=None, array=None, gang=None,
-    spread=False, param=None, after=(), destination=".",
+    segment=None, checkpoint_interval=None, spread=False, param=None, after=(), destination=".",
 )  # fmt: skip
 
 JOB = """

@@ -202,15 +202,19 @@ def test_what_a_template_cannot_have_is_named_with_its_line() -> None:
     text += "STDOUT_FILE = out\n"
     spec, warnings = template_job("/t/job.jt", text, "xmm")
     assert not warnings and spec.restart_files == ("state",) and spec.environment["GW_RESTARTED"] == "0"
-    [warning] = map(str, template_job("/t/job.jt", f"{text}CHECKPOINT_INTERVAL = 60\n", "xmm")[1])
-    assert warning.startswith("/t/job.jt:6: CHECKPOINT_INTERVAL: is passed over; restart files are brought home when")
+    [warning] = map(str, template_job("/t/job.jt", f"{text}CHECKPOINT_URL = https://a.example.org/x\n", "xmm")[1])
+    assert warning.startswith("/t/job.jt:6: CHECKPOINT_URL: is passed over; restart files are kept by the service")
+    assert spec.checkpoint_interval is None
+    often, warnings = template_job("/t/job.jt", f"{text}CHECKPOINT_INTERVAL = 3\n", "xmm")
+    assert (often.checkpoint_interval, warnings) == ("10s", [])
     assert (spec.after, spec.outputs) == (("j3", "j4"), ("a", "c"))
     assert (spec.stdout, spec.destinations) == ("/t/out", {"a": "/t/b"})
     gang, _ = template_job("/t/job.jt", "TYPE = multiple\nNP = 2\nEXECUTABLE = /bin/true\n", "xmm")
     assert gang.gang == GangSpec(2)
-    both = "TYPE = multiple\nNP = 2\nEXECUTABLE = /bin/true\nRESTART_FILES = state\n"
+    both = "TYPE = multiple\nNP = 2\nEXECUTABLE = /bin/true\nRESTART_FILES = state\nCHECKPOINT_INTERVAL = 60\n"
     gang, warnings = template_job("/t/job.jt", both, "xmm")
-    assert gang.restart_files == () and "begin anew together" in str(warnings[0])
+    assert gang.restart_files == () and gang.checkpoint_interval is None
+    assert "are not saved" in str(warnings[0]) and "begin anew together" in str(warnings[1])
 
 
 def test_gridways_words_on_moving_act() -> None:

@@ -26,6 +26,7 @@ from gridhypervisor.model.wire import (
 )
 from gridhypervisor.planning.moves import (
     Terms,
+    attempt,
     better,
     first,
     immovable,
@@ -169,6 +170,8 @@ def test_it_looks_around_until_it_is_settled_if_it_ranks_places() -> None:
 def test_who_is_cancelled_or_leaves_already_wants_nothing() -> None:
     case = at()
     assert wish(replace(case, job=replace(case.job, wish=Wish.CANCEL)), TERMS, NOW) is None
+    saved = replace(case.allocations[-1], state=AllocationState.QUEUED, restore="g-j1-1-1")
+    assert attempt(replace(case, allocations=(saved,))) is None, "its guest is saved where it waits"
     leaves = replace(case.allocations[-1], why=Reason.MOVED)
     assert wish(replace(case, allocations=(leaves,)), TERMS, NOW) is None
 

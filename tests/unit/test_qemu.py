@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.agent import kvmproof
-from gridhypervisor.agent.hypervisor import Ask, Command, Descriptors, Disk, Machine, of_kind
+from gridhypervisor.agent.hypervisor import Ask, Card, Command, Descriptors, Disk, Machine, of_kind
 from gridhypervisor.agent.qemu import Qemu, Qmp, arguments
 from gridhypervisor.agent.trial import Trial
 from gridhypervisor.agent.watchdog import Watchdog
@@ -42,6 +42,16 @@ def test_nothing_listens_and_nothing_is_there_that_was_not_asked_for() -> None:
 def test_a_network_is_restricted_unless_outbound_is_asked(network: str, restrict: str) -> None:
     words = arguments(machine(network), HypervisorKind.TCG, DESCRIPTORS)
     assert after(words, "-netdev") == [f"user,id=net,restrict={restrict}"]
+
+
+def test_a_card_is_a_socket_that_it_was_given_and_its_address_makes_no_other_machine() -> None:
+    one, other = (replace(machine("outbound"), cards=(Card(f"02:67:00:07:00:0{number}", 9000),)) for number in (1, 2))
+    words = arguments(one, HypervisorKind.TCG, Descriptors())
+    assert after(words, "-netdev") == ["user,id=net,restrict=off", "dgram,id=card0,local.type=fd,local.str=17"]
+    [card] = [word for word in after(words, "-device") if "netdev=card0" in word]
+    assert card == "virtio-net-pci,netdev=card0,host_mtu=9000,mac=02:67:00:07:00:01,romfile="
+    qemu = Qemu(World(None), HypervisorKind.TCG)
+    assert qemu.layout(one) == qemu.layout(other) != qemu.layout(machine("outbound"))
 
 
 def test_kvm_only_where_it_was_chosen() -> None:

@@ -26,7 +26,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, lis
     """A source that answers when it is told to and reports until then, and who asked."""
     go_on, asked = threading.Event(), list[str]()
 
-    def fetch(url: str, sha256: str, cache: Path, progress: Report, *, wait: object) -> Fetched:
+    def fetch(url: str, sha256: str, cache: Path, progress: Report, *, wait: object, public: bool) -> Fetched:
         asked.append(url)
         while "slow" in url and not go_on.wait(0.01):
             progress(0, None)

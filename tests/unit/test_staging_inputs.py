@@ -176,3 +176,9 @@ def test_a_local_file_is_held_to_its_checksum(tmp_path: Path) -> None:
         InputError, match=rf"inputs\[0\]: .*/events has the SHA-256 {good}, but {'0' * 64} was asked for"
     ):
         stage([InputSpec(path="events", sha256="0" * 64)], tmp_path, tmp_path)
+
+
+def test_an_input_may_be_made_executable_wherever_it_comes_from(tmp_path: Path) -> None:
+    write(tmp_path / "tool", mode=0o640)
+    given = [InputSpec(path="tool", executable=True), InputSpec(url="https://example.org/run", executable=True)]
+    assert [item.mode for item in expand(given, tmp_path)] == [0o751, 0o755]

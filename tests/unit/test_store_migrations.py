@@ -47,7 +47,9 @@ def test_the_newest_revision_is_the_one_that_the_code_expects() -> None:
 
 
 @pytest.mark.parametrize(
-    "kept", [*rows.VERSIONED, rows.GROUP, rows.EVENT, rows.SITE, rows.LEDGER], ids=lambda kept: str(kept.table.name)
+    "kept",
+    [*rows.VERSIONED, rows.GROUP, rows.EVENT, rows.SITE, rows.LEDGER, rows.TOKEN],
+    ids=lambda kept: str(kept.table.name),
 )
 def test_every_field_of_a_record_has_its_column(kept: rows.Rows[object]) -> None:
     assert dataclasses.is_dataclass(kept.kind)

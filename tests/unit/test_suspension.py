@@ -41,7 +41,15 @@ from gridhypervisor.model.wire import (
     Saved,
     Status,
 )
-from gridhypervisor.planning.checkpoints import onward, superfluous, uncheckpointable, unknown, unsuspendable
+from gridhypervisor.planning.checkpoints import (
+    COST,
+    interval,
+    onward,
+    superfluous,
+    uncheckpointable,
+    unknown,
+    unsuspendable,
+)
 from gridhypervisor.planning.draft import OVER, JobPlan
 from gridhypervisor.planning.ledger import ledger
 from gridhypervisor.planning.reconcile import plan
@@ -170,6 +178,27 @@ def test_the_end_of_a_suspended_guest_and_its_checkpoint_are_known_together() ->
     assert [(x.kind, x.results) for x in collecting.actions] == [(ActionKind.COLLECT, False)]
     cancelled = step(case(replace(wished, wish=Wish.CANCEL), attempt(), seen(exit=exit)))
     assert the_job(cancelled).state is JobState.EPILOG
+
+
+def test_a_guest_is_saved_so_often_as_its_user_says_unless_that_costs_too_much() -> None:
+    job = replace(JOB, spec=msgspec.structs.replace(SPEC, checkpoint_interval="2m"))
+    assert interval(JOB, attempt(), []) is None
+    assert interval(job, attempt(), []) == interval(job, attempt(), [checkpoint(1)]) == 120.0
+    slow = replace(checkpoint(2), checkpoint=replace(described(2), stood=30.0))
+    assert interval(job, attempt(), [checkpoint(1), slow]) == 30.0 / COST
+
+    def due(what: Case) -> JobPlan:
+        return plan(what, SITES, Policy(), 150.0, "g")  # which ran since 20
+
+    [saving] = [r.saving for r in due(case(job)).records if isinstance(r, Allocation)]
+    assert saving is not None and (saving.number, saving.then, saving.asked) == (1, "go-on", 150.0)
+    before = attempt(saving=Saving(4, "go-on", 100.0, answered=True))
+    early = due(case(job, before))
+    assert not early.records and early.wake_at == 220.0
+    for nothing in (seen(Phase.BOOT), seen(Phase.STAGE_OUT), seen(kind="uml")):
+        assert not due(case(job, sight=nothing)).records
+    leaves = due(case(replace(job, wish=Wish.SUSPEND)))
+    assert [r.saving.then for r in leaves.records if isinstance(r, Allocation) and r.saving] == ["end"]
 
 
 def test_suspended_time_is_neither_waiting_nor_running() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from gridhypervisor.agent import cpio
-from gridhypervisor.agent.hypervisor import CHANNELS, Descriptors, Disk, Machine
+from gridhypervisor.agent.hypervisor import CHANNELS, Card, Descriptors, Disk, Machine
 from gridhypervisor.agent.uml import Voice, arguments, walls
 from gridhypervisor.agent.world import UmlParts
 
@@ -30,6 +31,15 @@ def test_every_line_of_the_guest_is_one_that_it_was_given() -> None:
     assert given["ghv.lines"].split(",") == ["ttyS0", "ttyS1", "ttyS2"]
     assert words[-2:] == ["ghv.base=erofs", "ghv.x=1"]
     assert not any(word.startswith(("eth", "vec")) for word in words)
+
+
+def test_a_card_is_a_socket_that_it_was_given() -> None:
+    carded = replace(machine(), cards=(Card("02:67:00:07:00:01", 9000), Card("02:67:00:08:00:01", 1500)))
+    words = [word for word in arguments(carded, Descriptors()) if word.startswith("vec")]
+    assert words == [
+        "vec0:transport=fd,fd=17,mac=02:67:00:07:00:01,mtu=9000,depth=64",
+        "vec1:transport=fd,fd=18,mac=02:67:00:08:00:01,mtu=1500,depth=64",
+    ]
 
 
 def test_disks_keep_their_order_their_serials_and_whether_they_may_be_written() -> None:

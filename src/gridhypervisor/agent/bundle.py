@@ -108,9 +108,9 @@ def _agent(source: Path, world: BuiltWorld) -> Path:
     }
     for path in sorted((source.parent / "model/wire").glob("*.py")):
         modules[f"gridhypervisor/model/wire/{path.name}"] = path.read_bytes()
-    for path in sorted(source.glob("*.py")):
+    for path in sorted(source.rglob("*.py")):
         if path.name not in STAYS_AT_HOME:
-            modules[f"gridhypervisor/agent/{path.name}"] = path.read_bytes()
+            modules[f"gridhypervisor/agent/{path.relative_to(source)}"] = path.read_bytes()
     state = hashlib.sha256(f"bytecode {world.folder.name}".encode())
     for name, data in sorted(modules.items()):
         state.update(f"{name} {len(data)}\n".encode() + data)

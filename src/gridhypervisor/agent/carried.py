@@ -33,6 +33,7 @@ class Carried:
     def __init__(self, files: Files, name: str) -> None:
         self._files, self.name = files, name
         self._entry = files.workdir / wire.SPOOL / name
+        self._table = 0  # the version of the last table that was told
         self._claim = ""  # by which this courier owns the entry, once it does
         self._mine: dict[str, str] = {}  # what it may GET: the path in its words, and in the workdir
 
@@ -77,11 +78,18 @@ class Carried:
         """What the controller has left for the pilot; None for what it has not.
 
         `cancel`: why somebody wants the job to end; `begin`: who its gang are; `grant`: the beat answered last;
-        `save`: the last wish to save the guest, with its number before it.
+        `save`: the last wish to save the guest, with its number before it; `network`: the table of its private
+        networks likewise, where it was not told before.
         """
         control = self._entry / wire.CONTROL
         cancel, begin = entries.word(control / wire.CANCEL), entries.word(control / wire.BEGIN)
-        return {"cancel": cancel, "begin": begin, "grant": entries.granted(control), "save": spool.to_save(control)}
+        version, table = spool.newest_table(control) or (0, "")
+        newer = f"{version} {table}" if version > self._table else None
+        self._table = version
+        return {
+            "cancel": cancel, "begin": begin, "grant": entries.granted(control), "save": spool.to_save(control),
+            "network": newer,
+        }  # fmt: skip
 
     def _take(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make this courier the entry's owner, unless somebody is; one that asks again gets the same answer."""

@@ -6,10 +6,11 @@ The agent is `guest/agent.sh`, whose head lists the lines. Sockets and time are 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gridhypervisor.agent.ending import Ending
-from gridhypervisor.model.wire import Program, Reason
+from gridhypervisor.model.wire import Nic, Program, Reason
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 FOLDER = "/scratch/job"
@@ -18,6 +19,7 @@ FOLDER = "/scratch/job"
 _MAX_LINE = 4096  # bytes; the agent's lines are far shorter, so a longer one is not the agent's
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
+_DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,199}\Z")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 
 
@@ -26,7 +28,9 @@ def quote(word: str) -> str:
     return "'" + word.replace("'", "'\\''") + "'"
 
 
-def job_file(program: Program, *, user: str, path: str, hostname: str = "guest") -> str:
+def job_file(
+    program: Program, *, user: str, path: str, hostname: str = "guest", nics: Sequence[Nic] = ()
+) -> str:  # fmt: skip
     """The shell text that says what the program is; see `guest/agent.sh`.
 
     Raises:
@@ -50,15 +54,33 @@ def job_file(program: Program, *, user: str, path: str, hostname: str = "guest")
                 f"the output {pattern!r} is not a pattern below the job's folder",
                 "give it relative to the folder where the program starts, without `..`",
             )
+    cards = [f"nic {number} {_card(nic)}" for number, nic in enumerate(nics)]
     words = [f"export {name}={quote(value)}" for name, value in program.environment.items()]
     words.append("start " + " ".join(map(quote, program.command)))
     packs = {"outputs": program.outputs, "restart": program.restart, "both": both(program)}
     return (
         f"user={quote(user)}\nfolder={quote(FOLDER)}\nhost={quote(hostname)}\n"
         f"path={quote(f'{path}:{DEFAULT_PATH}' if path else DEFAULT_PATH)}\n"
+        f"resolvers={quote(' '.join(nic.resolver for nic in nics))}\n"
+        f"domains={quote(' '.join(nic.domain for nic in nics))}\n"
+        "nics() {\n:\n" + "".join(f"{card}\n" for card in cards) + "}\n"
         "program() {\n" + "\n".join(words) + "\n}\n"
         + "".join(f"{name}() {{\npack {' '.join(map(quote, known))}\n}}\n" for name, known in packs.items())
     )  # fmt: skip
+
+
+def _card(nic: Nic) -> str:
+    """The agent's words for a card: hardware address, address, mask, MTU. Refused as Ending."""
+    from gridhypervisor.agent.network.frames import ANYBODY, address_bytes, address_text, mac_bytes, mask_of
+
+    try:
+        mac, address, resolver = mac_bytes(nic.mac), address_bytes(nic.address), address_bytes(nic.resolver)
+        mask = mask_of(nic.prefix)
+    except (ValueError, OverflowError) as error:
+        raise _refuse(f"the card in network {nic.network}: {error}", "report this as a bug") from error
+    if not _DOMAIN.match(nic.domain) or ANYBODY in (address, resolver):
+        raise _refuse(f"{nic.domain!r} is no domain for network {nic.network}", "use letters, digits, hyphens and dots")
+    return f"{mac.hex(':')} {address_text(address)} {address_text(mask)} {nic.mtu}"
 
 
 def both(program: Program) -> tuple[str, ...]:

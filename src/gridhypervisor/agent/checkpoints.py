@@ -137,7 +137,7 @@ class Writer:
         self._plain[name] = length
 
     def parts(self) -> tuple[Part, ...]:
-        """What was written, once all of it is.
+        """What was written, once all of it is on the disk.
 
         Raises:
             OSError: it could not be.
@@ -151,20 +151,15 @@ class Writer:
 
     def _part(self, name: str, length: int) -> Part:
         with (self._private / name).open("rb") as file:
+            os.fsync(file.fileno())
             return Part(name, os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest(), length)
 
     def keep(self, checkpoint: Checkpoint) -> None:
-        """Put all of it on the disk, and let it be seen.
+        """Put its record on the disk too, and let all of it be seen.
 
         Raises:
             OSError: it cannot be, or was given up.
         """
-        for part in checkpoint.parts:
-            descriptor = os.open(self._private / part.name, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
         spool.write_durable(self._private / RECORD, canonical(checkpoint))
         spool.sync_folder(self._private)
         if self._stop():

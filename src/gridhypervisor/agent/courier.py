@@ -38,6 +38,7 @@ from gridhypervisor.model.wire import (
     BEGIN_NOTE,
     CANCEL_NOTE,
     GRANT_NOTE,
+    NETWORK_NOTE,
     PIECE,
     SAVE_NOTE,
     Carry,
@@ -114,6 +115,7 @@ class Courier:
         self._folder: Path | None = None  # on this node, of this run
         self._entry: Path | None = None  # in that folder
         self._words: dict[str, str] = {}  # for the pilot, by the name of their file
+        self._table = 0, ""  # of its private networks: the last version, and its text
         self._pause = 0.0  # before the relay is tried again
         self._again = 0.0  # when, on CLOCK_BOOTTIME
         self._wake, self._waker = os.pipe()
@@ -154,7 +156,7 @@ class Courier:
         try:
             manifest = wire.from_plain(Manifest, claimed["manifest"])
             node, entry = self._settle_in(claimed["manifest"])
-            if manifest.probe:  # it tries the gate itself, as a node that sees the workdir does
+            if manifest.probe or manifest.nics:  # it goes to others itself, as on a node that sees the workdir
                 spool.write_replace(entry / wire.TICKET, wire.canonical(wire.to_plain(self._ticket)))
         except (Ending, OSError, WireError) as error:  # there is nothing to start a pilot in
             self.say(f"begin: {error}")
@@ -271,6 +273,11 @@ class Courier:
             if number.isdecimal():  # the pilot says that it cannot be here
                 self._words[f"{wire.SAVE}{number}"] = text
                 self._hand_in()
+        elif note.get("note") == NETWORK_NOTE:
+            number, _, text = str(note.get("table", "")).partition(" ")
+            if number.isdecimal():
+                self._table = int(number), text
+                self._hand_in()
         elif note.get("note") == GRANT_NOTE and self._entry is not None:  # before there is one, no beat was sent
             entries.leave_grant(self._entry / wire.CONTROL, int(note["beat"]))
 
@@ -279,6 +286,8 @@ class Courier:
         if self._entry is not None:
             for name, text in self._words.items():
                 entries.leave_word(self._entry / wire.CONTROL / name, text)
+            if self._table[0]:
+                entries.leave_table(self._entry / wire.CONTROL, *self._table)
 
     def piece(self, path: str, offset: int) -> tuple[int, bytes]:
         """See `bringing.Carrier`."""

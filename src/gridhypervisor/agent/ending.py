@@ -14,18 +14,23 @@ from pathlib import Path
 
 from gridhypervisor.agent import spool
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import ExitRecord, Outcome, Reason
+from gridhypervisor.model.wire import Checkpoint, ExitRecord, Outcome, Reason
 
 
 class Ending(Exception):
-    """The allocation ends here. `message` names the operation, the object and why; `hint` says what to do next."""
+    """The allocation ends here. `message` names the operation, the object and why; `hint` says what to do next;
+    `checkpoint` is what is left of its guest."""
 
-    def __init__(self, reason: Reason, message: str, hint: str = "", outcome: Outcome = Outcome.FAILED) -> None:
+    def __init__(
+        self, reason: Reason, message: str, hint: str = "", outcome: Outcome = Outcome.FAILED,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.outcome = outcome
         self.reason = reason
         self.message = message
         self.hint = hint
+        self.checkpoint = checkpoint
 
 
 def now() -> float:

@@ -63,6 +63,21 @@ def leave_word(path: Path, text: str) -> None:
         spool.write_durable(path, text.encode())
 
 
+def leave_table(control: Path, version: int, text: str) -> None:
+    """Leave a version of the table of a VM's private networks. Nothing happens where it is there, or a later one.
+
+    Raises:
+        FileNotFoundError: the entry is gone.
+    """
+    standing = [name for name in os.listdir(control) if name.startswith(wire.NETWORK)]
+    known = {int(number) for name in standing if (number := name.removeprefix(wire.NETWORK)).isdecimal()}
+    if known and max(known) >= version:
+        return
+    spool.write_durable(control / f"{wire.NETWORK}{version}", text.encode())
+    for name in standing:
+        (control / name).unlink(missing_ok=True)
+
+
 def word(path: Path) -> str | None:
     """What was left there; None: nothing was."""
     with contextlib.suppress(OSError):
@@ -91,6 +106,9 @@ def leave_grant(control: Path, beat: int) -> None:
         (control / name).unlink(missing_ok=True)
 
 
+_SAVES = (wire.SAVE_END, wire.SAVE_GO_ON, wire.SAVE_HAND_OVER)
+
+
 def word_of(entry: str, request: Mapping[str, Any]) -> tuple[str, str]:
     """The file in control/, and what stands in it, that wire.Op.REQUEST asks for.
 
@@ -102,7 +120,7 @@ def word_of(entry: str, request: Mapping[str, Any]) -> tuple[str, str]:
             return wire.CANCEL, str(request.get("why", ""))
         case wire.BEGIN:
             return wire.BEGIN, str(request.get("members", ""))
-        case "save" if request.get("then") in (wire.SAVE_END, wire.SAVE_GO_ON) and int(request.get("number", 0)) > 0:
+        case "save" if request.get("then") in _SAVES and int(request.get("number", 0)) > 0:
             return f"{wire.SAVE}{int(request['number'])}", f"{request['then']}: {request.get('why', '')}"
     raise Refused(
         "request", f"request {request!r:.200} of {entry}: only {wire.CANCEL!r}, {wire.BEGIN!r} and 'save' are known"

@@ -83,7 +83,9 @@ class Equipper:
             return self._take_up(manifest.restore, there, world, watchdog, loop, stop)
         made = scratchdisk.make_scratch(
             world, run, size=manifest.resources.scratch,
-            job_file=channel.job_file(manifest.program, user=image.user, path=image.path, hostname=manifest.hostname),
+            job_file=channel.job_file(
+                manifest.program, user=image.user, path=image.path, hostname=manifest.hostname, nics=manifest.nics
+            ),
             inputs=manifest.program.inputs, source=self._entry / wire.INPUTS, stop=stop,
         )  # fmt: skip
         try:  # the file system is made meanwhile, so here is the time for everything that can wait until now

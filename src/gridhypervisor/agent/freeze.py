@@ -1,4 +1,4 @@
-"""Saving a guest whose program runs, at the controller's wish: to suspend it, or to have something to fall back on.
+"""Saving a guest whose program runs: to suspend it, to have something to fall back on, to go on in another batch job.
 
     FREEZE ─▶ FROZEN ─▶ stop ─▶ nothing more comes ─▶ memory ─▶ disks ─┬─ go on: ─▶ continue, THAW ─▶ kept
     the program stands still    the guest stands still                 └─ end: ─▶ kept ─▶ SUSPENDED
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gridhypervisor.agent.ending import Ending, now
+from gridhypervisor.agent.handover import HandingOver
 from gridhypervisor.agent.hypervisor import Ask, Saver
 from gridhypervisor.agent.world import WorldError
 from gridhypervisor.model import wire
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _SETTLE = 60.0  # seconds for the program to stand still; it takes a fraction of one
 _STOP = 30.0  # seconds for the hypervisor to stop the guest, or to let it go on
 _AGAIN = 0.05  # seconds
+_LOOK = 1.0  # seconds
 
 
 class NotSaved(Exception):
@@ -55,15 +57,34 @@ class Freezer:
         self._wish: SaveWish | None = None
         self._executed = manifest.restore.executed if manifest.restore else 0.0
         self._began = self._stood = 0.0
+        self._handing: HandingOver | None = None  # to another batch job
+        self._looked, self._due = 0.0, False
         wishes.save = self.heed
 
     @property
     def wanted(self) -> bool:
-        return self._wish is not None
+        return self._wish is not None or self._nearly_over()
+
+    @property
+    def unsaved(self) -> str:
+        """Why it could not be saved to go on in another batch job, if that was tried."""
+        return self._handing.why if self._handing is not None else ""
 
     def begin(self, vm: Vm, equipment: Equipment) -> None:
         """The program runs from now on."""
         self._vm, self._equipment, self._began = vm, equipment, now()
+        if self._manifest.handover is not None:
+            self._handing = HandingOver(self._manifest.handover, self._wishes.limits, self._began, self._executed)
+            self._wishes.limits = self._handing.program()
+            self._wishes.warned = self.warn
+
+    def warn(self, meaning: Reason, signal: str) -> bool:
+        """The site has sent a signal. Whether the guest is to be saved, and not just to be stopped."""
+        if self._handing is None or self._obstacle() or (self._handing.warning and self._handing.why):
+            return False
+        self._handing.warn(meaning, signal)
+        self._looked = 0.0
+        return True
 
     def heed(self, wish: SaveWish) -> None:
         """Take in a wish, or say at once why it cannot be."""
@@ -79,15 +100,21 @@ class Freezer:
         Raises:
             Ending: the guest is suspended, or lost.
         """
-        wish, self._wish = self._wish, None
-        assert wish is not None
+        if self._handing is not None and self._nearly_over() and not (self._wish is not None and self._wish.end):
+            wish = self._handing.wish()  # what else is wanted waits: if this succeeds, nothing else is needed
+        else:
+            assert self._wish is not None
+            wish, self._wish = self._wish, None
+        self._looked = 0.0
         if why := self._obstacle():  # the program may have ended meanwhile
-            return self._say(Saved(wish.number, None, why))
+            return self._not_saved(wish, why)
+        if wish.number == 0 and self._handing is not None and (why := self._handing.futile(now())):
+            return self._not_saved(wish, why)
         try:
             checkpoint = self._save(wish)
         except (NotSaved, OSError, WorldError) as error:
             why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            return self._say(Saved(wish.number, None, why))
+            return self._not_saved(wish, why)
         steps = ", ".join(f"{step} {seconds:.2f}" for step, seconds in checkpoint.took.items())
         self._log(
             f"checkpoint {checkpoint.id}: {checkpoint.size >> 20} MiB, stood still {checkpoint.stood:.2f} s; {steps}"
@@ -96,7 +123,32 @@ class Freezer:
         if wish.end:
             assert self._vm is not None
             self._vm.let_go()
-            raise Ending(Reason.SUSPENDED, f"suspended as {checkpoint.id}: {wish.why}", "", Outcome.STOPPED)
+            how = "suspended" if wish.reason is Reason.SUSPENDED else "saved"
+            outcome = Outcome.FAILED if wish.reason is Reason.EVICTED else Outcome.STOPPED
+            raise Ending(wish.reason, f"{how} as {checkpoint.id}: {wish.why}", "", outcome, checkpoint)
+
+    def _not_saved(self, wish: SaveWish, why: str) -> None:
+        """The guest runs on."""
+        if wish.number or self._handing is None:
+            return self._say(Saved(wish.number, None, why))
+        self._log(f"the guest is not saved, to go on in another batch job: {why}")
+        again = self._handing.failed(now(), why) and not self._handing.futile(now())
+        ended = self._wishes.stopped() or self._vm is None or self._vm.exit is not None
+        if not again and not ended:
+            self._wishes.end(Reason.EVICTED if self._handing.reason is Reason.EVICTED else Reason.UNSAVED, why)
+
+    def _nearly_over(self) -> bool:
+        """Whether the guest is to be saved now, to go on in another batch job; looked at once a second."""
+        if self._handing is None or self._equipment is None:
+            return False
+        moment = now()
+        if moment >= self._looked + _LOOK:
+            self._looked, self._due = moment, self._handing.due(moment, self._size(self._equipment))
+        return self._due
+
+    def _size(self, equipment: Equipment) -> int:
+        """Bytes of the guest's memory, and of what is written on its disks."""
+        return sum(disk.path.stat().st_blocks * 512 for disk in equipment.disks) + equipment.machine.memory
 
     def _say(self, saved: Saved) -> None:
         if saved.checkpoint is None:
@@ -125,8 +177,7 @@ class Freezer:
 
         assert self._vm is not None and self._equipment is not None and self._equipment.saver is not None
         equipment = self._equipment
-        size = sum(disk.path.stat().st_blocks * 512 for disk in equipment.disks) + equipment.machine.memory
-        if why := checkpoints.obstacle(self._folder, size):
+        if why := checkpoints.obstacle(self._folder, size := self._size(equipment)):
             raise NotSaved(why)
         for name in checkpoints.sweep(self._folder):
             self._log(f"swept checkpoint {name}: nobody writes it any more")
@@ -139,7 +190,7 @@ class Freezer:
         still = Standstill(self._vm, self._equipment.saver, self._loop, self._wishes.stopped)
         try:
             still.begin(wish.number)
-            return self._write(wish, writer, still)
+            return self._write(wish, writer, still, size)
         finally:
             self._report.note = ""
             writer.discard()
@@ -147,7 +198,7 @@ class Freezer:
                 still.end()
                 self._stood += still.stood
 
-    def _write(self, wish: SaveWish, writer: Writer, still: Standstill) -> Checkpoint:
+    def _write(self, wish: SaveWish, writer: Writer, still: Standstill, size: int) -> Checkpoint:
         from gridhypervisor.agent import checkpoints
         from gridhypervisor.agent.likeness import likeness
 
@@ -173,11 +224,13 @@ class Freezer:
                 with (entry / name).open("rb") as source:
                     writer.plain(name, source, length)
             writer.plain(checkpoints.HEARD, io.BytesIO(heard), len(heard))
+            parts = writer.parts()
+            still.step("finish")
             checkpoint = Checkpoint(
                 id=writer.name, entry=self._manifest.entry, epoch=owner.epoch, **here,
                 disks={disk.serial: disk.path.stat().st_size for disk in equipment.disks},
-                parts=writer.parts(), streams=streams, executed=executed, made=time.time(), stood=stood,
-                took=still.took,
+                parts=parts, streams=streams, executed=executed, made=time.time(), stood=stood,
+                took=still.took, guest=size,
             )  # fmt: skip
             writer.keep(checkpoint)
             return checkpoint

@@ -24,7 +24,7 @@ from typing import Any
 
 from gridhypervisor.agent.carried import Carried
 from gridhypervisor.agent.relayfiles import Files, Refused
-from gridhypervisor.agent.tls import gate_context
+from gridhypervisor.agent.tls import entry_of, gate_context
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import NOTES, Carry
 
@@ -54,13 +54,15 @@ _HANDSHAKE = b"\x16"  # the first byte of TLS
 _REQUEST = re.compile(rb"GET /([0-9a-f]{64})/((?:zstd/)?[A-Za-z0-9_.-]+) HTTP/1\.[01]\r?\n")
 
 Explain = Callable[[dict[str, Any], Exception], dict[str, str]]
+Join = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Gate:
-    """`paced` waits until so many bytes may go; `explain` makes an error reply of what went wrong."""
+    """`paced` waits until so many bytes may go; `explain` makes an error reply of what went wrong; `join` passes on
+    what a connection carries that is for private networks."""
 
-    def __init__(self, files: Files, paced: Callable[[int], Awaitable[None]], explain: Explain) -> None:
-        self._files, self._paced, self._explain = files, paced, explain
+    def __init__(self, files: Files, paced: Callable[[int], Awaitable[None]], explain: Explain, join: Join) -> None:
+        self._files, self._paced, self._explain, self._join = files, paced, explain, join
         self._socket: socket.socket | None = None
         self._context: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -138,7 +140,7 @@ class Gate:
                 request = b"" if secure else await _request(reader)
             self._strangers.pop(me, None)
             if secure:
-                await self._attend(_entry_of(writer), reader, writer)
+                await self._attend(entry_of(writer.get_extra_info("peercert")), reader, writer)
             else:
                 await self._let_fetch(request, writer)
                 await _farewell(writer)
@@ -180,6 +182,10 @@ class Gate:
                 if not data:
                     return
                 for message, payload in decoder.feed(data):
+                    if message.get("op") == Carry.JOIN:
+                        known.remove(courier)  # nothing else is said on it
+                        await courier.send({"id": message.get("id"), "ok": {}})
+                        return await self._join(entry, reader, writer)
                     await self._paced(len(payload))
                     await self._answer(courier, message, payload)
         except TimeoutError:
@@ -340,16 +346,3 @@ async def _streams(
     protocol = asyncio.StreamReaderProtocol(reader)
     transport, _ = await loop.connect_accepted_socket(lambda: protocol, peer, ssl=context)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
-
-
-def _entry_of(writer: asyncio.StreamWriter) -> str:
-    """Of which entry the peer is the courier: its certificate's name.
-
-    Raises:
-        ValueError: the certificate is not that of an entry.
-    """
-    subject = dict(pair for group in writer.get_extra_info("peercert")["subject"] for pair in group)
-    name = str(subject.get("commonName", ""))
-    if not name or name[0] == "." or set(name) & set("/\0\n"):
-        raise ValueError(f"a certificate for {name!r}, which is no entry")
-    return name

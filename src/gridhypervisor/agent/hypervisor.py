@@ -39,6 +39,14 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Card:
+    """A network card. The pilot has the other end of its socket: each message is a frame."""
+
+    mac: str  # empty: which it is does not matter here
+    mtu: int
+
+
+@dataclass(frozen=True)
 class Machine:
     """A virtual machine, whoever runs it."""
 
@@ -50,6 +58,7 @@ class Machine:
     cmdline: str
     disks: tuple[Disk, ...]
     network: str = "none"  # none | restricted | outbound
+    cards: tuple[Card, ...] = ()  # of private networks
     # save | restore: its memory is a file that it is given, for a snapshot; resume: it waits for a checkpoint; else it
     # starts as every machine does.
     start: str = ""
@@ -64,6 +73,7 @@ class Descriptors:
     channels: tuple[int, ...] = tuple(range(FIRST_DESCRIPTOR + 2, FIRST_DESCRIPTOR + 2 + len(CHANNELS)))  # as CHANNELS
     memory: int = FIRST_DESCRIPTOR + 2 + len(CHANNELS)  # of the guest, where it is saved or restored
     state: int = FIRST_DESCRIPTOR + 3 + len(CHANNELS)  # of the devices, where it is restored
+    cards: int = FIRST_DESCRIPTOR + 4 + len(CHANNELS)  # of the first card; the others follow
 
 
 def lines() -> tuple[dict[str, socket.socket], list[socket.socket]]:

@@ -142,7 +142,7 @@ class Lender:
             image = _digest(manifest) if terms.images is not None else ""
             want = Share.of(wants.cpus, wants.memory, wants.walltime)
             why = obstacle(terms, lending.taken(), want, image, wants.walltime, lending.open_for)
-            if why:
+            if why := why or _listening(terms, manifest):
                 raise Unlent(why, terms.hint)
             write()
 
@@ -268,7 +268,7 @@ class Lender:
 def forbidden(workdir: Path, manifest: Manifest) -> tuple[str, str] | None:
     """Why a VM must not start on this node, by the files that are seen here, and what to do; None: it may.
 
-    What the relay has let in is not counted again: image and hours alone can have become wrong on the way.
+    What the relay has let in is not counted again: image, hours and ports alone can have become wrong on the way.
     """
     terms = Lender(workdir).terms()
     if terms is None:
@@ -277,7 +277,13 @@ def forbidden(workdir: Path, manifest: Manifest) -> tuple[str, str] | None:
     wants, left = manifest.resources, open_for(terms.hours, time.localtime())
     want = Share.of(wants.cpus, wants.memory, wants.walltime)
     why = obstacle(alone, Share(), want, _digest(manifest), wants.walltime, left)
-    return (why, terms.hint) if why else None
+    return (why, terms.hint) if (why := why or _listening(terms, manifest)) else None
+
+
+def _listening(terms: Terms, manifest: Manifest) -> str:
+    """Why its pilot must not hear other nodes' pilots, where it would."""
+    refused = bool(manifest.listen) and terms.listen is False
+    return "pilots must not accept connections here (`listen`)" if refused else ""
 
 
 def account() -> str:

@@ -4,11 +4,16 @@ started ─────────────── soft ── hard ── de
                          │       │       └ the watchdog kills the guest, and the pilot, and says so
                          │       └ the pilot gives up what it is at, and leaves the sentinel: it knows more
                          └ the program is stopped, so that its outputs can still be brought out
+
+Where the program is to go on in another batch job, its guest is saved by `save_by` instead, and `soft` is `hard`:
+
+started ──────── save_by ─────── hard ── deadline ── walltime
+                    └ hard − max(what stopping it would take, what saving it takes)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gridhypervisor.model.wire import Manifest, Reason
 
@@ -31,6 +36,8 @@ class Limits:
     soft: float
     hard: float
     deadline: float
+    spare: float = 0.0  # seconds that it takes to stop the program and to bring its outputs out
+    late: Reason = Reason.WALLTIME  # why the allocation ends at `soft`
 
     @classmethod
     def of(cls, manifest: Manifest, started: float, carrying: float = 0.0) -> Limits:
@@ -41,8 +48,10 @@ class Limits:
         deadline = started + walltime - max(1.0, min(15.0, walltime / 20)) - carrying
         hard = deadline - max(0.5, min(5.0, walltime / 40))
         bring_out = _STAGE_OUT + (wanted.scratch / _STAGE_OUT_RATE if manifest.program.leaves else 0.0)
-        soft = hard - min(manifest.stop_grace + bring_out, walltime / 4)
-        return cls(started, walltime, soft, hard, deadline)
+        spare = min(manifest.stop_grace + bring_out, walltime / 4)
+        if manifest.handover is not None:
+            return cls(started, walltime, hard, hard, deadline, spare, Reason.UNSAVED)
+        return cls(started, walltime, hard - spare, hard, deadline, spare)
 
     @staticmethod
     def carrying(manifest: Manifest) -> float:
@@ -51,10 +60,19 @@ class Limits:
         seconds = _CARRY + (wanted.scratch / _CARRY_RATE if manifest.program.leaves else 0.0)
         return min(seconds, wanted.walltime / 8)
 
+    def save_by(self, seconds: float) -> float:
+        """When to begin to save a guest that is to go on in another batch job, which takes so many seconds. Were its
+        program to end by itself a moment before, its outputs could still be brought out."""
+        return self.hard - max(self.spare, seconds)
+
+    def ending(self, moment: float) -> Limits:
+        """The same for a program that may run no longer than until that moment, in whatever batch job."""
+        return replace(self, soft=min(moment, self.hard), late=Reason.WALLTIME)
+
     def meaning(self, moment: float, *, cancelled: bool) -> Reason:
         """What a bare signal of the site means. It is the user's wish only where that was left in words."""
         if cancelled:
             return Reason.CANCELLED
         left = self.started + self.walltime - moment
         near = left <= min(max(NEAR, self.walltime / 10), self.walltime / 2)
-        return Reason.WALLTIME if near else Reason.EVICTED
+        return self.late if near else Reason.EVICTED

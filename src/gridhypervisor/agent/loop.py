@@ -17,6 +17,9 @@ from gridhypervisor.agent.ending import now
 
 T = TypeVar("T")
 
+_TROUBLE = select.POLLERR | select.POLLHUP | select.POLLNVAL
+_READABLE, _WRITABLE = select.POLLIN | _TROUBLE, select.POLLOUT | _TROUBLE
+
 
 class HasDescriptor(Protocol):
     def fileno(self) -> int: ...
@@ -28,6 +31,7 @@ class Loop:
     def __init__(self) -> None:
         self._poll = select.poll()
         self._readers: dict[int, Callable[[], object]] = {}
+        self._writers: dict[int, Callable[[], object]] = {}
         self._timers: list[tuple[float, float, Callable[[], None]]] = []  # next, interval, what
         wake, self._waker = os.pipe()
         os.set_blocking(wake, False)
@@ -44,12 +48,29 @@ class Loop:
         """Run `callback` whenever there is something to read, the end of the stream included."""
         descriptor = source if isinstance(source, int) else source.fileno()
         self._readers[descriptor] = callback
-        self._poll.register(descriptor, select.POLLIN)
+        self._register(descriptor)
+
+    def write(self, source: HasDescriptor, callback: Callable[[], object] | None) -> None:
+        """Run `callback` whenever something may be written, an error included; None: no longer."""
+        if callback is not None:
+            self._writers[source.fileno()] = callback
+        else:
+            self._writers.pop(source.fileno(), None)
+        self._register(source.fileno())
 
     def forget(self, source: HasDescriptor) -> None:
         """No longer listen to it; must come before it is closed."""
-        if self._readers.pop(source.fileno(), None):
-            self._poll.unregister(source.fileno())
+        self._readers.pop(source.fileno(), None)
+        self._writers.pop(source.fileno(), None)
+        self._register(source.fileno())
+
+    def _register(self, descriptor: int) -> None:
+        wanted = select.POLLIN * (descriptor in self._readers) | select.POLLOUT * (descriptor in self._writers)
+        if wanted:
+            self._poll.register(descriptor, wanted)
+        else:
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(descriptor)
 
     def every(self, interval: float, callback: Callable[[], None]) -> None:
         """Run `callback` every `interval` seconds while something is waited for."""
@@ -67,10 +88,13 @@ class Loop:
             moments = [next_ for next_, _, _ in self._timers] + ([limit] if limit is not None else [])
             soonest = min(moments, default=None)
             timeout = None if soonest is None else max(0, int((soonest - moment) * 1000) + 1)
-            for descriptor, _ in self._poll.poll(timeout):
-                callback = self._readers.get(descriptor)
-                if callback:
-                    callback()
+            for descriptor, happened in self._poll.poll(timeout):
+                writer = self._writers.get(descriptor) if happened & _WRITABLE else None
+                if writer:
+                    writer()
+                reader = self._readers.get(descriptor) if happened & _READABLE else None
+                if reader:
+                    reader()
             moment = now()
             for index, (next_, interval, callback) in enumerate(self._timers):
                 if moment >= next_:

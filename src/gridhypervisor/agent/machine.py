@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gridhypervisor.agent import scratchdisk
 from gridhypervisor.agent.ending import Ending
-from gridhypervisor.agent.hypervisor import Disk, Machine
+from gridhypervisor.agent.hypervisor import Card, Disk, Machine
 from gridhypervisor.agent.world import World
 from gridhypervisor.model.wire import Layer, Manifest, Needs, Reason
 
@@ -41,16 +41,21 @@ def compose(manifest: Manifest, paths: dict[str, Path], run: Path, world: World,
     disks.append(Disk("out", scratchdisk.make_out(run, manifest.resources.scratch)))
     if manifest.network != "none":
         words.append(f"ghv.net={manifest.network}")
+    if manifest.nics:
+        words.append(f"ghv.nics={len(manifest.nics)}")
     return Machine(
         name=manifest.entry, cpus=manifest.resources.cpus, memory=manifest.resources.memory,
         kernel=paths[kernel.digest], initrd=join(paths[initrd.digest], run, world, modules),
         cmdline=" ".join([*words, manifest.image.cmdline]).strip(), disks=tuple(disks), network=manifest.network,
+        cards=tuple(Card(nic.mac, nic.mtu) for nic in manifest.nics),
     )  # fmt: skip
 
 
 def needs(manifest: Manifest) -> Needs:
     """What the job asks of a hypervisor."""
-    return Needs(manifest.resources.cpus, network=manifest.network).with_image(manifest.image.layers)
+    saved = manifest.checkpoints or manifest.handover is not None
+    asked = Needs(manifest.resources.cpus, network=manifest.network, saved=saved)
+    return asked.with_image(manifest.image.layers)
 
 
 def join(initrd: Path, run: Path, world: World, modules: bytes) -> Path:

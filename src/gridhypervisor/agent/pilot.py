@@ -6,6 +6,7 @@ last. What a guest is made of and how the parts work is in the modules beside; t
 signal, a wish of the controller or the walltime means at each moment.
 
     PREPARE ─▶ BOOT ─▶ STAGE_IN (─▶ GATHER) ─▶ EXECUTE ─▶ STAGE_OUT ─▶ SHUT_DOWN ─▶ exit.json
+       └─▶ GATHER ─▶ PREPARE ─▶ BOOT ─▶ EXECUTE …: a successor, which waits for the attempt before it to be saved
        └─────────┴─────────┴────────────┘ stop: ends here  │stop: TERM to the program, then as usual, STOPPED at the end
 
 Where the manifest asks for a probe, there is PREPARE alone: it looks at the node (`survey.py`), and boots nothing.
@@ -53,6 +54,7 @@ from gridhypervisor.model.wire import (
 if TYPE_CHECKING:
     from gridhypervisor.agent.effort import Meter
     from gridhypervisor.agent.instant import Beginning
+    from gridhypervisor.agent.network.attachment import Attachment
     from gridhypervisor.agent.vm import Vm
 
 _WARM = {"--pool", "--idle", "--lasts"}  # what lets it serve others afterwards; see `warm`
@@ -129,6 +131,7 @@ class Pilot:
         self.trouble: Ending | None = None  # with the outputs
         self.unmatched: list[str] = []  # patterns that matched nothing
         self.meter: Meter | None = None  # of the guest, while its program runs
+        self.attachment: Attachment | None = None  # of the guest to private networks
 
     def run(self) -> int:
         """Run it all; the process's exit code."""
@@ -138,7 +141,7 @@ class Pilot:
             self.limits = Limits.of(self.manifest, self.report.started, self.carrying)
             self.report.grant = grant = Grant(self.manifest.grant) if self.manifest.grant else None
             self.wishes = Wishes(self.entry, self.limits, grant, self.watchdog, self.loop, self.log)
-            self.wishes.hold = self.manifest.hold
+            self.wishes.hold = self.manifest.hold or self.manifest.successor
             self.wishes.hear_signals()
             owner = OwnerRecord("pilot", self.claim, self.manifest.epoch, os.uname().nodename, host=self.host)
             standing = spool.take_owner(self.entry, owner)
@@ -191,6 +194,8 @@ class Pilot:
         ending = verdict(
             self.manifest, vm.exit, stop=stop, trouble=self.trouble, unmatched=self.unmatched, cut=sorted(vm.cut)
         )
+        if ending.reason is Reason.UNSAVED and self.freezer.unsaved:
+            ending.message += f": {self.freezer.unsaved}"
         return self._record(ending)
 
     def _listen(self) -> None:
@@ -200,6 +205,7 @@ class Pilot:
         duty = {
             "entry": str(self.entry), "claim": owner.claim, "epoch": owner.epoch, "node": owner.node,
             "host": owner.host, "started": self.report.started, "deadline": self.limits.deadline,
+            "late": self.limits.late,
         }  # fmt: skip
         self.watchdog.arm(**duty, run="")
         self.node = Node(self.scratch)
@@ -212,11 +218,13 @@ class Pilot:
 
     def _prepare(self) -> Equipment:
         """Everything that the VM needs, on the node, and how it begins."""
-        manifest, run = self.manifest, self.run_folder
-        assert run is not None
         self._heed_lender()
         for name in self.node.sweep():
             self.log(f"swept {name}: its pilot is gone")
+        if self.manifest.successor:
+            self._succeed()
+        manifest, run = self.manifest, self.run_folder
+        assert run is not None
         # Where a courier carries, what is kept in the entry's folder ends with the job.
         snapshots = (self.node.root if self.carried else self.workdir) / wire.SNAPSHOTS
         checkpoints = self.workdir / wire.CHECKPOINTS
@@ -245,6 +253,27 @@ class Pilot:
             sys.stderr.write(f"ghv: emulating on {os.uname().nodename}: {used.why}\n")
         self.wishes.check()
         return equipment
+
+    def _succeed(self) -> None:
+        """Have all here that can be, then wait until the attempt before is over, and be told from where to go on."""
+        from gridhypervisor.agent.succession import fetch, told
+
+        self.wishes.hear_at_once()
+        cache = self.workdir / wire.CACHE
+        self.loop.apart(
+            lambda: fetch(self.manifest, self.node, cache, self.wishes.stopped, self.log), self.wishes.check
+        )
+        self.report.enter(Phase.GATHER, "ready: it waits until the guest is saved that it goes on with")
+        self.wishes.look()
+
+        def ready() -> bool:
+            self.wishes.check()
+            return self.wishes.word is not None
+
+        self.loop.wait(ready)
+        assert self.wishes.word is not None
+        self.manifest = told(self.manifest, self.wishes.word)
+        self.report.enter(Phase.PREPARE)
 
     def _survey(self) -> ExitRecord:
         """Look at the node instead of booting anything."""
@@ -283,7 +312,7 @@ class Pilot:
         self.report.enter(Phase.BOOT, self.report.note)
         limit = now() + self.manifest.boot_timeout
         vm = self.vm = make_vm()
-        vm.start(begin.machine, begin.descriptors)
+        vm.start(begin.machine, begin.descriptors, self._attach())
         self.log("hypervisor started")
         self.wishes.hear_at_once()
         waiting = Waiting(
@@ -317,8 +346,21 @@ class Pilot:
         self.report.hypervisor = dataclasses.replace(used, boot=boot)
         self.log(f"boot: {boot}")
         other = self.vm = make_vm()
-        other.start(begin.machine)
+        other.start(begin.machine, cards=self.attachment.cards if self.attachment is not None else ())
         return other
+
+    def _attach(self) -> list[int]:
+        """Have frames of the guest's cards carried from now on; the hypervisor's ends of them."""
+        if not self.manifest.nics:
+            return []
+        from gridhypervisor.agent.network.attachment import Attachment  # most guests have no network
+
+        made = Attachment(self.manifest, self.entry, self.node.runs, self.loop, self.log)
+        self.attachment = self.report.attachment = made
+        made.start()
+        self.wishes.table = made.learn
+        self.wishes.look()
+        return made.cards
 
     def _await_grant(self, grant: Grant) -> None:
         """No guest before somebody has said that it may run: the allocation may have been given up long ago."""
@@ -353,8 +395,8 @@ class Pilot:
         self.report.enter(Phase.GATHER, "its guest is ready, and waits for those of its gang")
         wishes = self.wishes
         wishes.look()
-        self._await(lambda: wishes.members is not None)
-        for member in (wishes.members or "").splitlines():
+        self._await(lambda: wishes.word is not None)
+        for member in (wishes.word or "").splitlines():
             vm.say(f"MEMBER {member}")
 
     def _execute(self, vm: Vm, equipment: Equipment) -> None:
@@ -408,7 +450,7 @@ class Pilot:
         what, patterns = "outputs", program.outputs
         if self.interrupted is Reason.MOVED:  # of what begins anew elsewhere nobody wants the outputs
             what, patterns = "restart", program.restart
-        elif self.interrupted is Reason.EVICTED and program.restart:  # perhaps it does
+        elif self.interrupted in (Reason.EVICTED, Reason.UNSAVED) and program.restart:  # perhaps it does
             what, patterns = "both", both(program)
         if not patterns:
             return
@@ -529,12 +571,12 @@ class Pilot:
     def _record(self, ending: Ending) -> ExitRecord:
         owner = self.report.owner
         assert owner is not None
-        ended, saved = self.vm.exit if self.vm else None, self.report.saved
+        ended = self.vm.exit if self.vm else None
         return ExitRecord(
             entry=self.entry.name, epoch=owner.epoch, claim=owner.claim, outcome=ending.outcome, reason=ending.reason,
             message=ending.message, hint=ending.hint, exit_code=ended.code if ended else None,
             outputs=tuple(self.files.values()), hypervisor=self.report.hypervisor, node=owner.node, host=self.host,
-            checkpoint=saved.checkpoint if saved is not None and ending.reason is Reason.SUSPENDED else None,
+            checkpoint=ending.checkpoint,
         )  # fmt: skip
 
     def _end_hypervisor(self, vm: Vm) -> None:
@@ -550,6 +592,8 @@ class Pilot:
         if self.vm is not None and self.vm.running:
             self.report.enter(Phase.SHUT_DOWN)
             self._end_hypervisor(self.vm)
+        if self.attachment is not None:
+            self.attachment.end()
         if self.beginning is not None:
             self.beginning.end(well=record.outcome is Outcome.COMPLETED)
         if self.run_folder is not None:
@@ -560,6 +604,8 @@ class Pilot:
             program=self.vm.exit.cpu if self.vm and self.vm.exit else None,
         )
         record = dataclasses.replace(record, phases=self.report.finish(), elapsed=self.report.elapsed, usage=usage)
+        if self.attachment is not None:
+            record = dataclasses.replace(record, frames=self.attachment.counts)
         try:
             if self.vm is not None:
                 self.vm.close()

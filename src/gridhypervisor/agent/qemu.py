@@ -82,6 +82,11 @@ def arguments(machine: Machine, kind: HypervisorKind, descriptors: Descriptors) 
         # Without restrict=on, root in the guest reaches this node's loopback and the site as the user.
         restrict = "off" if machine.network == "outbound" else "on"
         out += ["-netdev", f"user,id=net,restrict={restrict}", "-device", "virtio-net-pci,netdev=net,romfile="]
+    for number, card in enumerate(machine.cards):
+        out += ["-netdev", f"dgram,id=card{number},local.type=fd,local.str={descriptors.cards + number}"]
+        # Its guest takes the MTU from the card. What is large stands in for the offloads that a socket cannot have.
+        mac = f",mac={card.mac}" * bool(card.mac)
+        out += ["-device", f"virtio-net-pci,netdev=card{number},host_mtu={card.mtu}{mac},romfile="]
     return out
 
 
@@ -193,7 +198,10 @@ class Qemu:
 
     def layout(self, machine: Machine) -> tuple[str, ...]:
         disks = tuple(replace(disk, path=Path(disk.serial)) for disk in machine.disks)
-        alike = replace(machine, name="", kernel=Path("kernel"), initrd=Path("initrd"), disks=disks, start="")
+        cards = tuple(replace(card, mac="") for card in machine.cards)  # the guest is told its own
+        alike = replace(
+            machine, name="", kernel=Path("kernel"), initrd=Path("initrd"), disks=disks, cards=cards, start=""
+        )
         return tuple(arguments(alike, self.kind, Descriptors()))
 
     def processor(self) -> str:

@@ -32,6 +32,7 @@ from gridhypervisor.model.wire import Command, Lending, Manifest, Note, Op, Owne
 
 if TYPE_CHECKING:
     from gridhypervisor.agent.gate import Gate
+    from gridhypervisor.agent.network.exchange import Exchange
 
 AT_ONCE = 32
 """Requests in work at once; further ones wait in the pipe."""
@@ -59,6 +60,7 @@ class Relay:
         self._counting = asyncio.Lock()
         self._stirred = asyncio.Event()  # something may have changed for the lender
         self._gate: Gate | None = None
+        self._networks: Exchange | None = None
         self._watch: SpoolWatch | None = None
         self._looking = asyncio.Lock()
         self._woken = asyncio.Event()
@@ -73,6 +75,7 @@ class Relay:
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch_output, Op.LIST_OUT: self._list_out,
             Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage, Op.OFFER: self._offer,
             Op.LENT: self._lent, Op.LISTEN: self._listen, Op.GRANT: self._grant, Op.FETCH: self._fetch,
+            Op.FRAMES: self._frames,
         }  # fmt: skip
 
     async def run(self) -> int:
@@ -93,6 +96,8 @@ class Relay:
             self._commands.stop()
             if self._gate is not None:
                 self._gate.close()
+            if self._networks is not None:
+                self._networks.close()
             for task in self._tasks:
                 task.cancel()
 
@@ -225,8 +230,14 @@ class Relay:
 
     async def _request(self, request: dict[str, Any], _: bytes) -> Answer:
         entry = self._entry(request, must_exist=True)
-        name, text = entries.word_of(entry.name, request)
-        await asyncio.to_thread(entries.leave_word, entry / wire.CONTROL / name, text)
+        if request["what"] == "network":
+            table = wire.from_plain(wire.NetworkTable, request["table"])
+            text = wire.canonical(table).decode()
+            await asyncio.to_thread(entries.leave_table, entry / wire.CONTROL, table.version, text)
+            await self._exchange().learn(entry.name)
+        else:
+            name, text = entries.word_of(entry.name, request)
+            await asyncio.to_thread(entries.leave_word, entry / wire.CONTROL / name, text)
         if self._gate is not None:
             self._gate.tell(entry.name)
         return {}, b""
@@ -273,6 +284,8 @@ class Relay:
         known, force, discard = str(request.get("known", "")), bool(request.get("force")), bool(request.get("discard"))
         settle = self._lender.settle
         await asyncio.to_thread(entries.remove, entry, settle, known=known, force=force, discard=discard)
+        if self._networks is not None:
+            self._networks.forget(entry.name)
         self._stirred.set()
         return {}, b""
 
@@ -305,9 +318,36 @@ class Relay:
         if self._gate is None:
             from gridhypervisor.agent.gate import Gate  # most relays never listen, and TLS takes a while to load
 
-            self._gate = Gate(self._files, self._keep_pace, _explain)
+            self._gate = Gate(self._files, self._keep_pace, _explain, self._join)
         pair = (str(request["certificate"]), str(request["key"]), str(request["authority"]))
         return {"port": self._gate.open(host, first, last, *pair)}, b""
+
+    async def _frames(self, request: dict[str, Any], payload: bytes) -> Answer:
+        await self._keep_pace(len(payload))
+        network, destination, source = (int(request[name]) for name in ("network", "destination", "source"))
+        taken = self._exchange().bring(self._entry(request).name, network, destination, source, payload)
+        return {"dropped": not taken}, b""
+
+    def _exchange(self) -> Exchange:
+        """What passes on frames of private networks; most relays never have any."""
+        if self._networks is None:
+            from gridhypervisor.agent.network.exchange import Exchange
+            from gridhypervisor.agent.network.links import relay_socket
+
+            self._networks = Exchange(self._spool, self._pass_on)
+            if self._watch is not None:
+                try:
+                    self._networks.open(relay_socket(self._files.workdir, self._watch.installation))
+                except OSError as error:  # pilots of other machines come by the gate
+                    sys.stderr.write(f"relay: hear pilots of this machine: {error}\n")
+        return self._networks
+
+    async def _pass_on(self, note: dict[str, object], frames: bytes) -> None:
+        await self._keep_pace(len(frames))
+        await self._send(note, frames)
+
+    async def _join(self, entry: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._exchange().attend(entry, reader, writer)
 
     async def _keep_pace(self, size: int) -> None:
         """Wait until so many bytes may go; those who wait keep their slots, and so the pipe does."""

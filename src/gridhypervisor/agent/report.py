@@ -7,12 +7,16 @@ import os
 import resource
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gridhypervisor.agent import spool
 from gridhypervisor.agent.ending import now
 from gridhypervisor.agent.grant import Grant
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Effort, HypervisorUsed, OwnerRecord, Phase, PhaseTime, Saved, Status
+
+if TYPE_CHECKING:
+    from gridhypervisor.agent.network.attachment import Attachment
 
 
 class Report:
@@ -29,6 +33,7 @@ class Report:
         self.effort: Effort | None = None  # of the guest, while its program runs
         self.saved: Saved | None = None  # what became of the last wish to save the guest
         self.asks = ""  # why the program asked to be moved, if it did
+        self.attachment: Attachment | None = None  # to private networks
         self._phases = [PhaseTime(Phase.PREPARE, 0.0)]
         self._sequence = 0
 
@@ -70,6 +75,8 @@ class Report:
             phase=self._phases[-1].phase, phases=tuple(self._phases), elapsed=self.elapsed, node=self.owner.node,
             pid=os.getpid(), hypervisor=self.hypervisor, note=self.note, ready_at=self.ready_at,
             effort=self.effort, asks=self.asks, saved=self.saved,
+            at=self.attachment.at if self.attachment is not None else "",
+            frames=self.attachment.counts if self.attachment is not None else {},
         )  # fmt: skip
         with contextlib.suppress(OSError):
             spool.write_replace(self.entry / wire.STATUS, wire.canonical(status))

@@ -174,6 +174,16 @@ def to_save(control: Path) -> str | None:
     return None
 
 
+def newest_table(control: Path) -> tuple[int, str] | None:
+    """The newest table of the VM's private networks: its version, and its text; None: there is none."""
+    with contextlib.suppress(OSError):
+        names = (name.removeprefix(wire.NETWORK) for name in os.listdir(control) if name.startswith(wire.NETWORK))
+        version = max((int(name) for name in names if name.isdecimal()), default=0)
+        if version:
+            return version, (control / f"{wire.NETWORK}{version}").read_text(errors="replace")
+    return None
+
+
 def _write_beside(path: Path, data: bytes, mode: int, *, durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:

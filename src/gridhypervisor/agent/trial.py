@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gridhypervisor.agent.ending import now
-from gridhypervisor.agent.hypervisor import Command, lines
+from gridhypervisor.agent.hypervisor import FIRST_DESCRIPTOR, Command, lines
 from gridhypervisor.agent.watchdog import Watchdog
 
 _END = 10.0  # seconds that a killed process may take to end
@@ -60,7 +60,7 @@ class Trial:
         log.unlink(missing_ok=True)
         ours, theirs = lines()
         try:
-            self.watchdog.spawn(command, [other.fileno() for other in theirs], log)
+            self.watchdog.spawn(command, dict(enumerate((other.fileno() for other in theirs), FIRST_DESCRIPTOR)), log)
             for other in theirs:
                 other.close()
             status = self._listen(ours["console"], now() + limit, hear)

@@ -24,6 +24,7 @@ from gridhypervisor.model.wire import HypervisorKind
 _KERNEL, _INITRD = "/linux", "/initrd"  # as seen behind the walls
 _START = 30.0  # seconds for it to say its version, on a node whose disks are busy
 _SLACK = 64 << 20  # bytes: it adds up to 32 MiB to the memory that it was given, for a gap that its loader leaves
+_DEPTH = 64  # frames that it takes or gives at once
 _LINES = ("ttyS0", "ttyS1", "ttyS2")  # as CHANNELS
 
 CMDLINE = (
@@ -44,6 +45,9 @@ def arguments(machine: Machine, descriptors: Descriptors) -> list[str]:
     for number, disk in enumerate(machine.disks):
         # `c`: no lock on the file, which guests share (read-only) and some network file systems cannot lock.
         out.append(f"ubd{number}{'r' * disk.readonly}c={_disk(disk.serial)},,{disk.serial}")
+    for number, card in enumerate(machine.cards):
+        socket = f"transport=fd,fd={descriptors.cards + number}"
+        out.append(f"vec{number}:{socket},mac={card.mac},mtu={card.mtu},depth={_DEPTH}")
     return [*out, *machine.cmdline.split()]
 
 

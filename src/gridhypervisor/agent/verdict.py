@@ -54,6 +54,12 @@ def stopped(reason: Reason, what: str) -> Ending:
     match reason:
         case Reason.WALLTIME:
             return Ending(reason, f"{what}: the walltime is over", "ask for a longer walltime", Outcome.STOPPED)
+        case Reason.UNSAVED:
+            return Ending(
+                reason,
+                f"{what}: its batch job was over before its guest was saved",
+                "see pilot.log; it goes on from its last checkpoint, or begins anew, where its retries allow",
+            )
         case Reason.EVICTED:
             return Ending(
                 reason,

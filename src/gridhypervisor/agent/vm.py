@@ -85,11 +85,14 @@ class Vm:
         }
         loop.read(watchdog.socket, self._hear_watchdog)
 
-    def start(self, machine: Machine, more: Sequence[int] = ()) -> None:
-        """Have the watchdog start the hypervisor; `more` are descriptors that it gets after its lines."""
+    def start(self, machine: Machine, more: Sequence[int] = (), cards: Sequence[int] = ()) -> None:
+        """Have the watchdog start the hypervisor; `more` are descriptors that it gets after its lines, `cards` those of
+        its network cards."""
         self._sockets, theirs = lines()
-        command = self._hypervisor.command(machine, Descriptors())
-        self._watchdog.spawn(command, [*(other.fileno() for other in theirs), *more], self._log)
+        numbers = Descriptors()
+        given = dict(enumerate([*(other.fileno() for other in theirs), *more], numbers.monitor))
+        given |= dict(enumerate(cards, numbers.cards))
+        self._watchdog.spawn(self._hypervisor.command(machine, numbers), given, self._log)
         self.running = True
         for other in theirs:
             other.close()

@@ -5,11 +5,12 @@ to the signals that batch systems send to every process of a job. It starts the 
 enforces three things though the pilot be stopped or dead: the walltime, the grant where the guest needs one, and that
 no guest outlives its pilot. It decides nothing else. `Watchdog` below is the pilot's end of it.
 
-Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's descriptors: there they are 10, 11, ….
+Messages are lines of JSON over a socket pair; `spawn` carries the hypervisor's descriptors, and says the numbers that
+they are to have there.
 
-    pilot -> watchdog    arm {entry, run, claim, epoch, node, host, started, deadline}
+    pilot -> watchdog    arm {entry, run, claim, epoch, node, host, started, deadline, late}
                          grant {until, seconds}
-                         spawn {argv, environment, walls, seats, log} · kill {} · done {}
+                         spawn {argv, environment, walls, seats, numbers, log} · kill {} · done {}
     watchdog -> pilot    exited {status, cpu, own_cpu}
 """
 
@@ -24,12 +25,12 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gridhypervisor.agent import processes, seats, spool
 from gridhypervisor.agent.ending import leave_sentinel, now, settle
-from gridhypervisor.agent.hypervisor import FIRST_DESCRIPTOR
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import CpuUsage, ExitRecord, Outcome, Reason, Status
 
@@ -40,6 +41,7 @@ DEAF = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIG
 """What watchdog and hypervisor do not hear: the guest is ended by the pilot, gracefully, or by SIGKILL."""
 
 _MAX_MESSAGE = 1 << 20
+_ASIDE = 100  # where descriptors wait for the numbers that they are to have, which are all lower
 
 
 class Watchdog:
@@ -64,18 +66,20 @@ class Watchdog:
         with contextlib.suppress(OSError):  # one that is gone has taken the guest along
             self._send({"op": "grant", "until": until, "seconds": seconds})
 
-    def spawn(self, command: Command, descriptors: list[int], log: Path) -> None:
-        """Start a hypervisor where none runs; `exited` follows, also where it cannot be started (status 127 << 8)."""
+    def spawn(self, command: Command, descriptors: Mapping[int, int], log: Path) -> None:
+        """Start a hypervisor where none runs; `exited` follows, also where it cannot be started (status 127 << 8).
+        `descriptors`: the number that each is to have there, and what it is here; at most 16."""
         message: dict[str, Any] = {
             "op": "spawn",
             "argv": command.argv,
             "environment": command.environment,
             "seats": command.seats,
+            "numbers": list(descriptors),
             "log": str(log),
         }
         message["walls"] = None if command.walls is None else dataclasses.asdict(command.walls)
         data = json.dumps(message).encode() + b"\n"
-        sent = socket.send_fds(self.socket, [data], descriptors)
+        sent = socket.send_fds(self.socket, [data], list(descriptors.values()))
         self.socket.sendall(data[sent:])
 
     def kill(self) -> None:
@@ -233,9 +237,9 @@ class _Process:
         os.dup2(log, 1)
         os.dup2(log, 2)
         # First out of the way of the numbers that they are to have. All others close by themselves at exec.
-        moved = [os.dup2(fd, FIRST_DESCRIPTOR + 100 + i, False) for i, fd in enumerate(self.descriptors)]
-        for i, fd in enumerate(moved):
-            os.dup2(fd, FIRST_DESCRIPTOR + i)
+        moved = [os.dup2(fd, _ASIDE + i, False) for i, fd in enumerate(self.descriptors)]
+        for number, fd in zip(message["numbers"], moved, strict=True):
+            os.dup2(fd, number)
         if message["walls"] is not None:
             from gridhypervisor.agent import walls  # most hypervisors need none
 
@@ -279,9 +283,10 @@ class _Process:
         self.speaking = True
         self._end_hypervisor()
         if now() >= self._until(guest=False):
+            reason = Reason(self.duty.get("late", Reason.WALLTIME))
             self._speak(
-                Outcome.STOPPED,
-                Reason.WALLTIME,
+                Outcome.STOPPED if reason is Reason.WALLTIME else Outcome.FAILED,
+                reason,
                 "run the guest: the walltime is over, and the pilot was stopped or hung, so outputs could not be taken",
                 "find out why the job was stopped on its node; submit again, with a longer walltime if it needs one",
             )

@@ -1,8 +1,8 @@
 """What others want of a pilot, heard at any moment: the site by signals, the service by files in control/, the walltime
 by its near end; and until when the service grants that its guest runs.
 
-Only that it is to stop, and why, is kept here, who its gang are, and which wish to save the guest came last. What that
-means is the matter of the phase that the pilot is in.
+Only that it is to stop, and why, is kept here, the word to begin, which wish to save the guest came last, and which
+table of its networks. What that means is the matter of the phase that the pilot is in.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 class SaveWish:
     """That the guest be saved; `end`: and end, to go on elsewhere."""
 
-    number: int
+    number: int  # 0: the pilot's own
     end: bool
     why: str
+    reason: Reason = Reason.SUSPENDED  # for which the allocation ends then
 
 
 _POLL = 2.0  # seconds between looks into control/, which on a network file system nothing else announces
@@ -50,9 +51,12 @@ class Wishes:
     ) -> None:  # fmt: skip
         self.stop: Reason | None = None  # why the allocation is to end, once somebody said so
         self.hold = False  # whether it is to wait for the word to begin
-        self.members: str | None = None  # of its gang, a line for each: that word
+        self.word: str | None = None  # what it says: who its gang are, a line for each; or the checkpoint to go on from
         self.save: Callable[[SaveWish], None] | None = None  # whom to tell of a wish to save the guest
+        self.warned: Callable[[Reason, str], bool] | None = None  # whether it makes use of the time that a signal gives
         self._saves = 0  # the number of the last one
+        self.table: Callable[[str], None] | None = None  # whom to tell who is in the VM's private networks
+        self._tables = 0  # the version of the last one
         self.limits, self.grant = limits, grant
         self._control = entry / wire.CONTROL
         self._watchdog, self._loop, self._log = watchdog, loop, log
@@ -60,7 +64,7 @@ class Wishes:
 
     def hear_signals(self) -> None:
         def stop(name: str) -> Callable[[], None]:
-            return lambda: self._wish(None, name)
+            return lambda: self._signalled(name)
 
         # Some sites send USR1 or USR2 as a warning that the time is nearly over, and TERM when it is.
         names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -90,16 +94,19 @@ class Wishes:
         """Look for wishes and answers, and at the time."""
         if self.grant is not None and self.grant.heard(self._left_in_control()):
             self._watchdog.grant(self.grant.until, self.grant.seconds)
-        if self.hold and self.members is None and wire.BEGIN in self._left_in_control():
+        if self.hold and self.word is None and wire.BEGIN in self._left_in_control():
             with contextlib.suppress(OSError):
-                self.members = (self._control / wire.BEGIN).read_text(errors="replace")
+                self.word = (self._control / wire.BEGIN).read_text(errors="replace")
         if self.stop is None and now() >= self.limits.soft:
-            self._wish(Reason.WALLTIME, "the walltime is nearly over")
+            self._wish(self.limits.late, "the walltime is nearly over")
         elif self.stop in (None, Reason.EVICTED) and self._cancelled():
             self._wish(self._asked_for(), "control/cancel")
         if self.save is not None and (wish := self._to_save()) is not None:
             self._log(f"{wire.SAVE}{wish.number}: save the guest, to {'end' if wish.end else 'go on'}: {wish.why}")
             self.save(wish)
+        if self.table is not None and (found := spool.newest_table(self._control)) and found[0] > self._tables:
+            self._tables = found[0]
+            self.table(found[1])
 
     def stopped(self) -> bool:
         return self.stop is not None
@@ -112,6 +119,17 @@ class Wishes:
         """
         if self.stop is not None:
             raise stopped(self.stop, "prepare the program's run")
+
+    def _signalled(self, name: str) -> None:
+        """The site ends the batch job soon, or somebody does there."""
+        meaning = self.limits.meaning(now(), cancelled=self._cancelled())
+        if self.stop is None and meaning is not Reason.CANCELLED and self.warned and self.warned(meaning, name):
+            return
+        self._wish(None, name)
+
+    def end(self, reason: Reason, what: str) -> None:
+        """The pilot itself finds that the allocation is to end."""
+        self._wish(reason, what)
 
     def _wish(self, reason: Reason | None, what: str) -> None:
         """Somebody wants the allocation to end; None: by a bare signal."""
@@ -143,7 +161,8 @@ class Wishes:
             return None
         self._saves = int(number)
         then, _, why = said.partition(":")
-        return SaveWish(self._saves, then == wire.SAVE_END, why.strip())
+        reason = Reason.HAND_OVER if then == wire.SAVE_HAND_OVER else Reason.SUSPENDED
+        return SaveWish(self._saves, then in (wire.SAVE_END, wire.SAVE_HAND_OVER), why.strip(), reason)
 
     def _left_in_control(self) -> list[str]:
         # A listing asks the file server, where a look at one name may be answered from the memory of its absence.

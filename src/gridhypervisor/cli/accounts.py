@@ -53,7 +53,8 @@ def accounting(names: tuple[By, ...], since: float | None, until: float | None, 
     ghv accounting --by user --by site --since 30d
 
     Each attempt that is over counts, whole, when it ended, whatever became of its job; also of jobs that were deleted.
-    Core-hours are the cores that it asked for, as long as it ran.
+    Core-hours are the cores that it asked for, as long as it ran; TWICE are those of them that a job's next batch job
+    took while the one before it still ran.
     """
     found = connect().accounting(names or ("user",), since=since or 0.0, until=until)
     if output != "table":
@@ -62,11 +63,13 @@ def accounting(names: tuple[By, ...], since: float | None, until: float | None, 
     if not found.total.attempts:
         echo("No attempt has ended" + (" in that time." if since or until else " yet."), err=True)
         return
-    heads = *(name.upper() for name in found.by), "JOBS", "ATTEMPTS", "COMPLETED", "WAITED", "HOURS", "CORE-HOURS"
+    heads = [*(name.upper() for name in found.by), "JOBS", "ATTEMPTS", "COMPLETED", "WAITED", "HOURS", "CORE-HOURS"]
+    heads += ["TWICE"] * (found.total.double_hours > 0)
     rows = [_account([account.of[name] or "-" for name in found.by], account) for account in found.accounts]
     if len(found.accounts) > 1:
         total = ["all", *[""] * (len(found.by) - 1)]
         rows.append(tuple(bold(word) if word else "" for word in _account(total, found.total)))
+    rows = [row[: len(heads)] for row in rows]
     table(heads, rows, right=tuple(range(len(found.by), len(heads))))
     if sum(account.attempts for account in found.accounts) < found.total.attempts:
         echo(
@@ -77,7 +80,8 @@ def accounting(names: tuple[By, ...], since: float | None, until: float | None, 
 def _account(names: list[str], account: Account) -> tuple[str, ...]:
     mean = account.waited / account.attempts if account.attempts else 0.0
     counts = (str(count) for count in (account.jobs, account.attempts, account.completed))
-    return (*map(plain, names), *counts, age(mean), f"{account.hours:.2f}", f"{account.core_hours:.2f}")
+    hours = (f"{each:.2f}" for each in (account.hours, account.core_hours, account.double_hours))
+    return (*map(plain, names), *counts, age(mean), *hours)
 
 
 @click.command()

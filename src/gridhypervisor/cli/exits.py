@@ -54,7 +54,7 @@ def of_reason(reason: Reason | None, exit_code: int | None) -> int:
             return Exit.CANCELLED
         case Reason.MANIFEST:
             return Exit.INTERNAL
-        case Reason.WAITED | Reason.SLOW | Reason.MOVED | Reason.SUSPENDED:
+        case Reason.WAITED | Reason.SLOW | Reason.MOVED | Reason.SUSPENDED | Reason.HAND_OVER:
             return Exit.INTERNAL  # an attempt may end so, and its job goes on
         case Reason.INPUT:
             return Exit.MISSING
@@ -82,6 +82,7 @@ def of_reason(reason: Reason | None, exit_code: int | None) -> int:
             | Reason.GRANT
             | Reason.LENDER
             | Reason.CHECKPOINT
+            | Reason.UNSAVED
         ):
             return Exit.INFRASTRUCTURE
     assert_never(reason)

@@ -47,7 +47,9 @@ def validate(path: str, output: str) -> None:
     """
     from gridhypervisor.client.launcher import answers, connect, find_paths
 
-    client = connect() if answers(find_paths()) else None  # to look at a file starts no service
+    client = (
+        connect() if os.environ.get("GHV_URL") or answers(find_paths()) else None
+    )  # to look at a file starts no service
     spec = read_job(path, lambda spec: _absent(spec, folder_of(path), client))
     if output != "table":
         emit(spec, output)

@@ -35,7 +35,15 @@ from gridhypervisor.client.launcher import connect
 from gridhypervisor.client.sync import Client
 from gridhypervisor.model.ledger import Ledger
 from gridhypervisor.model.states import JobState
-from gridhypervisor.model.views import CheckpointView, EventView, FollowKind, GroupView, JobDetail, JobView
+from gridhypervisor.model.views import (
+    CheckpointView,
+    EventView,
+    FollowKind,
+    GroupView,
+    HandOverView,
+    JobDetail,
+    JobView,
+)
 
 _PARTS = {"w": "node", "g": "member", "a": "task"}
 """What a job is called in its group, by the first letter of the group's id."""
@@ -141,9 +149,10 @@ def show(job: str, dot: bool, output: str) -> None:
     if detail.ledger is not None:
         _show_ledger(detail.ledger)
     if detail.outputs:
-        echo(f"\n{bold('Results')} in {detail.job.destination}")
+        folder = detail.job.destination
+        echo(f"\n{bold('Results')} in {folder}" if folder else f"\n{bold('Results')}, kept: ghv fetch {detail.job.id}")
         for path in detail.outputs:
-            echo(f"  {os.path.relpath(path, detail.job.destination)}")
+            echo(f"  {os.path.relpath(path, folder) if folder else path}")
     if detail.job.hint:
         echo(f"\n{dim('next:')} {detail.job.hint}")
 
@@ -185,9 +194,19 @@ def _show_job(detail: JobDetail) -> None:
             ("site", job.site),
             (_PARTS.get(job.group[:1], ""), f"{job.member} of {job.group}" if job.group else ""),
             ("submitted", f"{ago(now - job.created)} ago{ended}"),
+            ("handed over", _handed_over(detail.handovers)),
             ("results to", "" if detail.outputs else job.destination),
         ]
     )
+
+
+def _handed_over(cost: HandOverView | None) -> str:
+    """From batch job to batch job."""
+    if cost is None:
+        return ""
+    still = f"its guest stood still for {cost.stood:.1f} s in all"
+    twice = f"; {cost.double:.0f} core-seconds were billed twice" if cost.double >= 0.5 else ""
+    return f"{cost.times} time{'s' * (cost.times != 1)}; {still}{twice}"
 
 
 def _show_attempts(detail: JobDetail) -> None:

@@ -22,6 +22,7 @@ _SECTIONS = {
         "accounting": "accounts:accounting",
         "logs": "jobs:logs",
         "events": "jobs:events",
+        "fetch": "elsewhere:fetch",
         "wait": "jobs:wait",
         "explain": "jobs:explain",
         "match": "match:match",
@@ -41,6 +42,8 @@ _SECTIONS = {
         "node": "match:node",
         "policy": "policies:policy",
         "service": "services:service",
+        "serve": "tokens:serve",
+        "token": "tokens:token",
     },
     "Without the service": {
         "simulate": "simulate:simulate",
@@ -57,6 +60,7 @@ _ALIASES = {
     "sites": "site",
     "nodes": "node",
     "checkpoints": "checkpoint",
+    "tokens": "token",
 }
 
 

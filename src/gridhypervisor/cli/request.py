@@ -38,6 +38,7 @@ class Flags(msgspec.Struct, frozen=True):
     memory: str | None
     scratch: str | None
     walltime: str | None
+    segment: str | None
     site: str | None
     requirements: str | None
     rank: str | None
@@ -50,6 +51,7 @@ class Flags(msgspec.Struct, frozen=True):
     isolation: Literal["auto", "job"] | None
     on_silence: Literal["keep", "replace"] | None
     silence: str | None
+    checkpoint_interval: str | None
     array: str | None
     gang: int | None
     spread: bool
@@ -131,6 +133,7 @@ def _override(base: JobSpec, flags: Flags) -> JobSpec:
         "environment": {**base.environment, **dict(flags.environment)},
         "resources": msgspec.structs.replace(base.resources, **_present({
             "cpus": flags.cpus, "memory": flags.memory, "scratch": flags.scratch, "walltime": flags.walltime,
+            "segment": flags.segment,
         })),
         "site": flags.site,
         "requirements": flags.requirements,
@@ -144,6 +147,7 @@ def _override(base: JobSpec, flags: Flags) -> JobSpec:
         "isolation": flags.isolation,
         "on_silence": flags.on_silence,
         "silence": flags.silence,
+        "checkpoint_interval": flags.checkpoint_interval,
         "array": flags.array,
         "gang": _gang(base.gang, flags),
         "param": flags.param,

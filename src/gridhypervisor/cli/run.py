@@ -58,6 +58,12 @@ if TYPE_CHECKING:
 @click.option("--scratch", type=SIZE, metavar="SIZE", help="The guest's scratch disk.  [default: 2Gi]")
 @click.option("--walltime", type=DURATION, metavar="TIME", help="Longest time for the whole job.  [default: 30m]")
 @click.option(
+    "--segment",
+    type=DURATION,
+    metavar="TIME",
+    help="Longest time for one batch job: a longer walltime goes on through several.  [default: the site's limit]",
+)
+@click.option(
     "--env",
     "environment",
     multiple=True,
@@ -108,6 +114,12 @@ if TYPE_CHECKING:
     help="When nothing is heard of it: wait, or end its guest and try again.  [default: keep]",
 )
 @click.option("--silence", type=DURATION, metavar="TIME", help="How long, for `replace`.  [default: 5m]")
+@click.option(
+    "--checkpoint-interval",
+    type=DURATION,
+    metavar="TIME",
+    help="Save the guest so often: when its node dies it goes on from there.  [default: never]",
+)
 @click.option("--array", metavar="TASKS", help="A job for each of 1-100, or 1-9:2; 1-100%10: ten of them at a time.")
 @click.option("--gang", type=click.IntRange(2, 256), metavar="N", help="N machines that start together or not at all.")
 @click.option("--spread", is_flag=True, help="The gang may be at several sites.  [default: at one]")
@@ -143,9 +155,13 @@ def run(dag_file: str | None, dot: bool, from_start: bool, detach: bool, quiet: 
         flags = dag.Flags(dag_file, given["image"], from_start)
         return _run_dag(flags, draw=dot, detach=detach, quiet=quiet, output=output)
     request = make_request(Flags(**given), say_warning)
-    client = connect()
+    client, home = connect(), ""
+    if client.remote:
+        from gridhypervisor.cli import elsewhere  # which few need
+
+        home, request = request.destination, elsewhere.send_inputs(client, request, quiet=quiet)
     if request.spec.array or request.spec.gang is not None:
-        return _run_array(client, request, detach=detach, quiet=quiet, output=output)
+        return _run_array(client, request, home, detach=detach, quiet=quiet, output=output)
     if detach:
         job = client.submit(request)
         _forewarn(job.warning)
@@ -157,6 +173,8 @@ def run(dag_file: str | None, dot: bool, from_start: bool, detach: bool, quiet: 
         _forewarn(job.warning)
         end = follow(client, job.id, progress, interrupts=interrupts)
         detail = client.job(job.id)
+        if home:
+            detail = elsewhere.fetch_results(client, detail, home, quiet=quiet)
         interrupts.over()
     if output != "table":
         emit(detail, output)
@@ -187,8 +205,9 @@ def _run_dag(flags: DagFlags, *, draw: bool, detach: bool, quiet: bool, output: 
     return groups.exit_code(end)
 
 
-def _run_array(client: Client, request: JobRequest, *, detach: bool, quiet: bool, output: str) -> int:
-    """Its tasks' output stays in their logs: what is shown is how many are how far."""
+def _run_array(client: Client, request: JobRequest, home: str, *, detach: bool, quiet: bool, output: str) -> int:
+    """Its tasks' output stays in their logs: what is shown is how many are how far. `home`: where results go from a
+    service elsewhere."""
     if detach:
         made = client.submit_group(request)
         _forewarn(made.warning)
@@ -199,6 +218,13 @@ def _run_array(client: Client, request: JobRequest, *, detach: bool, quiet: bool
         interrupts.cancels(partial(client.cancel_group, made.id), made.id)
         _forewarn(made.warning)
         end = groups.follow(client, made.id, progress)
+        if home:
+            from gridhypervisor.cli import elsewhere
+
+            for job in elsewhere.members(client, made.id):
+                detail = client.job(job)
+                place = elsewhere.home_of_task(request.spec, home, made.id, detail.job)
+                elsewhere.fetch_results(client, detail, place, quiet=quiet)
         interrupts.over()
     if output != "table":
         emit(end, output)

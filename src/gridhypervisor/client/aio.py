@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from socket import IPPROTO_TCP, SOL_SOCKET
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import httpx
 
-from gridhypervisor.client import calls
+from gridhypervisor.client import calls, usercalls
 from gridhypervisor.client.calls import Call, Feed
+from gridhypervisor.client.remote import KEEPALIVE, PROBES, Remote
 from gridhypervisor.client.sync import PAUSE
 from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.views import (
@@ -43,6 +45,7 @@ from gridhypervisor.model.views import (
 )
 
 if TYPE_CHECKING:
+    from gridhypervisor.model.access import Caller, Result, TokenRequest, TokenView, Upload
     from gridhypervisor.model.accounts import Accounts, By, History
     from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
     from gridhypervisor.model.workflow import Progress, Request
@@ -54,14 +57,17 @@ class AsyncClient:
     """As `Client`, with coroutines and asynchronous iterators. To be closed, or used in `async with`."""
 
     def __init__(
-        self, socket_path: str, *, revive: Callable[[], Awaitable[None]] | None = None, patience: float = 60.0
+        self, address: str | Remote, *, revive: Callable[[], Awaitable[None]] | None = None, patience: float = 60.0
     ) -> None:
-        self._socket, self._revive, self._patience = socket_path, revive, patience
+        self._address, self._revive, self._patience = address, revive, patience
         self._met = False
-        transport = httpx.AsyncHTTPTransport(uds=socket_path)
-        self._http = httpx.AsyncClient(
-            transport=transport, base_url="http://localhost", headers=calls.LAST, timeout=None
-        )
+        if isinstance(address, str):
+            transport, url, headers = httpx.AsyncHTTPTransport(uds=address), "http://localhost", calls.LAST
+        else:
+            alive = [(SOL_SOCKET, *option) for option in KEEPALIVE] + [(IPPROTO_TCP, *option) for option in PROBES]
+            transport = httpx.AsyncHTTPTransport(verify=address.tls() or True, socket_options=alive)
+            url, headers = address.url, calls.LAST | {"Authorization": f"Bearer {address.token}"}
+        self._http = httpx.AsyncClient(transport=transport, base_url=url, headers=headers, timeout=None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -200,8 +206,9 @@ class AsyncClient:
     async def add_site(self, request: SiteRequest) -> SiteView:
         return await self._ask(calls.add_site(request))
 
-    async def edit_site(self, name: str, change: SiteChange) -> SiteView:
-        return await self._ask(calls.edit_site(name, change))
+    async def edit_site(self, name: str, change: SiteChange, *, version: int | None = None) -> SiteView:
+        """`version`: only if it has this one."""
+        return await self._ask(calls.edit_site(name, change, version))
 
     async def drain_site(self, name: str, *, undo: bool = False) -> SiteView:
         """Give the site no new work; `undo`: give it work again."""
@@ -250,8 +257,9 @@ class AsyncClient:
     async def policy(self) -> PolicyView:
         return await self._ask(calls.policy())
 
-    async def set_policy(self, policy: SchedulingPolicy) -> PolicyView:
-        return await self._ask(calls.set_policy(policy))
+    async def set_policy(self, policy: SchedulingPolicy, *, version: int | None = None) -> PolicyView:
+        """`version`: only if the one before has it."""
+        return await self._ask(calls.set_policy(policy, version))
 
     def follow_operation(self, operation: Operation) -> AsyncIterator[OperationItem]:
         """Its progress; ends with the item of kind `done`, or raises the operation's error."""
@@ -260,6 +268,40 @@ class AsyncClient:
     async def stop_operation(self, operation: Operation) -> None:
         """End it before its time: what it has begun at a site is withdrawn."""
         await self._ask(calls.stop_operation(operation))
+
+    async def operations(self) -> tuple[Operation, ...]:
+        """Those under way, and the last that have ended."""
+        return await self._ask(calls.operations())
+
+    async def caller(self) -> Caller:
+        """As whom the service takes this client, and what it may."""
+        return await self._ask(usercalls.caller())
+
+    async def tokens(self) -> tuple[TokenView, ...]:
+        return await self._ask(usercalls.tokens())
+
+    async def create_token(self, request: TokenRequest) -> TokenView:
+        """The answer has the secret; it is told nowhere else."""
+        return await self._ask(usercalls.create_token(request))
+
+    async def revoke_token(self, token: str) -> TokenView:
+        return await self._ask(usercalls.revoke_token(token))
+
+    async def upload(self, sha256: str) -> Upload:
+        """How much of a file has come."""
+        return await self._ask(usercalls.upload(sha256))
+
+    async def add_upload(self, sha256: str, offset: int, size: int, data: bytes) -> Upload:
+        """Send a piece, at most 8 MiB, of a file of `size` bytes; `client.files` sends whole ones."""
+        return await self._ask(usercalls.add_upload(sha256, offset, size, data))
+
+    async def results(self, job: str) -> tuple[Result, ...]:
+        """What the service keeps of a job that has no destination."""
+        return await self._ask(usercalls.results(job))
+
+    async def result(self, job: str, path: str, *, offset: int = 0, limit: int = 8 << 20) -> bytes:
+        """Bytes of one of them; empty: there are no more."""
+        return await self._ask(usercalls.result(job, path, offset, limit))
 
     async def status(self) -> ServiceView:
         return await self._ask(calls.status())
@@ -281,7 +323,7 @@ class AsyncClient:
             except httpx.TransportError as error:
                 if not call.repeatable and not isinstance(error, httpx.ConnectError):
                     hint = "It may have been carried out or not: look before asking again."
-                    raise calls.gone(self._socket, f"it went away before it answered ({error})", hint) from error
+                    raise calls.gone(self._address, f"it went away before it answered ({error})", hint) from error
                 await self._await_service(error, deadline)
 
     async def _stream(self, feed: Feed[T]) -> AsyncIterator[T]:
@@ -305,17 +347,17 @@ class AsyncClient:
                 broken = error
             if not feed.resumable and not isinstance(broken, httpx.ConnectError):
                 hint = "Start the operation again."
-                raise calls.gone(self._socket, "it went away in the middle of the operation", hint) from broken
+                raise calls.gone(self._address, "it went away in the middle of the operation", hint) from broken
             await self._await_service(broken, deadline)
 
     async def _await_service(self, error: Exception, deadline: float) -> None:
         """Return when it is worth trying again; see `Client`."""
         absent = isinstance(error, httpx.ConnectError)
         if absent and not self._met and not self._revive:
-            raise calls.gone(self._socket, str(error), calls.START) from error
+            raise calls.absent(self._address, error) from error
         if asyncio.get_running_loop().time() > deadline:
-            raise calls.lost(self._socket, self._patience, error) from error
-        if absent and self._revive and (not self._met or os.path.exists(self._socket)):
+            raise calls.lost(self._address, self._patience, error) from error
+        if absent and self._revive and (not self._met or os.path.exists(str(self._address))):
             await self._revive()
         else:
             await asyncio.sleep(PAUSE)

@@ -70,7 +70,7 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
 
     @property
     def all_headers(self) -> dict[str, str]:
-        return dict(self.headers) | ({"Content-Type": "application/json"} if self.body else {})
+        return ({"Content-Type": "application/json"} if self.body else {}) | dict(self.headers)
 
     def read(self, status: int, body: bytes) -> T:
         """The answer as a record.
@@ -102,240 +102,262 @@ def unreadable(title: str, error: Exception) -> ServiceError:
     return ServiceError(Problem(title, 502, "internal", f"the service's answer cannot be read: {error}", hint))
 
 
-def gone(socket: str, why: str, hint: str) -> ServiceError:
-    """The service does not answer at its socket."""
-    return ServiceError(Problem(f"reach the service at {socket}", 503, "unavailable", why, hint))
+def gone(address: object, why: str, hint: str) -> ServiceError:
+    """The service does not answer at its socket, or its URL."""
+    return ServiceError(Problem(f"reach the service at {address}", 503, "unavailable", why, hint))
 
 
-def lost(socket: str, patience: float, error: Exception) -> ServiceError:
+def absent(address: object, error: Exception) -> ServiceError:
+    """Nobody is there, or nobody whom we believe."""
+    if isinstance(address, str):
+        return gone(address, str(error), START)
+    if "certificate" in str(error).lower():
+        return gone(address, str(error), "Let GHV_CA name a file with its certificate, or its authority's.")
+    return gone(address, str(error), "See that GHV_URL is right, and ask whoever runs the service.")
+
+
+def lost(address: object, patience: float, error: Exception) -> ServiceError:
     """The service went away and stayed away."""
     why = f"it did not come back within {patience:.0f} s ({error})"
-    return gone(socket, why, f"Jobs go on at their sites without it. {START}")
+    next_step = START if isinstance(address, str) else "Ask whoever runs it."
+    return gone(address, why, f"Jobs go on at their sites without it. {next_step}")
 
 
-def _path(*parts: str, **query: Any) -> str:
+def path_of(*parts: str, **query: Any) -> str:
     path = "/v1/" + "/".join(quote(part, safe="") for part in parts)
     given = {key: value for key, value in query.items() if value not in ("", None, ())}
     return f"{path}?{urlencode(given, doseq=True)}" if given else path
 
 
+def once(key: str = "") -> tuple[tuple[str, str], ...]:
+    """What makes a request safe to repeat: the service answers a key that it has seen as it did the first time."""
+    return (("Idempotency-Key", key or os.urandom(16).hex()),)
+
+
 def submit(request: JobRequest, key: str = "") -> Call[JobView]:
     """`key`: the idempotency key; a second request with it returns the first one's job. Default: a new one."""
-    headers = (("Idempotency-Key", key or os.urandom(16).hex()),)
-    return Call("POST", _path("jobs"), JobView, msgspec.json.encode(request), headers)
+    return Call("POST", path_of("jobs"), JobView, msgspec.json.encode(request), once(key))
 
 
 def jobs(states: Sequence[str], before: str, group: str | None, limit: int) -> Call[tuple[JobView, ...]]:
-    path = _path("jobs", state=tuple(states), before=before, limit=limit)
+    path = path_of("jobs", state=tuple(states), before=before, limit=limit)
     return Call("GET", path if group is None else f"{path}&group={quote(group)}", tuple[JobView, ...])
 
 
 def submit_group(request: JobRequest, key: str = "") -> Call[GroupView]:
-    headers = (("Idempotency-Key", key or os.urandom(16).hex()),)
-    return Call("POST", _path("groups"), GroupView, msgspec.json.encode(request), headers)
+    return Call("POST", path_of("groups"), GroupView, msgspec.json.encode(request), once(key))
 
 
 def submit_workflow(request: Request, key: str = "") -> Call[GroupView]:
-    headers = (("Idempotency-Key", key or os.urandom(16).hex()),)
-    return Call("POST", _path("workflows"), GroupView, msgspec.json.encode(request), headers)
+    return Call("POST", path_of("workflows"), GroupView, msgspec.json.encode(request), once(key))
 
 
 def workflow(group: str) -> Call[Progress]:
     from gridhypervisor.model.workflow import Progress  # here: few calls need it, and every `ghv` would wait for it
 
-    return Call("GET", _path("groups", group, "nodes"), Progress)
+    return Call("GET", path_of("groups", group, "nodes"), Progress)
 
 
 def groups(before: str, limit: int) -> Call[tuple[GroupView, ...]]:
-    return Call("GET", _path("groups", before=before, limit=limit), tuple[GroupView, ...])
+    return Call("GET", path_of("groups", before=before, limit=limit), tuple[GroupView, ...])
 
 
 def group(group: str) -> Call[GroupView]:
-    return Call("GET", _path("groups", group), GroupView)
+    return Call("GET", path_of("groups", group), GroupView)
 
 
 def member(group: str, name: str) -> Call[JobView]:
-    return Call("GET", _path("groups", group, "members", name), JobView)
+    return Call("GET", path_of("groups", group, "members", name), JobView)
 
 
 def cancel_group(group: str) -> Call[GroupView]:
-    return Call("POST", _path("groups", group, "cancel"), GroupView)
+    return Call("POST", path_of("groups", group, "cancel"), GroupView)
 
 
 def recover_group(group: str) -> Call[GroupView]:
-    return Call("POST", _path("groups", group, "recover"), GroupView)
+    return Call("POST", path_of("groups", group, "recover"), GroupView)
 
 
 def delete_group(group: str) -> Call[None]:
-    return Call("DELETE", _path("groups", group), type(None))
+    return Call("DELETE", path_of("groups", group), type(None))
 
 
 def job(job: str) -> Call[JobDetail]:
-    return Call("GET", _path("jobs", job), JobDetail)
+    return Call("GET", path_of("jobs", job), JobDetail)
 
 
 def cancel(job: str) -> Call[JobView]:
-    return Call("POST", _path("jobs", job, "cancel"), JobView)
+    return Call("POST", path_of("jobs", job, "cancel"), JobView)
 
 
 def recover(job: str) -> Call[JobView]:
-    return Call("POST", _path("jobs", job, "recover"), JobView)
+    return Call("POST", path_of("jobs", job, "recover"), JobView)
 
 
 def move(job: str, to: str) -> Call[JobView]:
-    return Call("POST", _path("jobs", job, "move", to=to), JobView, repeatable=False)
+    return Call("POST", path_of("jobs", job, "move", to=to), JobView, headers=once())
 
 
 def suspend(job: str) -> Call[JobView]:
-    return Call("POST", _path("jobs", job, "suspend"), JobView)
+    return Call("POST", path_of("jobs", job, "suspend"), JobView)
 
 
 def resume(job: str) -> Call[JobView]:
-    return Call("POST", _path("jobs", job, "resume"), JobView)
+    return Call("POST", path_of("jobs", job, "resume"), JobView)
 
 
 def save(job: str) -> Call[JobView]:
-    return Call("POST", _path("jobs", job, "checkpoint"), JobView, repeatable=False)
+    return Call("POST", path_of("jobs", job, "checkpoint"), JobView, headers=once())
 
 
 def checkpoints(job: str) -> Call[list[CheckpointView]]:
-    return Call("GET", _path("checkpoints", job=job), list[CheckpointView])
+    return Call("GET", path_of("checkpoints", job=job), list[CheckpointView])
 
 
 def delete_checkpoint(checkpoint: str) -> Call[None]:
-    return Call("DELETE", _path("checkpoints", checkpoint), type(None))
+    return Call("DELETE", path_of("checkpoints", checkpoint), type(None))
 
 
 def restore(checkpoint: str) -> Call[JobView]:
-    return Call("POST", _path("checkpoints", checkpoint, "restore"), JobView)
+    return Call("POST", path_of("checkpoints", checkpoint, "restore"), JobView)
 
 
 def delete(job: str) -> Call[None]:
-    return Call("DELETE", _path("jobs", job), type(None))
+    return Call("DELETE", path_of("jobs", job), type(None))
 
 
 def explain(job: str) -> Call[Explanation]:
-    return Call("GET", _path("jobs", job, "explain"), Explanation)
+    return Call("GET", path_of("jobs", job, "explain"), Explanation)
 
 
 def replay(job: str) -> Call[ReplayView]:
-    return Call("GET", _path("jobs", job, "replay"), ReplayView)
+    return Call("GET", path_of("jobs", job, "replay"), ReplayView)
 
 
 def history(job: str) -> Call[History]:
     from gridhypervisor.model.accounts import History  # here, as below: every `ghv` imports this module
 
-    return Call("GET", _path("jobs", job, "history"), History)
+    return Call("GET", path_of("jobs", job, "history"), History)
 
 
 def accounting(by: Sequence[By], since: float, until: float | None) -> Call[Accounts]:
     from gridhypervisor.model.accounts import Accounts
 
-    return Call("GET", _path("accounting", by=tuple(by), since=since, until=until), Accounts)
+    return Call("GET", path_of("accounting", by=tuple(by), since=since, until=until), Accounts)
 
 
 def log(job: str, stream: str, offset: int, limit: int) -> Call[bytes]:
-    return Call("GET", _path("jobs", job, "logs", stream=stream, offset=offset, limit=limit), bytes)
+    return Call("GET", path_of("jobs", job, "logs", stream=stream, offset=offset, limit=limit), bytes)
 
 
 def events(after: int, job: str, limit: int) -> Call[tuple[EventView, ...]]:
-    return Call("GET", _path("events", after=after, job=job, limit=limit), tuple[EventView, ...])
+    return Call("GET", path_of("events", after=after, job=job, limit=limit), tuple[EventView, ...])
 
 
 def images() -> Call[tuple[ImageView, ...]]:
-    return Call("GET", _path("images"), tuple[ImageView, ...])
+    return Call("GET", path_of("images"), tuple[ImageView, ...])
 
 
 def image(reference: str) -> Call[ImageView]:
-    return Call("GET", _path("images", reference), ImageView)
+    return Call("GET", path_of("images", reference), ImageView)
 
 
 def build_image(request: ImageBuildRequest) -> Call[Operation]:
-    return Call("POST", _path("images", "build"), Operation, msgspec.json.encode(request), repeatable=False)
+    return Call("POST", path_of("images", "build"), Operation, msgspec.json.encode(request), once())
 
 
 def import_image(request: ImageImportRequest) -> Call[Operation]:
-    return Call("POST", _path("images", "import"), Operation, msgspec.json.encode(request), repeatable=False)
+    return Call("POST", path_of("images", "import"), Operation, msgspec.json.encode(request), once())
 
 
 def verify_image(reference: str) -> Call[Operation]:
-    return Call("POST", _path("images", reference, "verify"), Operation)
+    return Call("POST", path_of("images", reference, "verify"), Operation, headers=once())
 
 
 def delete_image(reference: str) -> Call[None]:
-    return Call("DELETE", _path("images", reference), type(None))
+    return Call("DELETE", path_of("images", reference), type(None))
 
 
 def sites() -> Call[tuple[SiteView, ...]]:
-    return Call("GET", _path("sites"), tuple[SiteView, ...])
+    return Call("GET", path_of("sites"), tuple[SiteView, ...])
 
 
 def site(name: str) -> Call[SiteView]:
-    return Call("GET", _path("sites", name), SiteView)
+    return Call("GET", path_of("sites", name), SiteView)
 
 
 def add_site(request: SiteRequest) -> Call[SiteView]:
-    return Call("POST", _path("sites"), SiteView, msgspec.json.encode(request), repeatable=False)
+    return Call("POST", path_of("sites"), SiteView, msgspec.json.encode(request), once())
 
 
-def edit_site(name: str, change: SiteChange) -> Call[SiteView]:
-    return Call("PATCH", _path("sites", name), SiteView, msgspec.json.encode(change), repeatable=False)
+def edit_site(name: str, change: SiteChange, version: int | None = None) -> Call[SiteView]:
+    body = msgspec.json.encode(change)
+    return Call("PATCH", path_of("sites", name), SiteView, body, _if_match(version), repeatable=False)
+
+
+def _if_match(version: int | None) -> tuple[tuple[str, str], ...]:
+    return () if version is None else (("If-Match", f'"{version}"'),)
 
 
 def drain_site(name: str, *, undo: bool = False) -> Call[SiteView]:
-    return Call("POST", _path("sites", name, "drain", undo="true" if undo else ""), SiteView)
+    return Call("POST", path_of("sites", name, "drain", undo="true" if undo else ""), SiteView)
 
 
 def login_site(name: str) -> Call[SiteLogin]:
-    return Call("POST", _path("sites", name, "login"), SiteLogin)
+    return Call("POST", path_of("sites", name, "login"), SiteLogin)
 
 
 def remove_site(name: str, *, abandon: bool = False) -> Call[SiteRemoval]:
-    return Call("DELETE", _path("sites", name, abandon="true" if abandon else ""), SiteRemoval)
+    return Call("DELETE", path_of("sites", name, abandon="true" if abandon else ""), SiteRemoval)
 
 
 def check_site(name: str, patience: int = PATIENCE) -> Call[Operation]:
-    return Call("POST", _path("sites", name, "check", patience=patience), Operation, repeatable=False)
+    return Call("POST", path_of("sites", name, "check", patience=patience), Operation, headers=once())
 
 
 def site_usage(name: str) -> Call[SiteUsage]:
-    return Call("GET", _path("sites", name, "usage"), SiteUsage)
+    return Call("GET", path_of("sites", name, "usage"), SiteUsage)
 
 
 def match(spec: JobSpec) -> Call[MatchView]:
-    return Call("POST", _path("match"), MatchView, msgspec.json.encode(spec))
+    return Call("POST", path_of("match"), MatchView, msgspec.json.encode(spec))
 
 
 def nodes(site: str) -> Call[tuple[NodeView, ...]]:
-    return Call("GET", _path("nodes", site=site), tuple[NodeView, ...])
+    return Call("GET", path_of("nodes", site=site), tuple[NodeView, ...])
 
 
 def plan(limit: int) -> Call[tuple[PlannedView, ...]]:
-    return Call("GET", _path("plan", limit=limit), tuple[PlannedView, ...])
+    return Call("GET", path_of("plan", limit=limit), tuple[PlannedView, ...])
 
 
 def policy() -> Call[PolicyView]:
     from gridhypervisor.model.policy import PolicyView  # few ask for it, and every `ghv` imports this module
 
-    return Call("GET", _path("policy"), PolicyView)
+    return Call("GET", path_of("policy"), PolicyView)
 
 
-def set_policy(policy: SchedulingPolicy) -> Call[PolicyView]:
+def set_policy(policy: SchedulingPolicy, version: int | None = None) -> Call[PolicyView]:
     from gridhypervisor.model.policy import PolicyView
 
-    return Call("PUT", _path("policy"), PolicyView, msgspec.json.encode(policy), repeatable=False)
+    body = msgspec.json.encode(policy)
+    return Call("PUT", path_of("policy"), PolicyView, body, _if_match(version), repeatable=False)
 
 
 def stop_operation(operation: Operation) -> Call[None]:
-    return Call("DELETE", _path("operations", operation.id), type(None))
+    return Call("DELETE", path_of("operations", operation.id), type(None))
+
+
+def operations() -> Call[tuple[Operation, ...]]:
+    return Call("GET", path_of("operations"), tuple[Operation, ...])
 
 
 def status() -> Call[ServiceView]:
-    return Call("GET", _path("service"), ServiceView)
+    return Call("GET", path_of("service"), ServiceView)
 
 
 def stop() -> Call[None]:
-    return Call("POST", _path("service", "stop"), type(None), repeatable=False)
+    return Call("POST", path_of("service", "stop"), type(None), repeatable=False)
 
 
 class Feed(abc.ABC, Generic[T]):
@@ -392,7 +414,7 @@ class JobFeed(Feed[FollowItem]):
     @property
     def path(self) -> str:
         offsets = self.offsets if self._output else {}
-        return _path("jobs", self._job, "follow", output=str(self._output).lower(), **offsets)
+        return path_of("jobs", self._job, "follow", output=str(self._output).lower(), **offsets)
 
     def _accept(self, item: FollowItem) -> FollowItem | None:
         self.ended = item.kind is FollowKind.END
@@ -417,7 +439,7 @@ class GroupFeed(Feed[GroupView]):
 
     @property
     def path(self) -> str:
-        return _path("groups", self._group, "follow")
+        return path_of("groups", self._group, "follow")
 
     def _accept(self, item: GroupView) -> GroupView:
         self.ended = item.state.final
@@ -433,7 +455,7 @@ class EventFeed(Feed[EventView]):
 
     @property
     def path(self) -> str:
-        return _path("events", watch="true", after=self._after, job=self._job)
+        return path_of("events", watch="true", after=self._after, job=self._job)
 
     def _accept(self, item: EventView) -> EventView | None:
         if item.sequence <= self._after:
@@ -453,7 +475,7 @@ class OperationFeed(Feed[OperationItem]):
 
     @property
     def path(self) -> str:
-        return _path("operations", self._operation.id)
+        return path_of("operations", self._operation.id)
 
     def _accept(self, item: OperationItem) -> OperationItem:
         if item.kind == "error" and item.problem is not None:

@@ -1,4 +1,4 @@
-"""As much of HTTP/1.1 as the service speaks, over its Unix socket, one request a connection. No retries, no meaning.
+"""As much of HTTP/1.1 as the service speaks, one request a connection. No retries, no meaning.
 
 Not the standard library's: importing that takes longer than all that `ghv` asks for, and each start would pay for it.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from gridhypervisor.client.remote import Remote
 
 NO_CONTENT = 204
 _PIECE = 1 << 16
@@ -24,18 +27,37 @@ class Cut(ConnectionError):
     """What came is no whole answer: the service died, or it is none."""
 
 
+def _connected(address: str | Remote) -> socket.socket:
+    try:
+        if not isinstance(address, str):
+            return address.connect()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    except OSError as error:
+        raise Absent(str(error)) from error
+
+
+def _authorized(address: Remote) -> dict[str, str]:
+    return {"Authorization": f"Bearer {address.token}"}
+
+
 class Exchange:
     """A request, sent, and its answer, whose head has come. Used in `with`."""
 
-    def __init__(self, path: str, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> None:
-        """Raises: Absent; Cut; OSError: the connection broke."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(
+        self, address: str | Remote, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> None:
+        """`address`: the path of a Unix socket, or a service elsewhere. Raises: Absent; Cut; OSError: the connection
+        broke."""
+        host, theirs = ("localhost", {}) if isinstance(address, str) else (address.netloc, _authorized(address))
+        self._socket = _connected(address)
         try:
-            try:
-                self._socket.connect(path)
-            except OSError as error:
-                raise Absent(str(error)) from error
-            given = {"Host": "localhost", "Connection": "close", "Content-Length": str(len(body)), **headers}
+            given = {"Host": host, "Connection": "close", "Content-Length": str(len(body)), **theirs, **headers}
             head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items()), "", ""]
             self._socket.sendall("\r\n".join(head).encode() + body)
             self._file = self._socket.makefile("rb")

@@ -81,7 +81,11 @@ def _is_ours(folder: str) -> bool:
 
 
 def connect(paths: Paths | None = None, *, patience: float = 60.0) -> Client:
-    """A client of this user's service, which is started when it is needed."""
+    """A client of the service that `GHV_URL` names; or else of this user's own, which is started when it is needed."""
+    if paths is None and os.environ.get("GHV_URL"):
+        from gridhypervisor.client.remote import find_remote  # which few need
+
+        return Client(find_remote() or "", patience=patience)
     where = paths or find_paths()
 
     def revive() -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from gridhypervisor.client import calls
+from gridhypervisor.client import calls, usercalls
 from gridhypervisor.client.calls import Call, Feed
 from gridhypervisor.client.http import Absent, Exchange
 from gridhypervisor.model.spec import JobSpec
@@ -41,6 +41,8 @@ from gridhypervisor.model.views import (
 )
 
 if TYPE_CHECKING:
+    from gridhypervisor.client.remote import Remote
+    from gridhypervisor.model.access import Caller, Result, TokenRequest, TokenView, Upload
     from gridhypervisor.model.accounts import Accounts, By, History
     from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
     from gridhypervisor.model.workflow import Progress, Request
@@ -52,16 +54,24 @@ PAUSE = 0.1
 
 
 class Client:
-    """Speaks to the service behind `socket_path`. Every method raises ServiceError. May be used from several threads.
+    """Speaks to the service behind a Unix socket, or to a `Remote`. Every method raises ServiceError. May be used from
+    several threads.
 
     When the service cannot be reached, `revive` (if given) is called to start it: at the first call, and later when it
     has crashed, which it has where its socket lies there and nobody listens. A service that was stopped on purpose
     took its socket away: then the client waits, up to `patience` seconds, for whoever stopped it to start it again.
     """
 
-    def __init__(self, socket_path: str, *, revive: Callable[[], None] | None = None, patience: float = 60.0) -> None:
-        self._socket, self._revive, self._patience = socket_path, revive, patience
+    def __init__(
+        self, address: str | Remote, *, revive: Callable[[], None] | None = None, patience: float = 60.0
+    ) -> None:
+        self._address, self._revive, self._patience = address, revive, patience
         self._met = False
+
+    @property
+    def remote(self) -> bool:
+        """Whether the service is elsewhere: it has other files than this machine."""
+        return not isinstance(self._address, str)
 
     def submit(self, request: JobRequest, key: str = "") -> JobView:
         return self._ask(calls.submit(request, key))
@@ -189,8 +199,9 @@ class Client:
     def add_site(self, request: SiteRequest) -> SiteView:
         return self._ask(calls.add_site(request))
 
-    def edit_site(self, name: str, change: SiteChange) -> SiteView:
-        return self._ask(calls.edit_site(name, change))
+    def edit_site(self, name: str, change: SiteChange, *, version: int | None = None) -> SiteView:
+        """`version`: only if it has this one."""
+        return self._ask(calls.edit_site(name, change, version))
 
     def drain_site(self, name: str, *, undo: bool = False) -> SiteView:
         """Give the site no new work; `undo`: give it work again."""
@@ -237,8 +248,9 @@ class Client:
     def policy(self) -> PolicyView:
         return self._ask(calls.policy())
 
-    def set_policy(self, policy: SchedulingPolicy) -> PolicyView:
-        return self._ask(calls.set_policy(policy))
+    def set_policy(self, policy: SchedulingPolicy, *, version: int | None = None) -> PolicyView:
+        """`version`: only if the one before has it."""
+        return self._ask(calls.set_policy(policy, version))
 
     def follow_operation(self, operation: Operation) -> Iterator[OperationItem]:
         """Its progress; ends with the item of kind `done`, or raises the operation's error."""
@@ -247,6 +259,40 @@ class Client:
     def stop_operation(self, operation: Operation) -> None:
         """End it before its time: what it has begun at a site is withdrawn."""
         self._ask(calls.stop_operation(operation))
+
+    def operations(self) -> tuple[Operation, ...]:
+        """Those under way, and the last that have ended."""
+        return self._ask(calls.operations())
+
+    def caller(self) -> Caller:
+        """As whom the service takes this client, and what it may."""
+        return self._ask(usercalls.caller())
+
+    def tokens(self) -> tuple[TokenView, ...]:
+        return self._ask(usercalls.tokens())
+
+    def create_token(self, request: TokenRequest) -> TokenView:
+        """The answer has the secret; it is told nowhere else."""
+        return self._ask(usercalls.create_token(request))
+
+    def revoke_token(self, token: str) -> TokenView:
+        return self._ask(usercalls.revoke_token(token))
+
+    def upload(self, sha256: str) -> Upload:
+        """How much of a file has come."""
+        return self._ask(usercalls.upload(sha256))
+
+    def add_upload(self, sha256: str, offset: int, size: int, data: bytes) -> Upload:
+        """Send a piece, at most 8 MiB, of a file of `size` bytes; `client.files` sends whole ones."""
+        return self._ask(usercalls.add_upload(sha256, offset, size, data))
+
+    def results(self, job: str) -> tuple[Result, ...]:
+        """What the service keeps of a job that has no destination."""
+        return self._ask(usercalls.results(job))
+
+    def result(self, job: str, path: str, *, offset: int = 0, limit: int = 8 << 20) -> bytes:
+        """Bytes of one of them; empty: there are no more."""
+        return self._ask(usercalls.result(job, path, offset, limit))
 
     def status(self) -> ServiceView:
         return self._ask(calls.status())
@@ -259,14 +305,14 @@ class Client:
         deadline = time.monotonic() + self._patience
         while True:
             try:
-                with Exchange(self._socket, call.method, call.path, call.all_headers, call.body) as answer:
+                with Exchange(self._address, call.method, call.path, call.all_headers, call.body) as answer:
                     self._met = True
                     return call.read(answer.status, answer.read())
             except OSError as error:
                 self._met |= not isinstance(error, Absent)
                 if not call.repeatable and not isinstance(error, Absent):
                     hint = "It may have been carried out or not: look before asking again."
-                    raise calls.gone(self._socket, f"it went away before it answered ({error})", hint) from error
+                    raise calls.gone(self._address, f"it went away before it answered ({error})", hint) from error
                 self._await_service(error, deadline)
 
     def _stream(self, feed: Feed[T]) -> Iterator[T]:
@@ -274,7 +320,7 @@ class Client:
         while True:
             broken: Exception = ConnectionError("the stream ended early")
             try:
-                with Exchange(self._socket, "GET", feed.path, {}) as answer:
+                with Exchange(self._address, "GET", feed.path, {}) as answer:
                     self._met = True
                     if answer.status >= 400:
                         raise calls.refusal(f"GET {feed.path}", answer.status, answer.read())
@@ -290,17 +336,17 @@ class Client:
                 broken = error
             if not feed.resumable and not isinstance(broken, Absent):
                 hint = "Start the operation again."
-                raise calls.gone(self._socket, "it went away in the middle of the operation", hint) from broken
+                raise calls.gone(self._address, "it went away in the middle of the operation", hint) from broken
             self._await_service(broken, deadline)
 
     def _await_service(self, error: Exception, deadline: float) -> None:
         """Return when it is worth trying again."""
         absent = isinstance(error, Absent)
         if absent and not self._met and not self._revive:
-            raise calls.gone(self._socket, str(error), calls.START) from error
+            raise calls.absent(self._address, error) from error
         if time.monotonic() > deadline:
-            raise calls.lost(self._socket, self._patience, error) from error
-        if absent and self._revive and (not self._met or os.path.exists(self._socket)):
+            raise calls.lost(self._address, self._patience, error) from error
+        if absent and self._revive and (not self._met or os.path.exists(str(self._address))):
             self._revive()
         else:
             time.sleep(PAUSE)

@@ -6,6 +6,7 @@ There is at most one task of a kind for each entry. What an outcome means, the p
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from gridhypervisor.execution.cases import Cases
@@ -17,7 +18,7 @@ from gridhypervisor.planning.world import Outcome, Result
 
 
 class Actions:
-    """`touch` is called with each job of which an action has ended."""
+    """`touch` is called with each job of which an action has ended; `count` of each kind and result how many have."""
 
     def __init__(
         self,
@@ -26,8 +27,10 @@ class Actions:
         touch: Callable[[str], None],
         clock: Callable[[], float],
         steps: Steps,
+        count: Counter[tuple[str, str]],
     ) -> None:
         self._sessions, self._cases, self._touch, self._clock, self._steps = sessions, cases, touch, clock, steps
+        self._count = count
         self._tasks: dict[tuple[str, ActionKind], asyncio.Task[None]] = {}
 
     def start(self, job: str, action: Action) -> None:
@@ -69,6 +72,7 @@ class Actions:
             outcome = Outcome(Result.UNKNOWN, self._clock(), message=words, hint="report this as a bug")
         finally:
             del self._tasks[entry, kind]
+            self._count[str(kind), str(outcome.result) if outcome is not None else "stopped"] += 1
             if job in self._cases:
                 self._ended(job, entry, kind, outcome)
 

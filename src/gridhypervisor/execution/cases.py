@@ -15,7 +15,7 @@ from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.wire import NO_SHARE, Share
 from gridhypervisor.planning.draft import HOLDS_PLACE
 from gridhypervisor.planning.forecast import Held
-from gridhypervisor.planning.placement import amounts
+from gridhypervisor.planning.segments import walltime_of
 from gridhypervisor.planning.suiting import share
 from gridhypervisor.planning.world import UNSEEN, Case, Observed, Seen
 
@@ -130,7 +130,7 @@ class Cases(Mapping[str, Case]):
                 case.job.owner,
                 case.job.project,
                 a.site,
-                (a.times.running or now) + amounts(case.job.spec.resources)[2],
+                (a.times.running or now) + walltime_of(case.job.spec, a),
             )
             for case in self._cases.values()
             for a in case.allocations
@@ -189,18 +189,20 @@ class Cases(Mapping[str, Case]):
         if before == after:
             return set()
         for case, sites, sign in ((old, before, -1), (new, after, 1)):
-            for site in sites:
+            for site, walltime in sites:
                 assert case is not None
                 self._places[site] += sign
-                self._shares[site] = self.share(site) + share(case.job).times(sign)
+                self._shares[site] = self.share(site) + share(case.job, walltime).times(sign)
                 self._users[case.job.owner] += sign
                 self._projects[case.job.project] += sign
-        return set(before).difference(after)
+        return {site for site, _ in before}.difference(site for site, _ in after)
 
 
-def _holders(case: Case | None) -> list[str]:
-    """The sites where it holds a place, each as often as it does."""
-    return [a.site for a in case.allocations if a.state in HOLDS_PLACE] if case is not None else []
+def _holders(case: Case | None) -> list[tuple[str, int]]:
+    """The sites where it holds a place, each as often as it does, and for how many seconds at most."""
+    if case is None:
+        return []
+    return [(a.site, walltime_of(case.job.spec, a)) for a in case.allocations if a.state in HOLDS_PLACE]
 
 
 def _urgency(a: Allocation) -> bool | None:

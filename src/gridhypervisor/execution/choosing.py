@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.planning.placement import Choice, place_all
+from gridhypervisor.planning.segments import lasts
 from gridhypervisor.planning.suiting import Grid, Seeker, share
 
 PARKED = 30.0
@@ -32,5 +33,7 @@ def _one_by_one(seekers: Sequence[Seeker], grid: Grid) -> dict[str, Choice]:
             continue
         if choice.site is not None:
             facts = sites[choice.site]
-            sites[choice.site] = replace(facts, alive=facts.alive + 1, own=facts.own + share(job))
+            sites[choice.site] = replace(
+                facts, alive=facts.alive + 1, own=facts.own + share(job, lasts(job.spec, facts))
+            )
     return choices

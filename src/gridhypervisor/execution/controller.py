@@ -20,6 +20,7 @@ from gridhypervisor.execution.bill import Bill
 from gridhypervisor.execution.births import Births
 from gridhypervisor.execution.cases import Cases
 from gridhypervisor.execution.choosing import choose
+from gridhypervisor.execution.counts import Counts
 from gridhypervisor.execution.decisions import Decisions
 from gridhypervisor.execution.denials import Denials
 from gridhypervisor.execution.followers import Followers
@@ -28,6 +29,7 @@ from gridhypervisor.execution.grants import Grants
 from gridhypervisor.execution.groups import Groups
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.moves import Moves
+from gridhypervisor.execution.networks import Networks
 from gridhypervisor.execution.observer import Observer
 from gridhypervisor.execution.output import Output
 from gridhypervisor.execution.places import Places
@@ -57,11 +59,12 @@ from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.wire import Reason
 from gridhypervisor.planning.checkpoints import at_home
 from gridhypervisor.planning.draft import JobPlan
+from gridhypervisor.planning.fate import refusals
 from gridhypervisor.planning.gangs import leads, together, torn
 from gridhypervisor.planning.moves import given_away, left, movable
 from gridhypervisor.planning.past import SETTLING
 from gridhypervisor.planning.placement import Choice
-from gridhypervisor.planning.reconcile import plan, refusals, seeks
+from gridhypervisor.planning.reconcile import plan, seeker
 from gridhypervisor.planning.replay import as_it_is
 from gridhypervisor.planning.suiting import Seeker
 from gridhypervisor.planning.world import Case, Policy, Result, SiteFacts
@@ -102,7 +105,8 @@ class Controller:
         self.store, self.logs, self.policy, self.clock, self.steps = store, logs, policy or Policy(), clock, steps
         self.sessions = dict(sessions)
         self.waiting: dict[str, str] = {}  # job -> what it waits for, in words for the user
-        self.in_store = StoreThread()
+        self.counts = Counts()
+        self.in_store = StoreThread(self.counts)
         self.cases = Cases(self.sessions)
         self.followers = Followers()
         self.output = Output(self.sessions, self.cases, logs, self._output_came)
@@ -114,7 +118,7 @@ class Controller:
             store, self.in_store, self.scheduling, self._policy_changed, self.followers.announce_events, clock
         )
         self._strays = Strays(store, self.in_store, self.sessions, self.cases)
-        self._actions = Actions(self.sessions, self.cases, self.touch, clock, steps)
+        self._actions = Actions(self.sessions, self.cases, self.touch, clock, steps, self.counts.actions)
         self._births = Births(store, self.in_store, self._welcome, steps)
         self.groups = Groups(
             store, self.in_store, self.cases, self._adopt, self.wish, self.touch, self.followers, clock, steps,
@@ -122,13 +126,14 @@ class Controller:
         )  # fmt: skip
         self._gangs = Gangs(self.cases, self.groups.gang)
         self.after = After(store, self.in_store, self.cases, self.groups.find, self.touch)
-        self.facts = KnownSites(self.sessions, self.cases, lambda site: self.scheduling.credit(site, clock()))
+        self.facts = KnownSites(self.sessions, self.cases, self.scheduling, clock)
         self._denials = Denials(store, self.in_store, self.scheduling, clock)
         self._bill = Bill(cpu, self.sessions)
         self._grants = Grants(store, self.in_store, self.sessions, self.cases, clock)
+        self.networks = Networks(self.sessions)
         self.observer = Observer(
             self.cases, self._denials, self._places, self._strays, self.output, self.touch,
-            self.followers.announce, self._grants.heard, clock,
+            self.followers.announce, self._beat, self.networks, clock,
         )  # fmt: skip
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -145,13 +150,17 @@ class Controller:
         beside = [asyncio.create_task(each.run()) for each in (self.groups, self.after)]
         try:
             while True:
-                await self._pass(await self._agenda.due())
+                due = await self._agenda.due()
+                begun = asyncio.get_running_loop().time()
+                await self._pass(due)
+                self.counts.passes.add(asyncio.get_running_loop().time() - begun)
         finally:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
 
     async def close(self) -> None:
+        await self.networks.close()
         await self._actions.close()
         await self._strays.close()
         await self._grants.close()
@@ -289,6 +298,10 @@ class Controller:
             for job in self.cases:  # each may have to leave its site at another time, or had none to
                 self._agenda.add(job)
 
+    def _beat(self, site: str, job: str, entry: str, number: int) -> None:
+        self.counts.beats[site] += 1
+        self._grants.heard(site, job, entry, number)
+
     def _output_came(self, job: str, trouble: str) -> None:
         if trouble and job in self.cases:
             self.waiting[job] = trouble
@@ -348,9 +361,9 @@ class Controller:
 
     def _choices(self, cases: Iterable[Case], sites: Mapping[str, SiteFacts], now: float) -> dict[str, Choice]:
         seekers = [
-            Seeker(at_home(c, sites), frozenset(refusals(c, self.policy, now)), left(c, now)[0])
+            Seeker(job, frozenset(refusals(c, self.policy, now)), left(c, now)[0])
             for c in cases
-            if seeks(c)
+            if (job := seeker(c, sites, now)) is not None
         ]
         if not seekers:
             return {}

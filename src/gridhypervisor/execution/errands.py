@@ -25,10 +25,11 @@ from gridhypervisor.model.batch import Carried, Submission
 from gridhypervisor.model.errors import InputError, LinkError, LinkLost
 from gridhypervisor.model.records import ActionKind, Allocation, Job
 from gridhypervisor.model.replacing import replace
-from gridhypervisor.model.spec import parse_duration, parse_size
+from gridhypervisor.model.spec import parse_size
 from gridhypervisor.model.wire import BEGIN, CANCEL, CHECKPOINTS, SPOOL, Op, OwnerRecord, Reason, from_plain
 from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.probes import PATIENCE
+from gridhypervisor.planning.segments import walltime_of
 from gridhypervisor.planning.sites import carried
 from gridhypervisor.planning.warm import lasting, warmth
 from gridhypervisor.planning.world import Case, Outcome, Result
@@ -105,9 +106,7 @@ class Errands:
         match action.kind:
             case ActionKind.PROLOG:
                 await self._measure()
-                begun = next((c.checkpoint.streams for c in case.checkpoints if c.id == a.restore), None)
-                if begun is not None:
-                    await asyncio.to_thread(self._logs.begin, a.job, a.epoch, begun)
+                await self._note_beginning(a, case)
                 await self._prolog.prepare(a, case)
             case ActionKind.SUBMIT:
                 return await self._submit(a, case.job)
@@ -118,6 +117,7 @@ class Errands:
             case ActionKind.REQUEST_CANCEL:
                 await self._connection.ask(Op.REQUEST, {"entry": a.pilot_job, "what": CANCEL, "why": action.why})
             case ActionKind.BEGIN:
+                await self._note_beginning(a, case)
                 await self._connection.ask(Op.REQUEST, {"entry": a.pilot_job, "what": BEGIN, "members": action.members})
             case ActionKind.SAVE if a.saving is not None:
                 asked = {"number": a.saving.number, "then": a.saving.then, "why": a.saving.why}
@@ -144,14 +144,21 @@ class Errands:
                 return await self._clean(action, case.job)
         return self._outcome(Result.OK)
 
+    async def _note_beginning(self, a: Allocation, case: Case) -> None:
+        """What its streams begin with, where it goes on from a checkpoint, before any of it comes."""
+        begun = next((c.checkpoint.streams for c in case.checkpoints if c.id == a.restore), None)
+        if begun is not None:
+            await asyncio.to_thread(self._logs.begin, a.job, a.epoch, begun)
+
     async def _submit(self, a: Allocation, job: Job) -> Outcome:
         connection, resources = self._connection, job.spec.resources
         way = None
         if connection.tickets is not None and carried(connection.site):
             patience = PATIENCE if job.probe else None
             way = Carried(str(connection.gate), connection.bundle, connection.tickets.entry(a.pilot_job), patience)
-        facts, walltime = connection.facts, parse_duration(resources.walltime)
-        warm = warmth(job, connection.site, connection.installation, connection.bundle, connection.driver.idle)
+        facts, walltime = connection.facts, walltime_of(job.spec, a)
+        idle = connection.driver.idle if not a.ahead else 0.0  # it waits for its word, and serves nobody meanwhile
+        warm = warmth(job, connection.site, connection.installation, connection.bundle, idle)
         if warm is not None:
             with contextlib.suppress(LinkError):  # its own batch job serves it all the same
                 await connection.ask(Op.OFFER, {"entry": a.pilot_job, "pool": warm.pool})
@@ -182,14 +189,13 @@ class Errands:
         collector = self._collector(action.allocation)
         await collector.logs()
         printed = {name: place for name in OUTPUT if (place := getattr(job.spec, name))}
+        home = Path(job.destination) if job.destination else self._logs.home(job.id)
         try:
-            await collector.streams(Path(job.destination), printed)
+            await collector.streams(home, printed)
         finally:  # what keeps these from the user keeps nothing else
             if action.results:
                 spec = job.spec
-                await collector.results(
-                    Path(job.destination), spec.outputs, spec.destinations, others=spec.restart_files
-                )
+                await collector.results(home, spec.outputs, spec.destinations, others=spec.restart_files)
             else:
                 await restarts.keep(collector, self._logs, action.allocation, job)
 

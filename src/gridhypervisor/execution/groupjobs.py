@@ -15,6 +15,7 @@ from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.jobs import name_of
 from gridhypervisor.execution.present import case_of, group_view
 from gridhypervisor.execution.suspending import SuspendableJobs
+from gridhypervisor.model.access import Caller
 from gridhypervisor.model.commit import StoreError
 from gridhypervisor.model.nodejob import node_job
 from gridhypervisor.model.records import Event, Group, JobState, Wish
@@ -40,19 +41,19 @@ class GroupJobs(SuspendableJobs):
         super().__init__(controller, resolve, owner, project)
         controller.groups.workflows.describe = self.describe
 
-    async def submit_group(self, request: JobRequest, idempotency_key: str) -> GroupView:
+    async def submit_group(self, request: JobRequest, idempotency_key: str, caller: Caller) -> GroupView:
         """Take an array or a gang in, whole: one record, however many tasks it has."""
         spec, now = request.spec, self.controller.clock()
         title = "submit gang" if spec.gang is not None else "submit array"
         if not spec.array and spec.gang is None:
             why = "array: it does not say of which tasks, and it is no gang either"
             raise ServiceError(Problem(title, 422, "invalid", why, "POST a job that is neither to /v1/jobs"))
-        digest, manifest = self.image_for(spec)
+        digest, manifest = self.image_for(spec, caller.owner)
         await self.require(spec.after)
         group = Group(
             id="",
-            owner=self.owner,
-            project=self.project,
+            owner=caller.owner,
+            project=caller.project,
             name=name_of(spec),
             spec=spec,
             destination=request.destination,
@@ -62,12 +63,12 @@ class GroupJobs(SuspendableJobs):
             created=now,
             version=1,
         )
-        event = Event(now, self.owner, self.project, "", "group", "", "", JobState.PENDING)
+        event = Event(now, group.owner, group.project, "", "group", "", "", JobState.PENDING)
         try:
             made = await self.controller.groups.create(group, event, idempotency_key)
         except StoreError as error:
             raise ServiceError(Problem(title, 507, "unavailable", str(error), error.hint)) from error
-        return msgspec.structs.replace(await self.group(made.id), warning=self.warning(spec, digest, manifest))
+        return msgspec.structs.replace(await self.group(made.id), warning=self.warning(spec, digest, manifest, caller))
 
     async def submit_workflow(self, request: Request, idempotency_key: str) -> GroupView:
         """Take a workflow in, once all of its job files that are there already have been read."""
@@ -138,13 +139,14 @@ class GroupJobs(SuspendableJobs):
             ) from error
         except SpecError as error:
             raise ServiceError(Problem(title, 422, "invalid", str(error), "mend the lines named")) from error
-        digest, image = self.image_for(spec)
+        digest, image = self.image_for(spec, self.owner)
         beside = os.path.dirname(path)
         return Described(spec, beside, digest, image)
 
-    async def groups(self, *, before: str, limit: int) -> list[GroupView]:
+    async def groups(self, *, before: str, owner: str = "", limit: int) -> list[GroupView]:
         try:
-            found = await self.controller.in_store(partial(self.store.groups, before=before, limit=limit))
+            list_groups = partial(self.store.groups, before=before, owner=owner, limit=limit)
+            found = await self.controller.in_store(list_groups)
         except ValueError as error:
             hint = "give the id of the last one of the page before, e.g. a12"
             raise ServiceError(Problem("list groups", 422, "invalid", f"before: {error}", hint)) from error

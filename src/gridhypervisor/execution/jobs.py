@@ -11,6 +11,7 @@ import msgspec
 from gridhypervisor.execution.controller import Controller
 from gridhypervisor.execution.logs import OUTPUT, STREAMS
 from gridhypervisor.execution.present import case_of, event_view, job_detail, job_view, member_view, planned_view
+from gridhypervisor.model.access import Caller
 from gridhypervisor.model.accounts import MOST, Accounts, By, History
 from gridhypervisor.model.arrays import Values, task
 from gridhypervisor.model.commit import Birth, StoreError
@@ -50,6 +51,9 @@ from gridhypervisor.planning.world import Case
 CHUNK = 256 << 10
 """Bytes of output in one item of a follow stream."""
 
+MOST_REMEMBERED = 5_000
+"""Jobs that have ended of which it is remembered how they are: what lists show again and again."""
+
 MOST_MEMBERS = 256
 """Of a gang: more than these no gang has."""
 
@@ -59,12 +63,20 @@ def name_of(spec: JobSpec) -> str:
     return spec.name or spec.command[0].rpartition("/")[2][:63]
 
 
+def job_of(checkpoint: str) -> str:
+    """The job whose checkpoint has this id, INSTALLATION-JOB-EPOCH-N; empty: it is no checkpoint's id."""
+    parts = checkpoint.split("-")
+    return parts[1] if len(parts) == 4 and parts[3].isdecimal() else ""
+
+
 class Jobs:
     def __init__(
         self, controller: Controller, resolve: Callable[[str], tuple[str, ImageManifest]], owner: str, project: str
     ) -> None:
         self.controller, self.store, self.logs = controller, controller.store, controller.logs
         self._resolve, self.owner, self.project = resolve, owner, project
+        self.myself = Caller(owner, project, local=True)
+        self._ended: dict[str, tuple[int, JobView]] = {}  # jobs that were looked at: their version, and how they are
         self.progress: dict[str, str] = {}  # entry -> what its prolog or epilog is doing
 
     def note(self, entry: str, words: str) -> None:
@@ -76,13 +88,13 @@ class Jobs:
         job = entry.split("-")[1]
         self.controller.followers.announce(job)
 
-    async def submit(self, request: JobRequest, idempotency_key: str) -> JobView:
+    async def submit(self, request: JobRequest, idempotency_key: str, caller: Caller) -> JobView:
         """Take a job in. What its fields alone can say of it was checked where the request was read."""
         spec = request.spec
         if spec.array or spec.gang is not None:
             why = f"it is an array, of the tasks {spec.array}" if spec.array else "it is a gang"
             raise ServiceError(Problem("submit job", 422, "invalid", why, "POST it to /v1/groups"))
-        digest, manifest = self.image_for(spec)
+        digest, manifest = self.image_for(spec, caller.owner)
         await self.require(spec.after)
         reserved = ""
         if request.substitute:
@@ -90,8 +102,8 @@ class Jobs:
             spec = task(spec, Values(reserved, arch=manifest.arch))
         job = Job(
             id=reserved,
-            owner=self.owner,
-            project=self.project,
+            owner=caller.owner,
+            project=caller.project,
             name=name_of(spec),
             spec=spec,
             destination=request.destination,
@@ -101,30 +113,30 @@ class Jobs:
             created=self.controller.clock(),
             version=1,
         )
-        vm = Vm(id="", owner=self.owner, project=self.project, job="", version=1)
-        event = Event(job.created, self.owner, self.project, "", "job", "", "", JobState.PENDING)
+        vm = Vm(id="", owner=job.owner, project=job.project, job="", version=1)
+        event = Event(job.created, job.owner, job.project, "", "job", "", "", JobState.PENDING)
         try:
             records = await self.controller.create(Birth(job, vm, event, idempotency_key))
         except StoreError as error:
             raise ServiceError(Problem("submit job", 507, "unavailable", str(error), error.hint)) from error
         view = await self._view(records.job.id)
-        warning = self.warning(spec, digest, manifest)
+        warning = self.warning(spec, digest, manifest, caller)
         return msgspec.structs.replace(view, warning=warning) if warning else view
 
-    def warning(self, spec: JobSpec, digest: str, image: ImageManifest) -> str:
+    def warning(self, spec: JobSpec, digest: str, image: ImageManifest, caller: Caller) -> str:
         """What its user should know of such a job at once: that no site can take it, or that its rank says nothing."""
         controller = self.controller
         if words := hopeless(spec, (session.facts for session in controller.sessions.values())):
             return f"no site can take it as it is: {words}"
         if not spec.rank:
             return ""
-        job = self._such(spec, digest, image)
+        job = self._such(spec, digest, image, caller)
         return Expressions(job, controller.scheduling.grid(controller.facts(), (job,), job.created)).warning
 
-    def _such(self, spec: JobSpec, digest: str, image: ImageManifest) -> Job:
-        """A job that is nobody's yet, for what is asked of all that are like it."""
+    def _such(self, spec: JobSpec, digest: str, image: ImageManifest, caller: Caller) -> Job:
+        """A job that does not exist, for what is asked of all that are like it."""
         now = self.controller.clock()
-        return Job("", self.owner, self.project, spec.name or "", spec, "/", "/", image, digest, now, version=1)
+        return Job("", caller.owner, caller.project, spec.name or "", spec, "/", "/", image, digest, now, version=1)
 
     async def require(self, names: Sequence[str]) -> None:
         """Raises ServiceError: a job that is to be waited for does not exist."""
@@ -133,11 +145,11 @@ class Jobs:
                 hint = "`ghv list` shows the jobs there are"
                 raise ServiceError(Problem("submit job", 404, "not-found", f"after: there is no {name}", hint))
 
-    def image_for(self, spec: JobSpec) -> tuple[str, ImageManifest]:
+    def image_for(self, spec: JobSpec, owner: str) -> tuple[str, ImageManifest]:
         """The image that a job asks for, by digest. Raises ServiceError: here the job can never run, or not so."""
-        if spec.priority == URGENT and self.owner not in self.controller.scheduling.policy.jobs.fixed.urgent:
-            why = f"priority: {URGENT} is urgent, which the policy lets only some users be, and {self.owner} is none"
-            hint = f"ask for 0 to {URGENT - 1}, or have `jobs.fixed.urgent` of the policy name {self.owner}"
+        if spec.priority == URGENT and owner not in self.controller.scheduling.policy.jobs.fixed.urgent:
+            why = f"priority: {URGENT} is urgent, which the policy lets only some users be, and {owner} is none"
+            hint = f"ask for 0 to {URGENT - 1}, or have `jobs.fixed.urgent` of the policy name {owner}"
             raise ServiceError(Problem("submit job", 403, "refused", why, hint))
         if spec.site and spec.site not in self.controller.sessions:
             known = ", ".join(sorted(self.controller.sessions)) or "none"
@@ -156,26 +168,42 @@ class Jobs:
             raise ServiceError(Problem("submit job", 422, "invalid", f"hypervisor: {why}", hint))
         return digest, manifest
 
-    async def jobs(self, *, states: Sequence[str], before: str, group: str | None = None, limit: int) -> list[JobView]:
-        list_jobs = partial(self.store.jobs, states=states, before=before, group=group, limit=limit)
+    async def jobs(
+        self, *, states: Sequence[str], before: str, group: str | None = None, owner: str = "", limit: int
+    ) -> list[JobView]:
+        which = partial(self.store.job_versions, states=states, before=before, group=group, owner=owner, limit=limit)
         try:
-            found = await self.controller.in_store(list_jobs)
+            found = await self.controller.in_store(which)
         except ValueError as error:
+            hint = "give the id of the last job of the page before, e.g. j12"
             raise ServiceError(
-                Problem(
-                    "list jobs",
-                    422,
-                    "invalid",
-                    f"before: {before!r} is no job's id",
-                    "give the id of the last job of the page before, e.g. j12",
-                )
+                Problem("list jobs", 422, "invalid", f"before: {before!r} is no job's id", hint)
             ) from error
-        return [self._present(self.controller.cases.get(r.job.id) or case_of(r)) for r in found]
+        ended: dict[str, JobView | None] = {}  # None: it was deleted meanwhile
+        while unknown := [each for each in found if each[0] not in self.controller.cases and each[0] not in ended]:
+            ended |= await self._looked_up(unknown)
+        cases = self.controller.cases
+        views = (self._present(cases[job]) if job in cases else ended[job] for job, _ in found)
+        return [view for view in views if view is not None]
+
+    async def _looked_up(self, jobs: Sequence[tuple[str, int]]) -> dict[str, JobView | None]:
+        """How jobs of these versions are that are not alive: nothing of them is left to do, so that they stay so."""
+        views: dict[str, JobView | None] = {}
+        for job, version in jobs:
+            known, view = self._ended.get(job, (0, None))
+            views[job] = view if known == version else None
+        if missing := [job for job, view in views.items() if view is None]:
+            for records in await self.controller.in_store(self.store.these_jobs, missing):
+                view = views[records.job.id] = self._present(case_of(records))
+                self._ended[records.job.id] = records.job.version, view
+        while len(self._ended) > MOST_REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+        return views
 
     async def job(self, job: str) -> JobDetail:
         case = await self._case(job)
         ledger = await self.controller.in_store(self.store.ledger, job)
-        entry = case.allocations[-1].pilot_job if case.allocations else ""
+        entry = case.current.pilot_job if case.current is not None else ""
         outputs = await asyncio.to_thread(self.logs.outputs, job)
         if case.job.spec.restart_files:  # which an evicted attempt leaves beside its results
             outputs = tuple(path for path in outputs if declared(path, case.job.spec.outputs))
@@ -266,18 +294,18 @@ class Jobs:
     async def history(self, job: str) -> History:
         return history(await self._case(job), self.controller.clock())
 
-    async def accounting(self, by: Sequence[By], *, since: float, until: float | None) -> Accounts:
+    async def accounting(self, by: Sequence[By], *, since: float, until: float | None, owner: str = "") -> Accounts:
         """What was used in that time, until now if no end is named. Not by the loop's own thread: it may take long."""
         end = until if until is not None else self.controller.clock()
-        return await asyncio.to_thread(self.store.accounts, by, since=since, until=end, limit=MOST)
+        return await asyncio.to_thread(self.store.accounts, by, since=since, until=end, owner=owner, limit=MOST)
 
-    async def match(self, spec: JobSpec) -> MatchView:
+    async def match(self, spec: JobSpec, caller: Caller) -> MatchView:
         """Where such a job could go now."""
         if spec.image:
             digest, image = self._resolve(spec.image)
         else:  # of whatever image; without one it were a probe
             digest, image, spec = "", ImageManifest(()), msgspec.structs.replace(spec, image="any")
-        job = self._such(spec, digest, image)
+        job = self._such(spec, digest, image, caller)
         scheduling, facts, now = self.controller.scheduling, self.controller.facts(), job.created
         grid = replace(scheduling.grid(facts, (job,), now), catalogue=scheduling.catalogue(facts, now))
         choice = weigh(Seeker(job), grid)
@@ -307,8 +335,13 @@ class Jobs:
     async def policy(self) -> PolicyView:
         return _policy_view(self.controller.scheduling.record)
 
-    async def set_policy(self, policy: SchedulingPolicy) -> PolicyView:
-        return _policy_view(await self.controller.policies.set(policy, self.owner, self.project))
+    async def set_policy(self, policy: SchedulingPolicy, version: int | None, caller: Caller) -> PolicyView:
+        """`version`: that the one before must have; None: any."""
+        record = await self.controller.policies.set(policy, caller.owner, caller.project, version)
+        if record is None:
+            why = f"it has another version than {version}: somebody else has set it meanwhile"
+            raise ServiceError(Problem("set the policy", 412, "conflict", why, "look at it, and set it again"))
+        return _policy_view(record)
 
     async def log(self, job: str, stream: str, offset: int, limit: int) -> bytes:
         await self._case(job)
@@ -324,10 +357,10 @@ class Jobs:
             )
         data = await asyncio.to_thread(self.logs.read, job, stream, offset, limit)
         case = self.controller.cases.get(job)
-        if data or case is None or case.allocations[-1:] == () or case.allocations[-1].state != AllocationState.RUNNING:
+        current = case.current if case is not None else None
+        if data or current is None or current.state is not AllocationState.RUNNING:
             return data
         # Nobody follows it, so what it has said so far is still at its site.
-        current = case.allocations[-1]
         session = self.controller.sessions.get(current.site)
         before = begins = 0
         if stream in OUTPUT:
@@ -373,17 +406,17 @@ class Jobs:
             if output:
                 self.controller.output.unwatch(job)
 
-    async def events(self, *, after: int, job: str, limit: int) -> list[EventView]:
-        found = await self.controller.in_store(self.store.events, after=after, job=job, limit=limit)
+    async def events(self, *, after: int, job: str, owner: str = "", limit: int) -> list[EventView]:
+        found = await self.controller.in_store(self.store.events, after=after, job=job, owner=owner, limit=limit)
         return [event_view(e) for e in found]
 
-    async def watch_events(self, *, after: int, job: str) -> AsyncIterator[EventView]:
+    async def watch_events(self, *, after: int, job: str, owner: str = "") -> AsyncIterator[EventView]:
         changed = asyncio.Event()
         self.controller.followers.watch_events(changed)
         try:
             while True:
                 changed.clear()
-                while found := await self.events(after=after, job=job, limit=1000):
+                while found := await self.events(after=after, job=job, owner=owner, limit=1000):
                     for event in found:
                         yield event
                         after = event.sequence
@@ -408,7 +441,7 @@ class Jobs:
         return self._present(await self._case(job))
 
     def _present(self, case: Case) -> JobView:
-        entry = case.allocations[-1].pilot_job if case.allocations else ""
+        entry = case.current.pilot_job if case.current is not None else ""
         return job_view(case, self.controller.waiting.get(case.job.id, ""), self.progress.get(entry, ""))
 
 

@@ -10,16 +10,36 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from gridhypervisor.model.wire import BATCH_LOG, CONSOLE, EXIT, PILOT_LOG, STDERR, STDOUT, ExitRecord, from_plain
+from gridhypervisor.model.access import Result
+from gridhypervisor.model.spec import unsafe
+from gridhypervisor.model.wire import (
+    BATCH_LOG,
+    CONSOLE,
+    EXIT,
+    PILOT_LOG,
+    STDERR,
+    STDOUT,
+    ExitRecord,
+    Outcome,
+    OutputFile,
+    Reason,
+    from_plain,
+)
 
 STREAMS = {"stdout": STDOUT, "stderr": STDERR, "console": CONSOLE, "pilot": PILOT_LOG, "batch": BATCH_LOG}
 
 OUTPUT = ("stdout", "stderr")
 """The streams of the program itself, which go on from attempt to attempt."""
 
+
+NO_RECORD = ExitRecord("", 0, "", Outcome.FAILED, Reason.LOST)
+"""Of an attempt whose sentinel is not there, or cannot be read."""
+
+RESULTS = "results"
 
 BEGINS = "begins.json"
 """In the folder of an attempt that goes on from a checkpoint: what its streams begin with."""
@@ -109,14 +129,52 @@ class Logs:
         new.replace(place)
 
     def outputs(self, job: str) -> tuple[str, ...]:
-        """Paths of the results, relative to the job's destination, as its newest collected sentinel lists them."""
-        for epoch in self._epochs(job)[-1:]:
+        """Paths of the results, relative to the job's destination, as its newest collected sentinel lists them: of the
+        attempt that completed, if there is one, though another was asked for after it."""
+        return tuple(output.path for output in self._sentinel(job))
+
+    def _sentinel(self, job: str) -> tuple[OutputFile, ...]:
+        records = list[ExitRecord]()
+        for epoch in self._epochs(job):
             try:
-                record = json.loads((self.root / job / str(epoch) / EXIT).read_bytes())
+                records.append(from_plain(ExitRecord, json.loads((self.root / job / str(epoch) / EXIT).read_bytes())))
             except (OSError, ValueError):
-                return ()
-            return tuple(output.path for output in from_plain(ExitRecord, record).outputs)
-        return ()
+                records.append(NO_RECORD)
+        completed = [record for record in records if record.outcome is Outcome.COMPLETED]
+        return tuple(output for record in (completed or records)[-1:] for output in record.outputs)
+
+    def home(self, job: str) -> Path:
+        """Where the results of a job are kept that was given no other place for them: as long as the job itself."""
+        return self.root / job / RESULTS
+
+    def results(self, job: str) -> list[Result]:
+        """All that are kept there, by path."""
+        told = {output.path: output.sha256 for output in self._sentinel(job)}
+        home, found = self.home(job), []
+        for folder, folders, names in os.walk(home):
+            for name in (*names, *(each for each in folders if os.path.islink(os.path.join(folder, each)))):
+                place = Path(folder, name)
+                path, seen = str(place.relative_to(home)), place.lstat()
+                if stat.S_ISLNK(seen.st_mode):
+                    found.append(Result(path, 0, link=os.readlink(place)))
+                elif stat.S_ISREG(seen.st_mode):
+                    found.append(Result(path, seen.st_size, seen.st_mode & 0o777, told.get(path, "")))
+        return sorted(found, key=lambda result: result.path)
+
+    def result(self, job: str, path: str, offset: int, limit: int) -> bytes | None:
+        """At most `limit` bytes of one of them; None: there is no such file."""
+        if unsafe(path):
+            return None
+        try:
+            home = self.home(job).resolve(strict=True)
+            place = (home / path).resolve(strict=True)  # a link leads to a result, or nowhere
+            if not place.is_relative_to(home) or not place.is_file():
+                return None
+            with place.open("rb") as file:
+                file.seek(offset)
+                return file.read(limit)
+        except OSError:
+            return None
 
     def remove(self, job: str) -> None:
         if (self.root / job).is_dir():

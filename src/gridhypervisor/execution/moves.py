@@ -60,7 +60,7 @@ class Moves:
                 stay = self._remember(case, a, Stay(again=moves.next_after(case, self._terms(case), now)))
             found[job] = replace(case, stay=stay)
         for job, stay in self._weighed(wanting, sites, now).items():
-            case, a = wanting[job][0], wanting[job][0].allocations[-1]
+            case, a = wanting[job][0], wanting[job][0].newest
             again = stay.again if stay.again is not None else found[job].stay.again
             found[job] = replace(case, stay=self._remember(case, a, replace(stay, again=again)))
         return found

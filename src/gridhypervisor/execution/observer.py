@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from gridhypervisor.execution.cases import Cases
 from gridhypervisor.execution.denials import Denials
+from gridhypervisor.execution.networks import Networks
 from gridhypervisor.execution.output import Output
 from gridhypervisor.execution.places import Places
 from gridhypervisor.execution.strays import Strays
@@ -41,16 +42,18 @@ class Observer:
         touch: Callable[[str], None],
         announce: Callable[[str], None],
         beat: Callable[[str, str, str, int], None],
+        networks: Networks,
         clock: Callable[[], float],
     ) -> None:
         self._cases, self._denials, self._places, self._strays = cases, denials, places, strays
         self._touch, self._announce, self._beat, self._clock = touch, announce, beat, clock
-        self.output = output.take
+        self.output, self.frames, self._networks = output.take, networks.crossing.take, networks
 
     def site_changed(self, site: str) -> None:
         for job in self._cases.held(site):
             self._touch(job)
         self._places.changed(site)
+        self._networks.tell(site)
 
     def room_changed(self, site: str) -> None:
         self._places.changed(site)

@@ -33,6 +33,14 @@ class Operations:
             del self._items[old], self._changed[old]
         return Operation(operation)
 
+    def list(self) -> list[Operation]:
+        """Those that are still told of, oldest first."""
+        return [Operation(name, self._state(name)) for name in self._items]
+
+    def _state(self, operation: str) -> str:
+        last = self._items[operation][-1].kind if self._items[operation] else "progress"
+        return {"done": "done", "error": "failed"}.get(last, "running")
+
     async def follow(self, operation: str) -> AsyncIterator[OperationItem]:
         """Everything it said from its beginning, and what it says until it ends."""
         items = self._items.get(operation)

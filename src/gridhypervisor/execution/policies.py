@@ -41,10 +41,15 @@ class Policies:
         self._hold(record, ended)
         return ended
 
-    async def set(self, policy: SchedulingPolicy, by: str, project: str) -> PolicyRecord:
-        """From the next choice of a site on this policy holds. Raises StoreError: it does not."""
+    async def set(
+        self, policy: SchedulingPolicy, by: str, project: str, version: int | None = None
+    ) -> PolicyRecord | None:
+        """From the next choice of a site on this policy holds; None: the one before is not of that version. Raises
+        StoreError: it does not hold."""
         while True:
             before = await self._in_store(self._store.policy)
+            if version not in (None, before.version):
+                return None
             record = PolicyRecord(policy, before.version + 1, self._clock(), by)
             ended = await self._ended(policy)  # first: once it is written, nothing may keep it from holding
             event = Event(record.at, by, project, "", "policy", str(record.version), "", "set", message=f"by {by}")

@@ -22,6 +22,7 @@ from gridhypervisor.model.views import (
     CheckpointView,
     EventView,
     GroupView,
+    HandOverView,
     JobDetail,
     JobView,
     MemberView,
@@ -30,12 +31,13 @@ from gridhypervisor.model.views import (
 from gridhypervisor.model.wire import MOVES, Outcome, Phase
 from gridhypervisor.planning.checkpoints import THERE, newest_first
 from gridhypervisor.planning.forecast import Forecast
+from gridhypervisor.planning.ledger import HandOvers, handovers
 from gridhypervisor.planning.world import Case, Observed, Seen
 
 
 def job_view(case: Case, waiting: str = "", progress: str = "") -> JobView:
     job = case.job
-    current = case.allocations[-1] if case.allocations else None
+    current = case.current
     phase: Phase | None = None
     note = ""
     if current is not None and not job.state.final:
@@ -105,7 +107,7 @@ def group_view(group: Group, tally: Tally, first_bad: JobView | None, note: str,
 
 def member_view(case: Case) -> MemberView:
     """A member of a gang."""
-    job, last = case.job, case.allocations[-1] if case.allocations else None
+    job, last = case.job, case.current
     return MemberView(job.member, job.id, job.state, last.site if last is not None else "")
 
 
@@ -128,7 +130,9 @@ def job_detail(
     home = places if job.state.final and not _stranded(case) else ()
     attempts = tuple(_attempt(case, a, now) for a in case.allocations)
     kept = tuple(checkpoint_view(c) for c in newest_first(c for c in case.checkpoints if c.state in THERE))
-    return JobDetail(job_view(case, waiting, progress), job.spec, attempts, home, ledger, kept)
+    cost = handovers(job, case.allocations, now)
+    told = HandOverView(cost.times, cost.stood, cost.double) if cost != HandOvers() else None
+    return JobDetail(job_view(case, waiting, progress), job.spec, attempts, home, ledger, kept, told)
 
 
 def checkpoint_view(c: CheckpointRecord) -> CheckpointView:

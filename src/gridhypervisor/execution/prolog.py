@@ -38,6 +38,7 @@ from gridhypervisor.model.wire import (
 )
 from gridhypervisor.planning.gangs import environment, hostname
 from gridhypervisor.planning.grants import beat_of, grant_of
+from gridhypervisor.planning.segments import handover, walltime_of
 from gridhypervisor.planning.sites import carried
 from gridhypervisor.planning.world import Case
 
@@ -79,10 +80,11 @@ class Prolog:
             await self._place(chunks, f"{CACHE}/{layer.digest}.chunks", {"sha256": layer.digest}, entry)
             known = {"chunks": f"{CACHE}/{layer.digest}.chunks", "chunk_size": layer.chunk_size}
             await self._place(data, f"{CACHE}/{layer.digest}", known, entry)
-        restore = next((c.checkpoint for c in case.checkpoints if c.id == a.restore), None)
+        # A successor is told with its word where it goes on; its manifest is the same before and after.
+        restore = next((c.checkpoint for c in case.checkpoints if c.id == a.restore and not a.ahead), None)
         inputs: list[StagedInput] = []
         left: list[StagedInput] = []
-        if restore is None:  # a guest that is taken up has them on its disk
+        if restore is None and not a.ahead:  # a guest that is taken up has them on its disk
             self._progress(entry, "reading the inputs")
             planned = await self._inputs.plan(job, lambda words: self._progress(entry, words))
             left = await asyncio.to_thread(restarts.newest, self._logs, a) if job.spec.restart_files else []
@@ -91,7 +93,7 @@ class Prolog:
         described = tuple(i.described for i in inputs)
         manifest = self._manifest(a, job, described, restarted=bool(left), restore=restore)
         await self._connection.ask(Op.PREPARE, {"entry": entry, "manifest": to_plain(manifest)})
-        if job.probe:
+        if job.probe or manifest.nics:
             await self._let_in(entry)
         for i in inputs:
             path = f"{SPOOL}/{entry}/{INPUTS}/{i.described.path}"
@@ -106,7 +108,8 @@ class Prolog:
         self._progress(entry, "")
 
     async def _let_in(self, entry: str) -> None:
-        """Give a probe what it needs to try the gate. A courier's has it from the courier."""
+        """Give the pilot of a probe what it needs to try the gate, and one with private networks what others know it
+        by. A courier's has it from the courier."""
         connection = self._connection
         if connection.tickets is None or carried(connection.site):
             return
@@ -174,7 +177,7 @@ class Prolog:
                 resources.cpus,
                 parse_size(resources.memory),
                 parse_size(resources.scratch),
-                parse_duration(resources.walltime),
+                walltime_of(spec, a),
             ),
             network=spec.network,
             boot_timeout=parse_duration(spec.boot_timeout),
@@ -186,5 +189,8 @@ class Prolog:
             hostname=hostname(job),
             owner=job.owner,
             restore=restore,
+            checkpoints=spec.checkpoint_interval is not None,
+            handover=handover(spec, a),
+            successor=a.ahead,
             probe=job.probe,
         )

@@ -15,11 +15,13 @@ from gridhypervisor.model.capacity import Capacity
 from gridhypervisor.model.commit import JobRecords
 from gridhypervisor.model.policy import Limits, PolicyRecord, SchedulingPolicy
 from gridhypervisor.model.records import Allocation, Denial, Job
+from gridhypervisor.model.wire import LEAST_RATE
 from gridhypervisor.planning.credit import Experience, Waiting
 from gridhypervisor.planning.matching import Catalogue
 from gridhypervisor.planning.past import Past, SitePast, Tenure, tenure, tenures
 from gridhypervisor.planning.placement import in_order
 from gridhypervisor.planning.published import Published
+from gridhypervisor.planning.segments import save_rate
 from gridhypervisor.planning.suiting import Grid
 from gridhypervisor.planning.world import Seen, SiteFacts
 
@@ -110,6 +112,11 @@ class Scheduling:
     def past_of(self, site: str) -> SitePast:
         """What is remembered of it."""
         return self._past.sites.get(site, SitePast())
+
+    def save_rate(self, site: str) -> float:
+        """Bytes a second at which guests are surely saved there."""
+        known = self._past.sites.get(site)
+        return save_rate(known.saves) if known is not None else LEAST_RATE
 
     def credit(self, site: str, now: float) -> float:
         """How far the site is believed, 0 to 1."""

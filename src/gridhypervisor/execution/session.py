@@ -16,7 +16,7 @@ from gridhypervisor.execution.connection import CALL, Connection, greet, lending
 from gridhypervisor.execution.errands import Errands, purpose
 from gridhypervisor.execution.logs import OUTPUT, Logs
 from gridhypervisor.execution.meter import Meter
-from gridhypervisor.execution.ports import Driver, Inputs, Layers, Listener, Tickets, Transport
+from gridhypervisor.execution.ports import Driver, Inputs, Layers, Link, Listener, Tickets, Transport
 from gridhypervisor.execution.prolog import Prolog
 from gridhypervisor.execution.surveyor import Surveyor
 from gridhypervisor.model.errors import LinkError, LinkLost, LoginNeeded
@@ -116,6 +116,11 @@ class Session:
                 lacks=lacks, watched=self._watched, site=self.site, capacity=capacity,
             )  # fmt: skip
         return self._told
+
+    @property
+    def link(self) -> Link | None:
+        """The connection to the relay, if there is one now."""
+        return self._connection.link if self._connection is not None else None
 
     @property
     def there(self) -> FrontEnd:
@@ -357,6 +362,8 @@ class Session:
             if entry in self._watches and stream in OUTPUT:
                 self._watches[entry][stream] = offset + len(payload)
                 self.listener.output(self.site.name, entry, stream, offset, payload)
+        elif note.get("note") == Note.FRAMES:
+            self.listener.frames(self.site.name, note, payload)
 
     def watch(self, entry: str, offsets: dict[str, int] | None) -> None:
         if (entry in self._watches) == (offsets is not None):

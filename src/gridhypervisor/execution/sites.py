@@ -156,6 +156,7 @@ class Sites:
             probed_at=site.probed_at,
             rates=best_rates(site.probed, self._controller.scheduling.past_of(site.name)),
             settings=SiteRequest(**settings),
+            version=site.version,
         )
 
     async def usage(self, name: str) -> SiteUsage:
@@ -221,10 +222,14 @@ class Sites:
             self._open(site)
         return await self.show(site.name)
 
-    async def edit(self, name: str, change: SiteChange) -> SiteView:
+    async def edit(self, name: str, change: SiteChange, version: int | None = None) -> SiteView:
+        """`version`: that it must have; None: any."""
         title = f"edit site {name}"
         async with self._changing:
             session = self._session(name)
+            if version not in (None, session.site.version):
+                why = f"it has version {session.site.version}, not {version}: it was changed meanwhile"
+                raise _problem(title, 412, "conflict", why, f"look at it (`ghv site show {name}`), and change it again")
             try:
                 after = changed(session.site, change)
             except ValueError as error:

@@ -29,6 +29,7 @@ class Still(StrEnum):
     RECOVER = "recover"
     DEPARTURE = "departure"  # an attempt is to leave its site, which the next step acts on
     END = "end"  # of a job of which no site has anything, or the site still has what it had
+    GO = "go"  # the word for an attempt that was asked for ahead
     SAVING = "saving"  # a guest is to be saved, or it is known what came of that
     CHECKPOINT = "checkpoint"  # what becomes of one
     BATCH_ID = "batch-id"  # learned late
@@ -60,10 +61,13 @@ def commits(case: Case, records: Iterable[Record]) -> list[str]:
     """What these records of a plan are to the case that they were planned for, in the words of `COMMITS`."""
     states = {a.id: a.state for a in case.allocations}
     savings = {a.id: a.saving for a in case.allocations}
+    told = {a.id: a.go for a in case.allocations}
     kinds = {type(r) for r in records}
     moves = [
         f"{states.get(r.id, UNBORN)}-{r.state}"
         if states.get(r.id) is not r.state
+        else Still.GO
+        if r.go and not told.get(r.id)
         else Still.SAVING
         if r.saving != savings.get(r.id)
         else Still.DEPARTURE

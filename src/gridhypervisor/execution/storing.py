@@ -11,18 +11,28 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from gridhypervisor.execution.counts import Counts
+
 P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class StoreThread:
-    def __init__(self) -> None:
+    def __init__(self, counts: Counts | None = None) -> None:
+        self._counts = counts or Counts()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a store call on the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args, **kwargs))
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            return await loop.run_in_executor(self._thread, partial(function, *args, **kwargs))
+        finally:
+            called = function.func if isinstance(function, partial) else function
+            self._counts.calls[getattr(called, "__name__", "other")] += 1
+            self._counts.store.add(loop.time() - begun)
 
     async def together(
         self, write: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]

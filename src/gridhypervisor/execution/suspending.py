@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from gridhypervisor.execution.jobs import Jobs
+from gridhypervisor.execution.jobs import Jobs, job_of
 from gridhypervisor.execution.present import checkpoint_view
 from gridhypervisor.execution.steps import Still
 from gridhypervisor.model.commit import Record
@@ -50,7 +50,7 @@ class SuspendableJobs(Jobs):
         def change(case: Case) -> tuple[Record, ...]:
             if (refusal := uncheckpointable(case, self._facts(case))) is not None:
                 raise ServiceError(Problem(title, 409, "conflict", *refusal))
-            a = case.allocations[-1]
+            a = case.newest
             number = a.saving.number + 1 if a.saving is not None else 1
             why = "the user asked for a checkpoint"
             return (replace(a, saving=Saving(number, SAVE_GO_ON, self.controller.clock(), why), version=a.version + 1),)
@@ -93,7 +93,7 @@ class SuspendableJobs(Jobs):
             if record.state not in THERE:
                 hint = f"`ghv checkpoint list {job}` shows those that are left"
                 raise ServiceError(Problem(title, 409, "conflict", "it has been deleted", hint))
-            if case.allocations and case.allocations[-1].state not in OVER:
+            if any(a.state not in OVER for a in case.allocations):
                 hint = f"`ghv suspend {job}`, and when that is done, this again"
                 raise ServiceError(Problem(title, 409, "conflict", f"job {job} has an attempt under way", hint))
             if case.job.spec.site not in ("", record.site):
@@ -116,7 +116,7 @@ class SuspendableJobs(Jobs):
         return await self._view(job)
 
     def _facts(self, case: Case) -> SiteFacts | None:
-        session = self.controller.sessions.get(case.allocations[-1].site) if case.allocations else None
+        session = self.controller.sessions.get(a.site) if (a := case.current) is not None else None
         return session.facts if session is not None else None
 
     async def _amend(self, title: str, job: str, step: Still, change: Change, message: str) -> None:
@@ -127,12 +127,12 @@ class SuspendableJobs(Jobs):
 
 
 def _job_of(checkpoint: str, title: str) -> str:
-    """The job whose checkpoint has this id: INSTALLATION-JOB-EPOCH-N."""
-    parts = checkpoint.split("-")
-    if len(parts) != 4 or not parts[3].isdecimal():
+    """The job whose checkpoint has this id."""
+    job = job_of(checkpoint)
+    if not job:
         hint = "`ghv checkpoint list` shows those there are"
         raise ServiceError(Problem(title, 404, "not-found", f"{checkpoint!r} is no checkpoint's id", hint))
-    return parts[1]
+    return job
 
 
 def _named(case: Case, checkpoint: str, title: str) -> CheckpointRecord:

@@ -36,6 +36,7 @@ class Charge:
     waited: float  # in the site's queue
     ran: float
     core_seconds: float
+    double: float = 0.0  # of these, those that went beside the attempt before it, which it was to follow
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ class Account(msgspec.Struct, frozen=True):
     waited: float  # seconds in the sites' queues
     hours: float  # that virtual machines ran
     core_hours: float
+    double_hours: float = 0.0  # of these, those that were billed twice: a job's next batch job had begun already
 
 
 class Accounts(msgspec.Struct, frozen=True):

@@ -37,6 +37,10 @@ _WRITTEN = re.compile(r"(\d{1,18})(?:-(\d{1,18})(?::(\d{1,18}))?)?")
 _NAME = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
+TELLING = ("TASK_ID", "PARAM", "JOB_ID")
+"""Substitutions that are another in each task."""
+
+
 class Span(NamedTuple):
     """Task numbers `first`, `first + step`, … up to and including `last`."""
 
@@ -195,6 +199,18 @@ def substitute(text: str, values: Values) -> str:
 def task(spec: JobSpec, values: Values) -> JobSpec:
     """The spec of one job or task: its substitutions made."""
     return rewrite(spec, lambda text: substitute(text, values))
+
+
+def home_of(spec: JobSpec, home: str, values: Values) -> str:
+    """Where a task's results go: a folder of its own below `home`, unless its names already keep it apart from the
+    others. Without a home: nowhere, they stay with the job."""
+    place = substitute(home, values)
+    apart = place != home or (spec.outputs and all(map(_tells, spec.outputs)))
+    return place if apart or not home else f"{place}/{values.task_id}"
+
+
+def _tells(name: str) -> bool:
+    return any(f"${{{word}}}" in name.replace("$$", "") for word in TELLING)
 
 
 def rewrite(spec: JobSpec, change: Callable[[str], str]) -> JobSpec:

@@ -47,7 +47,7 @@ class Extras(msgspec.Struct, frozen=True):
     suspension_timeout: int | None = None  # waiting in a site's queue for longer, it is moved
     cpuload_threshold: int | None = None  # percent of a processor; with less it is moved
     restart_files: tuple[str, ...] = ()  # kept from one attempt to the next
-    checkpoint_interval: int | None = None  # how often they are brought away while the job runs
+    checkpoint_interval: int | None = None  # how often the guest is saved while the job runs
     checkpoint_url: str = ""  # where to; empty: the controller
     stdout: str = ""  # files for the streams: absolute, or below the template's folder
     stderr: str = ""
@@ -122,8 +122,8 @@ class _Maker:
         if url and urlsplit(url).scheme not in ("http", "https", "s3"):
             self._warn("checkpoint_url", f"{url} cannot be written to", "restart files are kept by the service instead")
             url = ""
-        if (t.checkpoint_interval or url) and not restart:
-            self._warn("checkpoint_interval", "there is nothing to keep", "name the files in RESTART_FILES")
+        if url and not restart:
+            self._warn("checkpoint_url", "there is nothing to keep", "name the files in RESTART_FILES")
         for keyword in ("wrapper", "monitor", "pre_wrapper"):
             if getattr(t, keyword):
                 self._warn(keyword, "runs in the guest, beside the program", "there is no other place at the site")

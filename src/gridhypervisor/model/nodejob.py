@@ -11,11 +11,10 @@ import msgspec
 from gridhypervisor.model import gridway
 from gridhypervisor.model.expressions import ExpressionError, rank_of_gridway, requirements_of_gridway
 from gridhypervisor.model.gridwayjob import Extras, to_job
-from gridhypervisor.model.spec import GangSpec, JobSpec, MovesSpec, problems
+from gridhypervisor.model.spec import LEAST_INTERVAL, GangSpec, JobSpec, MovesSpec, problems
 from gridhypervisor.model.yamlspec import Problem, SpecError, load
 
 NOT_YET = {
-    "checkpoint_interval": "restart files are brought home when an attempt leaves its site",
     "checkpoint_url": "restart files are kept by the service",
 }
 """What of a template is passed over, by its field in `Extras`, and what is so instead."""
@@ -39,6 +38,7 @@ def template_job(path: str, text: str, image: str) -> tuple[JobSpec, list[Proble
         after=extras.after,
         gang=GangSpec(extras.gang) if extras.gang > 1 else None,
         restart_files=extras.restart_files if extras.gang <= 1 else (),
+        checkpoint_interval=_interval(extras),
         stdout=_beside(folder, extras.stdout),
         stderr=_beside(folder, extras.stderr),
         destinations={name: _beside(folder, place) for name, place in extras.destinations},
@@ -50,6 +50,8 @@ def template_job(path: str, text: str, image: str) -> tuple[JobSpec, list[Proble
         ),
     )
     ignored = [template.problem(field, "is passed over", NOT_YET[field]) for field in _given(extras)]
+    if extras.checkpoint_interval and extras.gang > 1:
+        ignored.append(template.problem("checkpoint_interval", "is passed over", "members of a gang are not saved"))
     if extras.restart_files and extras.gang > 1:
         ignored.append(template.problem("restart_files", "is passed over", "the members of a gang begin anew together"))
     return spec, [*made.warnings, *ignored]
@@ -86,6 +88,15 @@ def _translated(template: gridway.Template, field: str, text: str, translate: Ca
 
 def _given(extras: Extras) -> Iterator[str]:
     return (field for field in NOT_YET if getattr(extras, field))
+
+
+def _interval(extras: Extras) -> str | None:
+    """How often its guest is saved; a template may ask for more than that is good for."""
+    return (
+        f"{max(LEAST_INTERVAL, extras.checkpoint_interval)}s"
+        if extras.checkpoint_interval and extras.gang <= 1
+        else None
+    )
 
 
 def _seconds(count: int | None) -> str | None:

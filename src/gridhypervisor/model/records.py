@@ -179,6 +179,14 @@ class Saving:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """One of several batch jobs through which a job goes on that lasts longer than any of them."""
+
+    walltime: int  # seconds, of this batch job
+    rate: float  # bytes a second at which its guest is surely saved
+
+
+@dataclass(frozen=True)
 class Allocation:
     id: str  # "v12.1": the VM and the epoch
     owner: str
@@ -195,7 +203,15 @@ class Allocation:
     exit: ExitRecord | None = None
     restore: str = ""  # the checkpoint that it goes on from; empty: it begins at the beginning
     saving: Saving | None = None  # the last one that was asked for
+    segment: Segment | None = None  # None: its batch job is as long as the job
+    ahead: bool = False  # asked for while the one before may still run: no guest before its word
+    go: bool = False  # its word: nothing of the one before can run any more
     version: int = 0
+
+    @property
+    def untold(self) -> bool:
+        """Whether it waits for its word, or will have waited in vain: such an attempt decides nothing."""
+        return self.ahead and not self.go
 
 
 @dataclass(frozen=True)

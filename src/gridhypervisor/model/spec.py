@@ -74,6 +74,7 @@ class InputSpec(msgspec.Struct, frozen=True):
     url: str = ""
     sha256: Sha256 = ""
     name: str = ""  # what it is called in the job's folder; default: the last part of path or url
+    executable: bool = False  # it may be run; a local file also where its own permissions say so
 
 
 class ResourcesSpec(msgspec.Struct, frozen=True):
@@ -81,6 +82,7 @@ class ResourcesSpec(msgspec.Struct, frozen=True):
     memory: Size = "512Mi"
     scratch: Size = "2Gi"
     walltime: Duration = "30m"
+    segment: Duration | None = None  # of one batch job at most: a longer walltime goes on through several
 
 
 class RetrySpec(msgspec.Struct, frozen=True):
@@ -139,6 +141,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     on_silence: Literal["keep", "replace"] = "keep"
     silence: Duration | None = None  # of `replace`; SILENCE where none is given
     after: tuple[JobId, ...] = ()  # begin only when these have ended well
+    checkpoint_interval: Duration | None = None  # its guest is saved so often while its program runs
     restart_files: tuple[str, ...] = ()  # taken along to the next attempt by a job that is moved or evicted
     stdout: str = ""  # a file for what the program prints, besides its logs: in the results' folder, or absolute
     stderr: str = ""
@@ -147,6 +150,12 @@ class JobSpec(msgspec.Struct, frozen=True):
     gang: GangSpec | None = None  # a job for each of so many VMs that start together
     param: SweepSpec | None = None  # of an array; without it ${PARAM} is the task's number
 
+
+LEAST_SEGMENT = 20
+"""Seconds of the shortest batch job that anything goes on through."""
+
+LEAST_INTERVAL = 10
+"""Seconds between two checkpoints of a program that goes on."""
 
 LEAST = 1 << 20
 """Bytes of memory, and of scratch, below which a size is a slip of the pen: a unit left out, mostly."""
@@ -179,6 +188,7 @@ def problems(spec: JobSpec) -> list[tuple[str, str]]:
         found.append(("silence", "has no effect unless on_silence is replace; ask for that too, or leave it out"))
     elif spec.silence is not None and parse_duration(spec.silence) < LEAST_SILENCE:
         found.append(("silence", f"{spec.silence} is too short: a guest needs a word every {LEAST_SILENCE} s at least"))
+    found += _saving_problems(spec)
     for what in ("memory", "scratch"):
         if parse_size(size := getattr(spec.resources, what)) < LEAST:
             meant = f"{size.strip()}M" if size.strip().isdigit() else f"{LEAST >> 20}M or more"
@@ -190,6 +200,23 @@ def problems(spec: JobSpec) -> list[tuple[str, str]]:
     for key in spec.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             found.append((f"environment.{key}", "is not a variable's name: letters, digits and _ only"))
+    return found
+
+
+def _saving_problems(spec: JobSpec) -> list[tuple[str, str]]:
+    found = []
+    for field, given, least in (
+        ("resources.segment", spec.resources.segment, LEAST_SEGMENT),
+        ("checkpoint_interval", spec.checkpoint_interval, LEAST_INTERVAL),
+    ):
+        if given is None:
+            continue
+        if parse_duration(given) < least:
+            found.append((field, f"{given} is too short to save a guest in: ask for {least}s or more"))
+        elif spec.gang is not None:
+            found.append((field, "cannot be of a gang, whose members cannot all be saved at one moment"))
+        elif spec.hypervisor == "uml":
+            found.append((field, "cannot be under uml, which cannot save a guest; ask for auto, kvm or tcg"))
     return found
 
 

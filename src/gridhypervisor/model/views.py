@@ -107,6 +107,14 @@ class CheckpointView(msgspec.Struct, frozen=True):
     note: str = ""  # why it was made; or why it could not be taken up
 
 
+class HandOverView(msgspec.Struct, frozen=True):
+    """What it cost that a job went on from batch job to batch job."""
+
+    times: int
+    stood: float  # seconds that its guest stood still for it
+    double: float  # core-seconds that were billed twice, since the next batch job had begun already
+
+
 class JobDetail(msgspec.Struct, frozen=True):
     job: JobView
     spec: JobSpec
@@ -114,14 +122,16 @@ class JobDetail(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...] = ()  # absolute paths of the results, once home
     ledger: Ledger | None = None
     checkpoints: tuple[CheckpointView, ...] = ()  # that are kept, newest first
+    handovers: HandOverView | None = None  # None: it did not
 
 
 class JobRequest(msgspec.Struct, frozen=True):
-    """`folder` is where input paths are read from, `destination` where results go; both absolute, on this machine."""
+    """`folder` is where input paths are read from, `destination` where results go; both absolute, on the service's
+    machine. Without a folder, paths are the SHA-256 of uploads; without a destination, results stay with the job."""
 
     spec: JobSpec
-    folder: str
-    destination: str
+    folder: str = ""
+    destination: str = ""
     substitute: bool = False  # GridWay's `${JOB_ID}` and its like mean something even though it is no array
 
 
@@ -236,6 +246,7 @@ class SiteView(msgspec.Struct, frozen=True):
     probed_at: float = 0.0  # seconds since the epoch
     rates: dict[HypervisorKind, float] = {}  # of a node's own speed, what a guest gets at the best one that is known
     settings: SiteRequest | None = None  # as the user configured it
+    version: int = 0  # grows with each change of its own
 
 
 class SiteUsage(msgspec.Struct, frozen=True):
@@ -350,6 +361,7 @@ class OperationItem(msgspec.Struct, frozen=True):
 
 class Operation(msgspec.Struct, frozen=True):
     id: str
+    state: str = "running"  # running | done | failed
 
 
 class Problem(msgspec.Struct, frozen=True):

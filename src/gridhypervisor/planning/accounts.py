@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gridhypervisor.model.accounts import AttemptHistory, Charge, History, Stage
 from gridhypervisor.model.records import Allocation, AllocationState, Job
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.wire import ExitRecord, Outcome, Reason
-from gridhypervisor.planning.ledger import ledger
+from gridhypervisor.planning.ledger import beside, ledger
 from gridhypervisor.planning.past import tenure
 from gridhypervisor.planning.world import Case
 
@@ -18,8 +20,9 @@ def profile(job: Job) -> str:
     return "probe" if job.probe else PROFILES[job.group[:1]]
 
 
-def charge(job: Job, a: Allocation) -> Charge:
-    """Of an attempt in one of the states of `past.SETTLED`: what it counts for `share` is what is told here."""
+def charge(job: Job, a: Allocation, others: Sequence[Allocation] = ()) -> Charge:
+    """Of an attempt in one of the states of `past.SETTLED`: what it counts for `share` is what is told here. `others`:
+    the job's."""
     t, exit = tenure(job, a), a.exit
     reason = exit.reason if exit is not None else a.why
     return Charge(
@@ -35,6 +38,7 @@ def charge(job: Job, a: Allocation) -> Charge:
         waited=t.waited if t.waited is not None else _unserved(a, t.ended),
         ran=t.ended - a.times.running if a.times.running is not None else 0.0,
         core_seconds=t.core_seconds,
+        double=beside(a, others, t.ended) * job.spec.resources.cpus,
     )
 
 

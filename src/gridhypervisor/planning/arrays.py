@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gridhypervisor.model.arrays import TaskArray, substitute, task, task_values
+from gridhypervisor.model.arrays import TaskArray, home_of, task, task_values
 from gridhypervisor.model.commit import Birth, Tally
 from gridhypervisor.model.records import Event, Group, Job, JobState, Vm, Wish
 
 AHEAD = 256
 """Tasks of an array that wait for a site at a time; the next are made as these find one."""
-
-TELLING = ("TASK_ID", "PARAM", "JOB_ID")
-"""Substitutions that are another in each task."""
 
 
 def to_make(array: TaskArray, made: int, standing: Mapping[JobState, int]) -> int:
@@ -48,7 +45,7 @@ def _birth(group: Group, array: TaskArray, number: int, job: str, now: float) ->
         project=group.project,
         name=f"{group.name}[{number}]",
         spec=spec,
-        destination=destination(group, number, substitute(group.destination, values)),
+        destination=home_of(group.spec, group.destination, values),
         folder=group.folder,
         image=group.image,
         image_digest=group.image_digest,
@@ -60,17 +57,6 @@ def _birth(group: Group, array: TaskArray, number: int, job: str, now: float) ->
     vm = Vm(f"v{job}", group.owner, group.project, made.id, version=1)
     event = Event(now, group.owner, group.project, made.id, "job", made.id, "", JobState.PENDING, message=group.id)
     return Birth(made, vm, event)
-
-
-def destination(group: Group, number: int, place: str) -> str:
-    """Where a task's results go: a folder of its own, unless its names already keep it apart from the others."""
-    outputs = group.spec.outputs if group.spec is not None else ()
-    apart = place != group.destination or (outputs and all(map(_tells, outputs)))
-    return place if apart else f"{place}/{number}"
-
-
-def _tells(name: str) -> bool:
-    return any(f"${{{word}}}" in name.replace("$$", "") for word in TELLING)
 
 
 def verdict(tally: Tally, wish: Wish) -> JobState:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import msgspec
 
 from gridhypervisor.model.records import Allocation, AllocationState, CheckpointRecord, CheckpointState, Job, Wish
+from gridhypervisor.model.spec import parse_duration
 from gridhypervisor.model.wire import MOVES, HypervisorKind, Phase, Status
 from gridhypervisor.planning.sites import carried
 from gridhypervisor.planning.world import Case, Observed, SiteFacts
@@ -18,17 +19,15 @@ from gridhypervisor.planning.world import Case, Observed, SiteFacts
 MOST_KEPT = 2
 """Good checkpoints of a job that are kept: the newest, and one to fall back on."""
 
+COST = 0.05
+"""Of a program's time, at most, for which its guest stands still for its checkpoints."""
+
 THERE = frozenset({CheckpointState.KEPT, CheckpointState.REFUSED})
 """States of a checkpoint that its user may go on from, by itself or by his word."""
 
 
-def number(checkpoint: str) -> int:
-    """Which of its entry's it is."""
-    return int(checkpoint.rpartition("-")[2])
-
-
 def newest_first(checkpoints: Iterable[CheckpointRecord]) -> list[CheckpointRecord]:
-    return sorted(checkpoints, key=lambda c: (c.since, c.checkpoint.epoch, number(c.id)), reverse=True)
+    return sorted(checkpoints, key=lambda c: (c.since, c.checkpoint.epoch, c.executed), reverse=True)
 
 
 def onward(
@@ -75,8 +74,18 @@ def superfluous(
 def unknown(a: Allocation, checkpoints: Iterable[CheckpointRecord]) -> tuple[str, ...]:
     """Checkpoints that may have been made of an attempt that is over, though nobody ever heard of them."""
     known = {c.id for c in checkpoints}
-    names = (f"{a.pilot_job}-{each}" for each in range(1, (a.saving.number if a.saving is not None else 0) + 1))
+    asked = range(1, (a.saving.number if a.saving is not None else 0) + 1)
+    names = (f"{a.pilot_job}-{each}" for each in ([0] if a.segment is not None else []) + list(asked))
     return tuple(name for name in names if name not in known)
+
+
+def interval(job: Job, a: Allocation, checkpoints: Iterable[CheckpointRecord]) -> float | None:
+    """Seconds between two checkpoints of an attempt; None: its user wants none. As its user says, or longer, so that
+    its guest stands still for COST of the time at most, as long as it did for the last one."""
+    if job.spec.checkpoint_interval is None:
+        return None
+    stood = max((c.checkpoint.stood for c in checkpoints if c.entry == a.pilot_job), default=0.0)
+    return max(float(parse_duration(job.spec.checkpoint_interval)), stood / COST)
 
 
 def status_of(sight: Observed) -> Status | None:
@@ -108,7 +117,7 @@ def unsuspendable(case: Case, facts: SiteFacts | None) -> tuple[str, str] | None
     """Why a job cannot be suspended, and what to do instead; None: it can. `facts`: of its present site."""
     if (why := _unfit(case.job)) is not None:
         return why
-    a = case.allocations[-1] if case.allocations else None
+    a = case.current
     if a is None or a.state is not AllocationState.RUNNING:
         ended = a is not None and a.state in (AllocationState.ENDED, AllocationState.COLLECTED)
         if ended and case.job.state.value == "epilog":
@@ -121,7 +130,7 @@ def uncheckpointable(case: Case, facts: SiteFacts | None) -> tuple[str, str] | N
     """Why no checkpoint of a job can be made now, and what to do; None: one can."""
     if (why := _unfit(case.job)) is not None:
         return why
-    a = case.allocations[-1] if case.allocations else None
+    a = case.current
     if a is None or a.state is not AllocationState.RUNNING:
         return f"it is {case.job.state}, and only a running program can be saved", f"`ghv show {case.job.id}`"
     if a.why in MOVES or case.job.wish is not Wish.RUN:

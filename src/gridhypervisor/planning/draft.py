@@ -120,6 +120,12 @@ class Draft:
             tuple(self.charges),
         )
 
+    def decides(self, a: Allocation) -> bool:
+        """Whether what becomes of the job is by this attempt: an earlier one, or one that waits for its word, does not
+        say."""
+        current = self.case.current
+        return current is not None and a.epoch == current.epoch
+
     def put(self, record: Record) -> None:
         if isinstance(record, CheckpointRecord):
             self.checkpoints[record.id] = record
@@ -168,7 +174,7 @@ class Draft:
         )
         self.put(moved)
         if to in SETTLING:
-            self.charges.append(charge(self.job, moved))
+            self.charges.append(charge(self.job, moved, self.case.allocations))
         self.event("allocation", a.id, a.state, to, reason or "", message)
         return moved
 

@@ -38,12 +38,12 @@ def explain(case: Case, grid: Grid, waiting: str, turn: str = "") -> Explanation
         reason = f" ({job.reason})" if job.reason is not None else ""
         summary = f"{job.state}{code}{reason}" + (f": {job.message}" if job.message else "")
     else:
-        current = case.allocations[-1]
+        current = case.newest
         summary = f"{job.state} at {current.site}" + (f": {waiting}" if waiting else "")
         choice = weigh(Seeker(job, left=left(case, grid.now)[0]), grid)
         candidates, warning = tuple(c for c in choice.candidates if c.site != current.site), choice.warning
         candidates = (Candidate(current.site, True, f"attempt {current.epoch} is there: {current.state}"), *candidates)
-    last = case.allocations[-1] if case.allocations else None
+    last = case.current
     hypervisor, boot = (case.hypervisor(last), case.boot(last)) if last is not None else ("", "")
     group = job.group if job.spec.gang is not None else ""
     return Explanation(

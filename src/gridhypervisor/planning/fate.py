@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gridhypervisor.model.records import ActionKind, Allocation, AllocationState, JobState, Wish
+from gridhypervisor.model.records import (
+    ActionKind,
+    Allocation,
+    AllocationState,
+    JobState,
+    PilotJob,
+    Times,
+    Wish,
+)
 from gridhypervisor.model.replacing import replace
-from gridhypervisor.model.spec import parse_duration
 from gridhypervisor.model.wire import MOVES, RETRYABLE, ExitRecord, Outcome, Reason
 from gridhypervisor.planning.checkpoints import unknown
 from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.keeping import Keeping
-from gridhypervisor.planning.world import Observed, Result
+from gridhypervisor.planning.segments import segment, walltime_of
+from gridhypervisor.planning.world import Case, Observed, Policy, Result
 from gridhypervisor.planning.world import Outcome as ActionOutcome
 
 S = AllocationState
@@ -27,12 +35,22 @@ TURNED_AWAY: Mapping[Reason, str] = {
 }
 """Why a site did not take a job at all, which is no failure of an attempt, and the words for it."""
 
-STOPS = frozenset({Reason.CANCELLED, Reason.EVICTED, Reason.MOVED, Reason.SUSPENDED})
+STOPS = frozenset({Reason.CANCELLED, Reason.EVICTED, Reason.MOVED, Reason.SUSPENDED, Reason.HAND_OVER})
 """How a run ends that somebody wanted to end."""
 
 
-UNBLAMED = frozenset({Reason.SUSPENDED, Reason.CHECKPOINT})
+SAVED = frozenset({Reason.SUSPENDED, Reason.HAND_OVER})
+"""How a run ends whose guest was saved, to go on."""
+
+UNBLAMED = frozenset({*SAVED, Reason.CHECKPOINT})
 """Ends of an attempt for which another one follows at the same site."""
+
+
+def refusals(case: Case, policy: Policy, now: float) -> dict[str, float]:
+    """Sites whose lender refused it a moment ago, though there seemed to be room (another was faster, mostly), and
+    until when it does not ask there again."""
+    until = {a.site: a.times.since + policy.refused_pause for a in case.allocations if a.why is Reason.LENDER}
+    return {site: at for site, at in until.items() if now < at}
 
 
 class Fate(Keeping):
@@ -42,6 +60,32 @@ class Fate(Keeping):
     def ganged(self) -> bool:
         """Whether it is a member of a gang, which says when it begins, and what follows from a failure."""
         return self.job.spec.gang is not None
+
+    def attempt(self, site: str, words: str, *, ahead: bool = False) -> Allocation:
+        """Another attempt, at this site; `ahead`: it has to wait for its word from what it goes on."""
+        epoch = self.case.vm.epoch + 1
+        name = f"{self.installation}-{self.job.id}-{epoch}"
+        restore = self.onward()
+        allocation = Allocation(
+            id=f"{self.case.vm.id}.{epoch}",
+            owner=self.job.owner,
+            project=self.job.project,
+            job=self.job.id,
+            vm=self.case.vm.id,
+            epoch=epoch,
+            pilot_job=name,
+            site=site,
+            times=Times(planned=self.now, since=self.now),
+            restore=restore.id if restore is not None and not ahead else "",
+            segment=segment(self.job.spec, self.sites[site], restore.executed if restore is not None else 0.0),
+            ahead=ahead,
+            version=1,
+        )
+        self.put(replace(self.case.vm, epoch=epoch, version=self.case.vm.version + 1))
+        self.put(PilotJob(name=name, owner=self.job.owner, project=self.job.project, site=site, version=1))
+        self.put(allocation)
+        self.event("allocation", allocation.id, "", S.PLANNED, message=f"at {site}: {words}")
+        return allocation
 
     def owner_decides(self, a: Allocation, sight: Observed) -> bool:
         """The owner file has the last word on who may act for an allocation, where it can be read."""
@@ -61,7 +105,8 @@ class Fate(Keeping):
         if a.why in (Reason.WAITED, Reason.SUSPENDED):
             a = replace(a, why=None, note="")  # its wait is over after all; or it has become a guest that can be saved
         self.move(a, S.RUNNING, message=f"in the batch job of {host}" if host else "")
-        self.change_job(JobState.RUNNING)
+        if self.decides(a):
+            self.change_job(JobState.RUNNING)
 
     def depart(self, a: Allocation, why: Reason, words: str) -> None:
         """It is to leave its site: the intent, which the next step acts on. See `planning.moves` for when."""
@@ -71,7 +116,8 @@ class Fate(Keeping):
     def finish(self, a: Allocation, exit: ExitRecord) -> None:
         self.learn(a, exit)
         self.move(a, S.ENDED, exit=exit, reason=exit.reason, message=exit.message)
-        self.change_job(JobState.EPILOG)
+        if self.decides(a):
+            self.change_job(JobState.EPILOG)
 
     def strand(self, a: Allocation, outcome: ActionOutcome) -> None:
         """The results cannot come home: the job ends without them. They stay at the site until somebody asks."""
@@ -87,6 +133,8 @@ class Fate(Keeping):
 
     def settle(self, a: Allocation) -> None:
         """The results are home: another attempt, or the job waits for the clean-up to end."""
+        if not self.decides(a):
+            return
         if self.job.state.final:
             self.job = replace(
                 self.job, hint="its results are home now, and the site is clean", version=self.case.job.version + 1
@@ -94,7 +142,7 @@ class Fate(Keeping):
             self.put(self.job)
             return
         retry = self.retry_reason(a)
-        if retry is not None and a.epoch == self.case.vm.epoch and not self.ganged:
+        if retry is not None and not self.ganged:
             self.try_again(a, retry)
 
     def conclude(self, a: Allocation) -> None:
@@ -131,7 +179,7 @@ class Fate(Keeping):
     def give_up(self, a: Allocation, why: Reason, note: str, hint: str = "", to: AllocationState = S.REVOKED) -> None:
         """The allocation can never run. What becomes of the job depends on why."""
         moved = self.move(a, to, why=why, note=note, reason=why, message=note)
-        if a.epoch != self.case.vm.epoch or self.ganged:
+        if not self.decides(a) or self.ganged:
             return  # of a gang, `member` says
         if why is Reason.CANCELLED or self.job.wish.ends:
             self.end(JobState.CANCELLED, Reason.CANCELLED, note, hint, a=moved)
@@ -147,7 +195,7 @@ class Fate(Keeping):
     def withdraw(self, a: Allocation, note: str) -> None:
         """Nothing was submitted, and nothing shall be: the job looks for another place, and has lost nothing by it."""
         self.move(a, S.REVOKED, note=note, message=note)
-        if a.epoch == self.case.vm.epoch and not self.ganged:
+        if self.decides(a) and not self.ganged:
             self.change_job(JobState.PENDING, message=note)
 
     def retry_reason(self, a: Allocation) -> Reason | None:
@@ -159,7 +207,7 @@ class Fate(Keeping):
             return None if self.case.gang.rounds.over else exit.reason
         if a.why in MOVES and exit.reason in STOPS | RETRYABLE:
             return a.why
-        if exit.reason is Reason.SUSPENDED:
+        if exit.reason in SAVED:
             return exit.reason
         if exit.reason in RETRYABLE and self.spent(a) <= self.job.spec.retry.times:
             return exit.reason
@@ -168,8 +216,8 @@ class Fate(Keeping):
     def spent(self, last: Allocation) -> int:
         """Attempts that count against the job's retries, `last` included.
 
-        What a lender refused at the door is none, nor what a site had too much to do for, nor what was suspended or
-        could not go on from a checkpoint (there are few of these, and each is tried once), nor what was moved to
+        What a lender refused at the door is none, nor what a site had too much to do for, nor what was saved to go on,
+        or could not go on from a checkpoint (there are few of these, and each is tried once), nor what was moved to
         another, nor what was withdrawn before it was submitted (without a `why`). A submission of which nobody ever
         heard again (this controller died in it, mostly), or that waited until its lender no longer let it start, is
         nobody's failure; but a site that does so with everything that it is given must not go on for ever.
@@ -180,8 +228,9 @@ class Fate(Keeping):
             for a in known
             if a.why not in TURNED_AWAY
             and a.why not in MOVES
-            and a.why is not Reason.SUSPENDED
-            and (a.exit is None or a.exit.reason not in (Reason.SUSPENDED, Reason.CHECKPOINT))
+            and a.why not in SAVED
+            and not a.untold
+            and (a.exit is None or a.exit.reason not in UNBLAMED)
             and (a.state not in (S.REVOKED, S.CLEANED) or a.why is not None or a.exit is not None)
         ]
         lost = sum(
@@ -199,6 +248,8 @@ class Fate(Keeping):
             words = f"it leaves {a.site}: {a.note}"
         elif why is Reason.SUSPENDED:
             words = f"suspended: it goes on {self.whence()}"
+        elif why is Reason.HAND_OVER:
+            words = f"its batch job at {a.site} was nearly over: it goes on in another, {self.whence()}"
         elif why is Reason.CHECKPOINT and a.exit is not None:
             words = f"attempt {a.epoch} could not go on from {a.restore}: {a.exit.message}; it goes on {self.whence()}"
         else:
@@ -209,7 +260,4 @@ class Fate(Keeping):
 
     def fence(self, a: Allocation) -> float:
         """When the guest of an allocation that a pilot took is surely over, whatever anybody says."""
-        return (a.times.running or a.times.since) + self.walltime() + self.policy.fence_margin
-
-    def walltime(self) -> float:
-        return float(parse_duration(self.job.spec.resources.walltime))
+        return (a.times.running or a.times.since) + walltime_of(self.job.spec, a) + self.policy.fence_margin

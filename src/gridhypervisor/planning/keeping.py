@@ -22,6 +22,14 @@ class Keeping(Draft):
         allocations = {a.id: a for a in (*self.case.allocations, *known)}
         return onward(self.job, tuple(allocations.values()), self.checkpoints.values(), self.sites)
 
+    def saved(self, a: Allocation | None = None) -> str:
+        """Before the words for what a job waits for: that its guest is kept meanwhile, where it is. `a`: an attempt
+        that waits to go on from it; None: the next one."""
+        found = self.onward() if a is None else self.checkpoints.get(a.restore)
+        if found is None:
+            return ""
+        return f"its guest is saved at {found.site}, after {found.executed:.0f} s of the program, and waits: "
+
     def whence(self) -> str:
         """The same in words, with what is lost where there is none any more."""
         if (found := self.onward()) is not None:

@@ -89,9 +89,11 @@ class Wanting:
 
 def attempt(case: Case) -> Allocation | None:
     """The one that may be told to leave its site: the newest, while it waits or runs and is to go on."""
-    a = case.allocations[-1] if case.allocations else None
+    a = case.current
     if a is None or case.job.wish is not Wish.RUN or case.job.probe or case.job.spec.gang is not None or a.why in MOVES:
         return None
+    if a.state is S.QUEUED and a.restore:
+        return None  # its guest is saved where it waits: elsewhere it would begin anew
     return a if a.state in (S.QUEUED, S.RUNNING) else None
 
 
@@ -103,13 +105,13 @@ def kept(case: Case) -> Stay:
 
 def movable(case: Case) -> Allocation | None:
     """The attempt that a user may ask to leave its site, at any time before its program has ended."""
-    a = case.allocations[-1] if case.allocations else None
+    a = case.current
     return a if a is not None and a.state in LEAVES and a.why is not Reason.MOVED else None
 
 
 def immovable(case: Case, to: str, grid: Grid) -> tuple[str, str] | None:
     """Why a user cannot move the job, to the site `to` if that is not empty, and what to do instead; None: he can."""
-    job, a = case.job, case.allocations[-1] if case.allocations else None
+    job, a = case.job, case.current
     if job.wish is Wish.SUSPEND and not job.state.final:
         return "it is suspended, or is about to be", f"`ghv resume {job.id}` first"
     if job.state.final or job.wish is not Wish.RUN:
@@ -203,7 +205,7 @@ def weigh(wanting: Mapping[str, tuple[Case, Wanting]], grid: Grid) -> dict[str, 
     """What comes of it, by job: those that another site takes now go. They are served together, in the policy's order,
     so that not all of them go where there is room for one."""
     cases = [case for case, _ in wanting.values()]
-    seekers = [Seeker(case.job, left=frozenset({case.allocations[-1].site, *tried(case)})) for case in cases]
+    seekers = [Seeker(case.job, left=frozenset({case.newest.site, *tried(case)})) for case in cases]
     choices = place_all(seekers, replace(grid, usage=_without(grid.usage, cases)))
     found = {}
     for seeker in seekers:
@@ -228,7 +230,7 @@ def better(case: Case, there: str, grid: Grid) -> str:
     (its prolog, and all that its pilot did before the program began), and doing again what is lost,
     E·rate_here/rate_there. There it waits as long as others have waited, or as it has here where nobody knows.
     """
-    a, status = case.allocations[-1], _status(case)
+    a, status = case.newest, _status(case)
     names = sorted(grid.sites)
     if status is None or status.hypervisor is None or a.site not in grid.sites or there not in grid.sites:
         return ""
@@ -257,7 +259,7 @@ def tried(case: Case) -> frozenset[str]:
 
 def left(case: Case, now: float) -> tuple[frozenset[str], float | None]:
     """Sites where it is not to go again for now, and until when that holds, if there are any."""
-    a = case.allocations[-1] if case.allocations else None
+    a = case.current
     if a is None or a.why not in MOVES or case.job.spec.site:
         return frozenset(), None
     until = (a.times.collected or a.times.since) + AVOIDED
@@ -305,5 +307,5 @@ def _before_program(status: Status) -> float:
 
 
 def _status(case: Case) -> Status | None:
-    view = case.sight(case.allocations[-1]).view if case.allocations else None
+    view = case.sight(a).view if (a := case.current) is not None else None
     return view.status if view is not None else None

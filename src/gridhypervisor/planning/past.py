@@ -19,7 +19,7 @@ from gridhypervisor.model.commit import JobRecords
 from gridhypervisor.model.policy import SchedulingPolicy
 from gridhypervisor.model.records import Allocation, AllocationState, Job
 from gridhypervisor.model.spec import parse_duration
-from gridhypervisor.model.wire import MOVES, RETRYABLE, HypervisorKind, Layer, Outcome, Reason
+from gridhypervisor.model.wire import MOVES, RETRYABLE, Checkpoint, HypervisorKind, Layer, Outcome, Reason
 from gridhypervisor.planning.policies.usage import Ban, Record, Usage, Windows, banned, charge
 
 T = TypeVar("T")
@@ -28,6 +28,9 @@ DAY = 86_400.0
 
 LATEST = 20
 """Waits in a site's queue of which the one in the middle is told."""
+
+MOST_SAVES = 100
+"""Guests that were saved at one site of which it is remembered how fast."""
 
 MOST_ATTEMPTS = 500
 """Attempts of one user at one site that are remembered."""
@@ -67,6 +70,7 @@ class Tenure:
     hypervisor: HypervisorKind | None = None
     rates: Mapping[HypervisorKind, float] = field(default_factory=dict)  # of its node's, as measured
     layers: tuple[Layer, ...] = ()  # of its image, which are at the site since
+    save_rate: float | None = None  # bytes a second at which its guest was saved at its end, if it was
 
 
 def tenure(job: Job, a: Allocation) -> Tenure:
@@ -94,7 +98,13 @@ def tenure(job: Job, a: Allocation) -> Tenure:
         hypervisor=used.kind if used is not None else None,
         rates={kind: used.rates[kind] for kind in HypervisorKind if kind in used.rates} if used is not None else {},
         layers=job.image.layers if t.submitting is not None else (),
+        save_rate=_save_rate(a.exit.checkpoint if a.exit is not None else None),
     )
+
+
+def _save_rate(saved: Checkpoint | None) -> float | None:
+    seconds = sum(saved.took.values()) if saved is not None else 0.0
+    return saved.guest / seconds if saved is not None and saved.guest and seconds else None
 
 
 def tenures(found: Iterable[JobRecords]) -> list[Tenure]:
@@ -116,6 +126,7 @@ class SitePast:
 
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
     failures: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_ATTEMPTS))  # when
+    saves: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_SAVES))  # bytes a second
     nodes: dict[str, frozenset[HypervisorKind]] = field(default_factory=dict)  # what has run guests on each
     rates: dict[str, dict[HypervisorKind, float]] = field(default_factory=dict)  # of their speed, what guests get
     layers: dict[str, int] = field(default_factory=dict)  # in the account's cache, as far as we know: digest → bytes
@@ -173,6 +184,8 @@ class Past:
                 site.news += 1
                 _forget(site.nodes, MOST_NODES)
                 _forget(site.rates, MOST_NODES)
+        if t.save_rate is not None:
+            site.saves.append(t.save_rate)
         for layer in t.layers:
             site.layers.pop(layer.digest, None)
             site.layers[layer.digest] = layer.size

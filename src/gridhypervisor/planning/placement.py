@@ -5,8 +5,9 @@ policies'. Here they are brought together, and each job is told what it gets or 
 choices.
 
 A site that has failed a job comes last for it; before that, one whose probed node lacks the hypervisor that it asks for
-(its others may differ, so this alone keeps no job away). Of sites that suit equally it is the one with the largest free
-share of its limit, as far as it is believed (`credit`), then the first by name.
+(its others may differ, so this alone keeps no job away), or where it takes several batch jobs (`segments`). Of sites
+that suit equally it is the one with the largest free share of its limit, as far as it is believed (`credit`), then the
+first by name.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from gridhypervisor.planning.policies.jobs import Request, prioritise
 from gridhypervisor.planning.policies.resources import Candidates
 from gridhypervisor.planning.policies.room import NOWHERE
 from gridhypervisor.planning.policies.usage import Usage
+from gridhypervisor.planning.segments import told
 from gridhypervisor.planning.suiting import Expressions, Grid, Group, Key, Seeker, key_of, most_together
 from gridhypervisor.planning.world import SiteFacts
 
@@ -243,7 +245,7 @@ class _Placing:
 
     def gets(self, job: Job, name: str) -> Choice:
         group, facts = self.groups[self.group_of[job.id]], self.sites[name]
-        self.sites[name] = replace(facts, alive=facts.alive + 1, own=facts.own + group.share)
+        self.sites[name] = replace(facts, alive=facts.alive + 1, own=facts.own + group.share(facts))
         return Choice(name, self.merits(job, facts, group))
 
     def probes(self, job: Job) -> Choice:
@@ -305,6 +307,8 @@ class _Placing:
             words += f"; rank {group.rank[self.names.index(facts.name)]:g}"
         if facts.name in job.excluded:
             words += "; an earlier attempt failed here"
+        if several := told(job.spec, facts):
+            words += f"; {several}"
         if job.spec.hypervisor in facts.lacks:
             words += f"; {job.spec.hypervisor} did not work on the node that was probed"
         return words

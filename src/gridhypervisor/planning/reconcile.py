@@ -17,21 +17,22 @@ from gridhypervisor.model.records import (
     Allocation,
     AllocationState,
     CheckpointState,
+    Job,
     JobState,
-    PilotJob,
-    Times,
     Wish,
 )
 from gridhypervisor.model.replacing import replace
-from gridhypervisor.model.wire import MOVES, ExitRecord, Outcome, Phase, Reason
+from gridhypervisor.model.wire import MOVES, ExitRecord, Outcome, Phase, Reason, canonical
 from gridhypervisor.planning.checkpoints import at_home
 from gridhypervisor.planning.draft import OVER, Action, JobPlan
+from gridhypervisor.planning.fate import refusals
 from gridhypervisor.planning.looking import next_look
 from gridhypervisor.planning.member import Member
 from gridhypervisor.planning.moves import left
 from gridhypervisor.planning.placement import Chooser, place
+from gridhypervisor.planning.segments import walltime_of
 from gridhypervisor.planning.silence import Silence
-from gridhypervisor.planning.suspension import Suspension
+from gridhypervisor.planning.succession import Succession, beside, due
 from gridhypervisor.planning.world import Absent, Case, Observed, Policy, Result, Seen, SiteFacts, Unknown
 
 S = AllocationState
@@ -76,6 +77,14 @@ def plan(
     return step.result()
 
 
+def seeker(case: Case, sites: Mapping[str, SiteFacts], now: float) -> Job | None:
+    """The job as it asks for a site: for its next attempt, or for the successor of one that runs; None: for neither."""
+    if seeks(case):
+        return at_home(case, sites)
+    current = case.current
+    return beside(case) if current is not None and due(case, sites.get(current.site), now)[0] else None
+
+
 def seeks(case: Case) -> bool:
     """Whether the job wants a site: none of its attempts could still run, and it is to run."""
     return (
@@ -87,26 +96,17 @@ def seeks(case: Case) -> bool:
     )
 
 
-def refusals(case: Case, policy: Policy, now: float) -> dict[str, float]:
-    """Sites whose lender refused it a moment ago, though there seemed to be room (another was faster, mostly), and
-    until when it does not ask there again."""
-    until = {a.site: a.times.since + policy.refused_pause for a in case.allocations if a.why is Reason.LENDER}
-    return {site: at for site, at in until.items() if now < at}
-
-
 def _phase(sight: Observed) -> Phase | None:
     """Where the pilot said last that it is."""
     return sight.view.status.phase if sight.view is not None and sight.view.status is not None else None
 
 
-class _Step(Silence, Member, Suspension):
+class _Step(Silence, Member, Succession):
     """One call of `plan`: the rules."""
 
     def run(self, choose: Chooser) -> None:
-        newest = None
+        newest, self.choose = self.case.current, choose
         for allocation in self.case.allocations:
-            if allocation.epoch == self.case.vm.epoch:
-                newest = allocation
             if allocation.state is S.CLEANED:
                 continue
             if allocation.site in self.sites:
@@ -122,15 +122,19 @@ class _Step(Silence, Member, Suspension):
         if newest is not None and self.ganged and self.job.state is not JobState.PENDING:
             self.part(newest)
         elif newest is None or newest.state is S.CLEANED or (newest.state in OVER and self.job.state in AT_REST):
-            self.start(choose)
+            self.start()
 
-    def start(self, choose: Chooser) -> None:
+    def start(self) -> None:
         """The job has no allocation that could still run: begin one, or end the job."""
         if self.job.wish.ends:
             self.end(JobState.CANCELLED, Reason.CANCELLED, "cancelled before it was given to a site")
             return
         if self.rests():
             return
+        if (successor := self.successor()) is not None and all(
+            a.untold or a.state in OVER for a in self.case.allocations
+        ):
+            self.tell(successor)
         if any(a.state not in OVER for a in self.case.allocations):
             return
         if self.case.futile:
@@ -146,37 +150,19 @@ class _Step(Silence, Member, Suspension):
         if until is not None:
             # Whether another site will do, may change any time.
             self.wakes.append(min(until, next_look(self.job.id, self.now)))
-        choice = choose(at_home(self.case, self.sites), refused)
+        choice = self.choose(at_home(self.case, self.sites), refused)
         if choice.site is None:
-            self.waiting, self.spurned = choice.summary, choice.spurned
+            self.waiting, self.spurned = f"{self.saved()}{choice.summary}", choice.spurned
             if choice.again is not None:
                 self.wakes.append(choice.again)
             return
-        epoch = self.case.vm.epoch + 1
-        name = f"{self.installation}-{self.job.id}-{epoch}"
-        allocation = Allocation(
-            id=f"{self.case.vm.id}.{epoch}",
-            owner=self.job.owner,
-            project=self.job.project,
-            job=self.job.id,
-            vm=self.case.vm.id,
-            epoch=epoch,
-            pilot_job=name,
-            site=choice.site,
-            times=Times(planned=self.now, since=self.now),
-            restore=restore.id if (restore := self.onward()) is not None else "",
-            version=1,
-        )
-        self.put(replace(self.case.vm, epoch=epoch, version=self.case.vm.version + 1))
-        self.put(PilotJob(name=name, owner=self.job.owner, project=self.job.project, site=choice.site, version=1))
-        self.put(allocation)
         whence = f"; it goes on {self.whence()}" if self.checkpoints else ""
-        self.event("allocation", allocation.id, "", S.PLANNED, message=f"at {choice.site}: {choice.summary}{whence}")
+        allocation = self.attempt(choice.site, f"{choice.summary}{whence}")
         self.change_job(JobState.PROLOG, attempts=self.job.attempts + 1)
         self.actions.append(Action(A.PROLOG, allocation))
 
     def allocation(self, a: Allocation) -> None:
-        sight = self.case.sight(a)
+        sight, words = self.case.sight(a), self.waiting
         self.learn_batch_id(a, sight)
         match a.state:
             case S.PLANNED:
@@ -201,6 +187,8 @@ class _Step(Silence, Member, Suspension):
                 pass
             case _:
                 assert_never(a.state)
+        if a.untold:
+            self.waiting = words  # what it waits for is not what the job does
 
     def abandoned(self, a: Allocation) -> None:
         """The user removed its site, gone for good. Its record stays as it is: were the site added again, it goes on.
@@ -209,7 +197,7 @@ class _Step(Silence, Member, Suspension):
         """
         if a.state is S.PLANNED:
             self.give_up(a, Reason.LOST, f"{a.site} was removed before it was given this job")
-        elif a.epoch != self.case.vm.epoch or self.job.state in AT_REST:
+        elif not self.decides(a) or self.job.state in AT_REST:
             pass
         elif self.ganged and a.state in OVER and a.state is not S.ENDED:
             pass  # `member` says
@@ -239,6 +227,9 @@ class _Step(Silence, Member, Suspension):
             self.put(replace(pilot_job, batch_id=batch_id, version=pilot_job.version + 1))
 
     def planned(self, a: Allocation, sight: Observed) -> None:
+        if why := self.surplus(a):
+            self.give_up(a, Reason.HAND_OVER, why)
+            return
         if self.job.wish is not Wish.RUN:
             suspended = self.job.wish is Wish.SUSPEND
             self.give_up(a, *(SUSPENDED if suspended else (Reason.CANCELLED, "cancelled before it was submitted")))
@@ -267,6 +258,9 @@ class _Step(Silence, Member, Suspension):
             return
         submit = sight.outcomes.get(A.SUBMIT)
         busy = A.SUBMIT in sight.busy
+        if (why := self.surplus(a)) and not busy:
+            self.revoke(a, Reason.HAND_OVER, why)
+            return
         if self.job.wish is not Wish.RUN and not busy:
             suspended = self.job.wish is Wish.SUSPEND
             self.revoke(a, *(SUSPENDED if suspended else (Reason.CANCELLED, "cancelled by the user")))
@@ -289,7 +283,7 @@ class _Step(Silence, Member, Suspension):
                     self.queued(a, job.id)
                 elif (away := self.wants_away(a)) is not None:
                     self.revoke(a, away, self.case.stay.words)
-                self.waiting = f"{job.state} at {a.site}" + (f": {job.reason}" if job.reason else "")
+                self.waiting = f"{self.saved(a)}{job.state} at {a.site}" + (f": {job.reason}" if job.reason else "")
                 if self.case.stay.words:
                     self.waiting += f"; {self.case.stay.words}"
                 return
@@ -311,11 +305,13 @@ class _Step(Silence, Member, Suspension):
         """Why it should leave its site, as it was weighed just now, if it should, and is not to already."""
         if self.case.stay.again is not None:
             self.wakes.append(self.case.stay.again)
-        return self.case.stay.leave if self.job.wish is Wish.RUN and a.why not in MOVES else None
+        may = self.job.wish is Wish.RUN and a.why not in MOVES and self.decides(a)
+        return self.case.stay.leave if may else None
 
     def queued(self, a: Allocation, batch_id: str) -> None:
         self.move(a, S.QUEUED, message=f"batch job {batch_id}" if batch_id else "")
-        self.change_job(JobState.QUEUED)
+        if self.decides(a):
+            self.change_job(JobState.QUEUED)
 
     def running(self, a: Allocation, sight: Observed) -> None:
         view = sight.view
@@ -326,7 +322,10 @@ class _Step(Silence, Member, Suspension):
         if (away := self.wants_away(a)) is not None:
             self.depart(a, away, self.case.stay.words)
             return
-        gang, dismissed = self.case.gang, self.dismissed(a)
+        if (why := self.surplus(a)) and a.why is None:
+            self.depart(a, Reason.HAND_OVER, why)
+            return
+        gang, dismissed = self.case.gang, self.dismissed(a) or self.surplus(a)
         if self.job.wish.ends or a.why in MOVES or dismissed:
             moved = dismissed or f"{Reason.MOVED}: {a.note}"
             asked = moved if not self.job.wish.ends else "cancelled by the user"
@@ -346,8 +345,11 @@ class _Step(Silence, Member, Suspension):
                 self.waiting = f"leaving {a.site}: the guest shuts down, and the job begins anew elsewhere: {a.note}"
         elif gang.rounds.begun == a.epoch and gang.roster and _phase(sight) is Phase.GATHER:
             self.want(a, sight, A.BEGIN, members=gang.roster)
-        else:
+        elif a.go and _phase(sight) is Phase.GATHER:
+            self.want(a, sight, A.BEGIN, members=canonical(self.checkpoints[a.restore].checkpoint).decode())
+        elif not a.untold:
             self.save(a, sight)
+            self.ask_ahead()
         gone = self.gone(a, sight)
         if gone is None:
             self.mind_silence(a, sight)
@@ -390,7 +392,7 @@ class _Step(Silence, Member, Suspension):
             return
         if sight.unreadable_at is not None:
             # Whoever took it took it before we saw it, and nobody takes it again: his guest ends by its walltime.
-            over = sight.unreadable_at + self.walltime() + self.policy.fence_margin
+            over = sight.unreadable_at + walltime_of(self.job.spec, a) + self.policy.fence_margin
             if self.now >= over:
                 words = f"its `owner` at {a.site} cannot be read, and its walltime is over"
                 self.give_up(a, Reason.LOST, words, "see that the file system of the site's workdir is sound")
@@ -422,17 +424,20 @@ class _Step(Silence, Member, Suspension):
         if outcome is not None and outcome.result is Result.OK:
             self.settle(self.move(a, S.COLLECTED))
             return
+        if outcome is not None and a.untold:
+            self.move(a, S.COLLECTED, message="it had nothing that anybody needs")
+            return
         if outcome is not None:
             refused, tried = outcome.result is Result.REFUSED, outcome.tries >= self.policy.collect_tries
             if (refused and tried) or (self.job.wish.ends and (refused or tried)):
                 self.strand(a, outcome)
                 return
             self.waiting = f"{outcome.message}; {outcome.hint}" if outcome.hint else outcome.message
-        self.want(a, sight, A.COLLECT, results=self.retry_reason(a) is None)
+        self.want(a, sight, A.COLLECT, results=not a.untold and self.retry_reason(a) is None)
 
     def collected(self, a: Allocation, sight: Observed) -> None:
         cleaned = None if self.spare(a, sight) else self.clean(a, sight)
-        if self.job.state.final or a.epoch != self.case.vm.epoch or self.job.state in AT_REST:
+        if self.job.state.final or not self.decides(a) or self.job.state in AT_REST:
             return
         if not self.ganged and (cleaned or not self.cleaning(a)):
             self.conclude(cleaned or a)

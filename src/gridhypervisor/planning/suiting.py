@@ -22,6 +22,7 @@ from gridhypervisor.planning.matching.expression import Booleans, Reals
 from gridhypervisor.planning.past import SitePast
 from gridhypervisor.planning.policies.usage import Usage
 from gridhypervisor.planning.published import own_values
+from gridhypervisor.planning.segments import lasts, outlives, unsegmented
 from gridhypervisor.planning.world import SiteFacts
 
 
@@ -45,22 +46,21 @@ class Seeker(NamedTuple):
     left: frozenset[str] = frozenset()  # sites where it does not go again while another will do
 
 
-def share(job: Job) -> Share:
-    """What its VM takes of an account."""
-    return _share(job.spec.resources)
+def share(job: Job, walltime: int | None = None) -> Share:
+    """What its VM takes of an account in a batch job that lasts so long (seconds; None: as long as the job)."""
+    resources = job.spec.resources
+    seconds = parse_duration(resources.walltime) if walltime is None else walltime
+    return Share.of(resources.cpus, parse_size(resources.memory), seconds)
 
 
-def _share(resources: ResourcesSpec) -> Share:
-    return Share.of(resources.cpus, parse_size(resources.memory), parse_duration(resources.walltime))
-
-
-def beyond(resources: ResourcesSpec, want: Share, facts: SiteFacts) -> str:
+def beyond(spec: JobSpec, facts: SiteFacts) -> str:
     """What of a request is more than the site ever has for one job; empty: nothing, for all that is known."""
-    if facts.max_walltime is not None and want.vm_seconds > facts.max_walltime:
-        return f"walltime {want.vm_seconds} s exceeds the site's limit of {facts.max_walltime} s"
+    resources = spec.resources
+    if words := unsegmented(spec, facts):
+        return words
     if facts.max_cpus is not None and resources.cpus > facts.max_cpus:
         return f"it asks for {resources.cpus} CPUs; the largest node has {facts.max_cpus}"
-    if facts.max_memory is not None and want.memory > facts.max_memory:
+    if facts.max_memory is not None and parse_size(resources.memory) > facts.max_memory:
         return f"it asks for {resources.memory} of memory; the site has {facts.max_memory >> 20} MiB for one job"
     return ""
 
@@ -70,13 +70,10 @@ def hopeless(spec: JobSpec, sites: Iterable[SiteFacts]) -> str:
 
     A site of which nothing is known yet keeps nobody away.
     """
-    want = _share(spec.resources)
     why = []
     for facts in sites:
         if spec.site in ("", facts.name):
-            if not (
-                words := beyond(spec.resources, want, facts) or (too_many(together(spec), facts) if facts.up else "")
-            ):
+            if not (words := beyond(spec, facts) or (too_many(together(spec), facts) if facts.up else "")):
                 return ""
             why.append(f"{facts.name}: {words}")
     return "; ".join(why) or "there is no site"
@@ -91,6 +88,7 @@ class Key(NamedTuple):
     requirements: str
     rank: str
     image: str  # its digest
+    ganged: bool
     together: int  # places that are wanted at one site at once
     refused: frozenset[str]
     left: frozenset[str]
@@ -105,6 +103,7 @@ def key_of(seeker: Seeker) -> Key:
         spec.requirements,
         spec.rank,
         job.image_digest,
+        spec.gang is not None,
         together(job.spec),
         seeker.refused,
         seeker.left,
@@ -182,14 +181,16 @@ class Group:
 
     def __init__(self, seeker: Seeker, grid: Grid, names: Sequence[str]) -> None:
         self.job, self.refused = seeker.job, seeker.refused
-        self.share, self.together = share(self.job), together(self.job.spec)
+        self.together = together(self.job.spec)
         asks = bool(self.job.spec.requirements or self.job.spec.rank)
         self.expressions = Expressions(self.job, grid) if asks else None
         said = {name: self.expressions.site(name) for name in names} if self.expressions is not None else {}
         self.matches = {name: matches for name, (matches, _) in said.items()}
         self.rank = np.array([said[name][1] if said else 0.0 for name in names])
         wanted = self.job.spec.hypervisor
-        self.lacks = np.array([wanted in grid.sites[name].lacks for name in names], np.bool_)
+        sites = [grid.sites[name] for name in names]
+        # Where one batch job is enough comes before where it takes several.
+        self.lacks = np.array([wanted in each.lacks or outlives(self.job.spec, each) for each in sites], np.bool_)
         fixed = grid.policy.resources.fixed
         others = (name for name in names if name not in seeker.left and fixed.of(name, name) and seeker.left)
         # One that does not answer just now (the service has only begun, mostly) may do so in a moment.
@@ -204,10 +205,10 @@ class Group:
 
     def _unable(self, facts: SiteFacts, *, brief: bool = False, soon: bool = False) -> str:
         """`soon`: leaving out what may be over in a moment."""
-        job, resources, want = self.job, self.job.spec.resources, self.share
+        job = self.job
         if job.spec.site and job.spec.site != facts.name:
             return f"the job asks for {job.spec.site}"
-        if words := beyond(resources, want, facts):
+        if words := beyond(job.spec, facts):
             return words
         if facts.draining:
             return f"draining: takes no new work until `ghv site drain {facts.name} --undo`"
@@ -230,6 +231,10 @@ class Group:
             return f"room for {room} more (max jobs: {most}), and its gang needs it for {self.together} at once"
         return self._unlent(facts, self.together)
 
+    def share(self, facts: SiteFacts) -> Share:
+        """What one of them takes of an account there."""
+        return share(self.job, lasts(self.job.spec, facts))
+
     def lent(self, facts: SiteFacts, most: int) -> int:
         """How many such jobs the lender has room for, up to `most`."""
         return next((count for count in range(most) if self._unlent(facts, count + 1)), most)
@@ -239,7 +244,8 @@ class Group:
         if lending is None:
             return f"the lender of {facts.name} has just refused it" if facts.name in self.refused else ""
         who = f"your own cap on {facts.name}" if lending.terms.own else f"the lender of {facts.name}"
-        taken, want, walltime = lending.taken(facts.own), self.share.times(count), self.share.vm_seconds
+        walltime = lasts(self.job.spec, facts)
+        taken, want = lending.taken(facts.own), self.share(facts).times(count)
         words = obstacle(lending.terms, taken, want, self.job.image_digest, walltime, lending.open_for, who)
         return words or (f"the lender of {facts.name} has just refused it" if facts.name in self.refused else "")
 

@@ -18,8 +18,9 @@ from gridhypervisor.model.records import (
     Saving,
     Wish,
 )
-from gridhypervisor.model.wire import SAVE_END, Reason
+from gridhypervisor.model.wire import SAVE_END, SAVE_GO_ON, SAVE_HAND_OVER, Reason
 from gridhypervisor.planning.checkpoints import begins, ends, superfluous, unsavable
+from gridhypervisor.planning.checkpoints import interval as checkpoint_interval
 from gridhypervisor.planning.draft import OVER
 from gridhypervisor.planning.fate import Fate
 from gridhypervisor.planning.world import Observed, Result
@@ -27,8 +28,16 @@ from gridhypervisor.planning.world import Observed, Result
 A = ActionKind
 
 
+VERBS = {SAVE_END: "suspending", SAVE_GO_ON: "making a checkpoint", SAVE_HAND_OVER: "going on in another batch job"}
+"""What is done when a guest is saved, by what is to become of it then."""
+
+
 class Suspension(Fate):
     """The rules."""
+
+    def hand_over(self, a: Allocation, sight: Observed) -> bool:
+        """Whether another batch job is there in which it goes on; see `succession`."""
+        return False
 
     def rests(self) -> bool:
         """Whether a job without an attempt is to stand still, or has only now been told to go on."""
@@ -47,21 +56,37 @@ class Suspension(Fate):
         if saving is None or saving.answered:
             if self.job.wish is Wish.SUSPEND:
                 self.suspend(a, sight)
+            elif not self.hand_over(a, sight):
+                self.save_at_times(a, sight)
             return
         status = sight.view.status if sight.view is not None else None
         saved = status.saved if status is not None else None
         if saved is None or saved.number < saving.number:
             self.want(a, sight, A.SAVE, after=saving.asked)  # what was done before was of an earlier one
-            verb = "suspending" if saving.then == SAVE_END else "making a checkpoint"
+            verb = VERBS[saving.then]
             self.waiting = self.waiting or f"{verb}: the guest is being saved at {a.site}"
         elif saved.checkpoint is not None:
             self.keep(a, saved.checkpoint)
-            if saving.then != SAVE_END:
+            if saving.then == SAVE_GO_ON:
                 self.put(replace(a, saving=replace(saving, answered=True), version=a.version + 1))
-            self.waiting = "suspending: the guest is saved, and its pilot ends" if saving.then == SAVE_END else ""
+            else:
+                self.waiting = f"{VERBS[saving.then]}: the guest is saved, and its pilot ends"
         else:
             self.put(replace(a, saving=replace(saving, answered=True), version=a.version + 1))
             self.unsaved(a, saving.then == SAVE_END, saved.why)
+
+    def save_at_times(self, a: Allocation, sight: Observed) -> None:
+        """Of a program that runs, where its user wants that: the intent, once the interval since the last is over."""
+        interval = checkpoint_interval(self.job, a, self.checkpoints.values())
+        if interval is None or begins(sight) or ends(sight) or unsavable(a, sight, self.sites.get(a.site)) is not None:
+            return
+        due = (a.saving.asked if a.saving is not None else a.times.running or self.now) + interval
+        if self.now < due:
+            self.wakes.append(due)
+            return
+        number = a.saving.number + 1 if a.saving is not None else 1
+        saving = Saving(number, SAVE_GO_ON, self.now, f"every {interval:.0f} s, as the job asks")
+        self.put(replace(a, saving=saving, version=a.version + 1))
 
     def suspend(self, a: Allocation, sight: Observed) -> None:
         """The intent, which the next step acts on; or the user's wish is undone, where it can never be fulfilled."""

@@ -14,7 +14,16 @@ from gridhypervisor.model.batch import BatchJob
 from gridhypervisor.model.capacity import Capacity
 from gridhypervisor.model.records import ActionKind, Allocation, CheckpointRecord, Job, PilotJob, Rounds, Site, Vm
 from gridhypervisor.model.replacing import replace
-from gridhypervisor.model.wire import NO_SHARE, EntryView, HypervisorUsed, Lending, OwnerRecord, Reason, Share
+from gridhypervisor.model.wire import (
+    LEAST_RATE,
+    NO_SHARE,
+    EntryView,
+    HypervisorUsed,
+    Lending,
+    OwnerRecord,
+    Reason,
+    Share,
+)
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,17 @@ class Case:
     stay: Stay = STAYS  # of its newest allocation
     checkpoints: tuple[CheckpointRecord, ...] = ()  # in the order in which they were made
 
+    @property
+    def current(self) -> Allocation | None:
+        """The attempt that decides what becomes of the job: the newest, but for one that waits for its word."""
+        return next((a for a in reversed(self.allocations) if not a.untold), None)
+
+    @property
+    def newest(self) -> Allocation:
+        """The same, of a job that has one."""
+        assert self.current is not None
+        return self.current
+
     def sight(self, allocation: Allocation) -> Observed:
         return self.observed.get(allocation.pilot_job, UNSEEN)
 
@@ -184,6 +204,8 @@ class SiteFacts:
     site: Site | None = None  # as it is configured, and what the newest probe found; None: nobody says
     capacity: Capacity | None = None  # what it says that it has, and has free; None: it has not said, or long ago
     credit: float = 1.0  # how far it is to be believed of that, 0 to 1: see `planning.credit`
+    save_rate: float = LEAST_RATE  # bytes a second at which guests are surely saved there: see `planning.segments`
+    wait: float | None = None  # seconds that the latest jobs waited in its queue; None: there were none
     own: Share = NO_SHARE  # of the allocations counted in `alive`: the relay may not know of all of them yet
 
     @cached_property

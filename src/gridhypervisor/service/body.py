@@ -6,6 +6,8 @@ and says what is allowed, slowly. So a body that is right costs only the first.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
@@ -14,6 +16,7 @@ from litestar.dto import AbstractDTO, DTOFieldDefinition
 from litestar.typing import FieldDefinition
 
 from gridhypervisor.model import policy
+from gridhypervisor.model.foreign import foreign_inputs, foreign_results
 from gridhypervisor.model.spec import JobSpec, problems
 from gridhypervisor.model.views import JobRequest, Problem, ServiceError
 
@@ -82,18 +85,31 @@ def _check(value: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(value, JobRequest):
         yield from ((f"spec.{field}", problem) for field, problem in problems(value.spec))
         for field in ("folder", "destination"):
-            if not getattr(value, field).startswith("/"):
-                yield field, "must be an absolute path"
+            if (path := getattr(value, field)) and not path.startswith("/"):
+                yield field, "must be an absolute path, or be left out"
+        if not value.folder:
+            yield from ((f"spec.{field}", problem) for field, problem in foreign_inputs(value.spec))
+        if not value.destination:
+            yield from ((f"spec.{field}", problem) for field, problem in foreign_results(value.spec))
 
 
 def _explain(body: bytes, kind: type[Any]) -> list[dict[str, Any]]:
     from gridhypervisor.model.yamlspec import SpecError, load  # only for what is wrong: it costs its import
 
     try:
-        load("body", body.decode(), kind)
+        load("body", _whole(body.decode()), kind)
     except SpecError as error:
         return [{"line": p.line, "field": p.field, "problem": p.problem, "allowed": p.allowed} for p in error.problems]
     return []
+
+
+def _whole(text: str) -> str:
+    """JSON as YAML reads it aright: which takes a character that JSON writes as two escapes for two halves of one."""
+    return _PAIR.sub(lambda pair: json.loads(f'"{pair[0]}"') if pair[1] else pair[0], text)
+
+
+_PAIR = re.compile(r"\\\\|(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
+"""Two halves; or an escaped backslash, after which comes no escape."""
 
 
 def _bad(errors: list[dict[str, Any]]) -> ServiceError:

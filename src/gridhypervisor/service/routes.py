@@ -1,19 +1,15 @@
-"""The routes under /v1: one handler for each thing that the `Backend` can be asked for."""
+"""The routes under /v1: one handler for each thing that the backend can be asked for, as far as `Access` lets one."""
 
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Annotated, Any, Literal
 
-import litestar
-from litestar import MediaType, Request, Response, Router
+from litestar import Request, Response, Router
 from litestar.handlers import HTTPRouteHandler
-from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 from litestar.response import Stream
 
-from gridhypervisor.execution.ports import Backend
 from gridhypervisor.model.accounts import Accounts, By, History
 from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
 from gridhypervisor.model.records import JobState
@@ -34,7 +30,6 @@ from gridhypervisor.model.views import (
     NodeView,
     Operation,
     PlannedView,
-    Problem,
     ReplayView,
     ServiceView,
     SiteChange,
@@ -47,34 +42,30 @@ from gridhypervisor.model.views import (
 from gridhypervisor.model.workflow import Progress
 from gridhypervisor.model.workflow import Request as WorkflowRequest
 from gridhypervisor.service import streams
+from gridhypervisor.service.access import Access
 from gridhypervisor.service.body import Body
+from gridhypervisor.service.parts import (
+    LOG_LIMIT,
+    After,
+    IfMatch,
+    Limit,
+    Offset,
+    begun,
+    delete,
+    get,
+    page,
+    patch,
+    post,
+    put,
+    version_of,
+    versioned,
+)
+from gridhypervisor.service.userroutes import file_routes, token_routes
 
-PROBLEM_JSON = "application/problem+json"
-
-_REFUSALS = {
-    status: ResponseSpec(Problem, generate_examples=False, description=text, media_type=PROBLEM_JSON)
-    for status, text in {
-        400: "A parameter means nothing",
-        404: "There is no such thing",
-        409: "Its state does not allow it",
-        422: "A field of the body is wrong",
-        503: "It cannot be done now",
-    }.items()
-}
-get, post = partial(litestar.get, responses=_REFUSALS), partial(litestar.post, responses=_REFUSALS)
-delete, patch = partial(litestar.delete, responses=_REFUSALS), partial(litestar.patch, responses=_REFUSALS)
-put = partial(litestar.put, responses=_REFUSALS)
-
-LOG_LIMIT = 16 << 20
-"""Most bytes of a log in one answer."""
-
-Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="at most so many")]
-Offset = Annotated[int, QueryParameter(ge=0, description="the byte to start at")]
-After = Annotated[int, QueryParameter(ge=0, description="only events with a higher sequence")]
 LogName = Annotated[Literal["stdout", "stderr", "console", "pilot", "batch"], QueryParameter()]
 
 
-def make_router(backend: Backend, closing: asyncio.Event) -> Router:
+def make_router(backend: Access, closing: asyncio.Event) -> Router:
     """All routes under /v1. `closing`: set when streams are to end."""
     handlers = [
         *_jobs(backend, closing),
@@ -84,11 +75,13 @@ def make_router(backend: Backend, closing: asyncio.Event) -> Router:
         *_sites(backend),
         *_scheduling(backend),
         *_service(backend, closing),
+        *file_routes(backend),
+        *token_routes(backend),
     ]
     return Router("/v1", route_handlers=handlers)
 
 
-def _jobs(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
+def _jobs(backend: Access, closing: asyncio.Event) -> list[HTTPRouteHandler]:
     @post("/jobs", status_code=202, dto=Body[JobRequest], return_dto=None, summary="Accept a job", tags=["jobs"])
     async def submit_job(
         data: JSONBody[JobRequest], idempotency_key: Annotated[str, HeaderParameter(name="Idempotency-Key")] = ""
@@ -99,14 +92,17 @@ def _jobs(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
 
     @get("/jobs", summary="Jobs, newest first", tags=["jobs"])
     async def list_jobs(
+        request: Request[Any, Any, Any],
         states: Annotated[list[JobState] | None, QueryParameter(name="state")] = None,
         before: FromQuery[str] = "",
         group: FromQuery[str | None] = None,
         limit: Limit = 100,
-    ) -> list[JobView]:
-        """The next page is asked for with `before`: this page's last job. `group`: of this one, or ("") of none."""
+    ) -> Response[list[JobView]]:
+        """The next page is asked for with `before`: this page's last job; `Link` names it. `group`: of this one, or
+        ("") of none."""
         named = [str(state) for state in states or ()]
-        return await backend.jobs(states=named, before=before, group=group, limit=limit)
+        found = await backend.jobs(states=named, before=before, group=group, limit=limit)
+        return page(request, found, limit, before=found[-1].id if found else "")
 
     @get("/jobs/{job:str}", summary="A job with its attempts and ledger", tags=["jobs"])
     async def get_job(job: FromPath[str]) -> JobDetail:
@@ -173,7 +169,7 @@ def _jobs(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
     return [*changing, *asking]
 
 
-def _checkpoints(backend: Backend) -> list[HTTPRouteHandler]:
+def _checkpoints(backend: Access) -> list[HTTPRouteHandler]:
     @post(
         "/jobs/{job:str}/suspend", status_code=202, summary="Save a job's guest, and give its place free", tags=["jobs"]
     )
@@ -205,7 +201,7 @@ def _checkpoints(backend: Backend) -> list[HTTPRouteHandler]:
     return [suspend_job, resume_job, save_job, list_checkpoints, delete_checkpoint, restore_checkpoint]
 
 
-def _groups(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
+def _groups(backend: Access, closing: asyncio.Event) -> list[HTTPRouteHandler]:
     @post("/groups", status_code=202, dto=Body[JobRequest], return_dto=None, summary="Accept an array", tags=["groups"])
     async def submit_group(
         data: JSONBody[JobRequest], idempotency_key: Annotated[str, HeaderParameter(name="Idempotency-Key")] = ""
@@ -234,8 +230,12 @@ def _groups(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
         return await backend.workflow(group)
 
     @get("/groups", summary="Arrays, newest first", tags=["groups"])
-    async def list_groups(before: FromQuery[str] = "", limit: Limit = 100) -> list[GroupView]:
-        return await backend.groups(before=before, limit=limit)
+    async def list_groups(
+        request: Request[Any, Any, Any], before: FromQuery[str] = "", limit: Limit = 100
+    ) -> Response[list[GroupView]]:
+        """Paged as jobs are."""
+        found = await backend.groups(before=before, limit=limit)
+        return page(request, found, limit, before=found[-1].id if found else "")
 
     @get("/groups/{group:str}", summary="An array as one", tags=["groups"])
     async def get_group(group: FromPath[str]) -> GroupView:
@@ -268,7 +268,7 @@ def _groups(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
     ]  # fmt: skip
 
 
-def _images(backend: Backend) -> list[HTTPRouteHandler]:
+def _images(backend: Access) -> list[HTTPRouteHandler]:
     @get("/images", summary="Images", tags=["images"])
     async def list_images() -> list[ImageView]:
         return await backend.images()
@@ -282,23 +282,23 @@ def _images(backend: Backend) -> list[HTTPRouteHandler]:
         await backend.delete_image(reference)
 
     @post("/images/build", status_code=202, dto=Body[ImageBuildRequest], return_dto=None, tags=["images"])
-    async def build_image(data: JSONBody[ImageBuildRequest]) -> Operation:
+    async def build_image(data: JSONBody[ImageBuildRequest]) -> Response[Operation]:
         """Build an image from a recipe on this machine."""
-        return await backend.build_image(data)
+        return begun(await backend.build_image(data))
 
     @post("/images/import", status_code=202, dto=Body[ImageImportRequest], return_dto=None, tags=["images"])
-    async def import_image(data: JSONBody[ImageImportRequest]) -> Operation:
+    async def import_image(data: JSONBody[ImageImportRequest]) -> Response[Operation]:
         """Take in a disk image on this machine."""
-        return await backend.import_image(data)
+        return begun(await backend.import_image(data))
 
     @post("/images/{reference:str}/verify", status_code=202, summary="Check all of an image's bytes", tags=["images"])
-    async def verify_image(reference: FromPath[str]) -> Operation:
-        return await backend.verify_image(reference)
+    async def verify_image(reference: FromPath[str]) -> Response[Operation]:
+        return begun(await backend.verify_image(reference))
 
     return [list_images, get_image, delete_image, build_image, import_image, verify_image]
 
 
-def _sites(backend: Backend) -> list[HTTPRouteHandler]:
+def _sites(backend: Access) -> list[HTTPRouteHandler]:
     @get("/sites", summary="Sites", tags=["sites"])
     async def list_sites() -> list[SiteView]:
         return await backend.sites()
@@ -308,13 +308,14 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
         return await backend.add_site(data)
 
     @get("/sites/{name:str}", summary="A site", tags=["sites"])
-    async def get_site(name: FromPath[str]) -> SiteView:
-        return await backend.site(name)
+    async def get_site(name: FromPath[str]) -> Response[SiteView]:
+        return versioned(await backend.site(name))
 
     @patch("/sites/{name:str}", dto=Body[SiteChange], return_dto=None, summary="Change a site", tags=["sites"])
-    async def edit_site(name: FromPath[str], data: JSONBody[SiteChange]) -> SiteView:
-        """A JSON merge patch. Refused for what says where its jobs are, while there are any."""
-        return await backend.edit_site(name, data)
+    async def edit_site(name: FromPath[str], data: JSONBody[SiteChange], if_match: IfMatch = "") -> Response[SiteView]:
+        """A JSON merge patch. Refused for what says where its jobs are, while there are any; and, with If-Match, if it
+        was changed since."""
+        return versioned(await backend.edit_site(name, data, version_of(if_match)))
 
     @post("/sites/{name:str}/drain", status_code=200, summary="Give it no new work, or work again", tags=["sites"])
     async def drain_site(name: FromPath[str], undo: FromQuery[bool] = False) -> SiteView:
@@ -333,9 +334,9 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
     async def check_site(
         name: FromPath[str],
         patience: Annotated[int, QueryParameter(ge=0, description="seconds for a probe job; 0: none")] = PATIENCE,
-    ) -> Operation:
+    ) -> Response[Operation]:
         """Ask it, and run a small job on one of its nodes, which reports what a guest would find there."""
-        return await backend.check_site(name, patience=patience)
+        return begun(await backend.check_site(name, patience=patience))
 
     @get("/sites/{name:str}/usage", summary="Who uses how much of a site", tags=["sites"])
     async def site_usage(name: FromPath[str]) -> SiteUsage:
@@ -345,7 +346,7 @@ def _sites(backend: Backend) -> list[HTTPRouteHandler]:
     return [list_sites, add_site, get_site, edit_site, drain_site, login_site, remove_site, check_site, site_usage]
 
 
-def _scheduling(backend: Backend) -> list[HTTPRouteHandler]:
+def _scheduling(backend: Access) -> list[HTTPRouteHandler]:
     @post("/match", status_code=200, dto=Body[JobSpec], return_dto=None, summary="Where a job could go", tags=["jobs"])
     async def match(data: JSONBody[JobSpec]) -> MatchView:
         """Asks only: no job is made. The image may be empty, then nothing is known of it."""
@@ -362,18 +363,19 @@ def _scheduling(backend: Backend) -> list[HTTPRouteHandler]:
         return await backend.plan_ahead(limit)
 
     @get("/policy", summary="The scheduling policy", tags=["policy"])
-    async def get_policy() -> PolicyView:
-        return await backend.policy()
+    async def get_policy() -> Response[PolicyView]:
+        return versioned(await backend.policy())
 
     @put("/policy", dto=Body[SchedulingPolicy], return_dto=None, summary="Set the policy", tags=["policy"])
-    async def set_policy(data: JSONBody[SchedulingPolicy]) -> PolicyView:
-        """It holds from the next choice of a site on. What it does not name has its default."""
-        return await backend.set_policy(data)
+    async def set_policy(data: JSONBody[SchedulingPolicy], if_match: IfMatch = "") -> Response[PolicyView]:
+        """It holds from the next choice of a site on. What it does not name has its default. Refused, with If-Match, if
+        another was set since."""
+        return versioned(await backend.set_policy(data, version_of(if_match)))
 
     return [match, list_nodes, plan_ahead, get_policy, set_policy]
 
 
-def _service(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]:
+def _service(backend: Access, closing: asyncio.Event) -> list[HTTPRouteHandler]:
     @get("/events", summary="Events, past or as they happen", tags=["events"])
     async def list_events(
         request: Request[Any, Any, Any],
@@ -390,7 +392,12 @@ def _service(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]
         if watch:
             return await streams.respond(backend.watch_events(after=after, job=job), closing, prime=False)
         events: list[EventView] = await backend.events(after=after, job=job, limit=limit)
-        return Response(events, media_type=MediaType.JSON)
+        return page(request, events, limit, after=events[-1].sequence if events else 0)
+
+    @get("/operations", summary="Operations, oldest first", tags=["operations"])
+    async def list_operations() -> list[Operation]:
+        """Those under way, and the last that have ended. A restart of the service ends and forgets all."""
+        return await backend.operations()
 
     @get("/operations/{operation:str}", media_type=streams.NDJSON, summary="Follow an operation", tags=["operations"])
     async def follow_operation(operation: FromPath[str]) -> Stream:
@@ -411,4 +418,4 @@ def _service(backend: Backend, closing: asyncio.Event) -> list[HTTPRouteHandler]
         """Answers once the stop is under way. The service has stopped when its process has ended."""
         await backend.stop()
 
-    return [list_events, follow_operation, stop_operation, get_status, stop_service]
+    return [list_events, list_operations, follow_operation, stop_operation, get_status, stop_service]

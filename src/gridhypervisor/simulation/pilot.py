@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gridhypervisor.model.batch import Warm
 from gridhypervisor.model.wire import (
     SAVE_END,
+    SAVE_GO_ON,
+    SAVE_HAND_OVER,
     WRAPPER,
     Checkpoint,
     CpuUsage,
@@ -33,6 +36,7 @@ from gridhypervisor.model.wire import (
     Reason,
     Saved,
     Status,
+    from_plain,
     suits,
 )
 from gridhypervisor.simulation.spool import Entry, Kept, Spool
@@ -51,6 +55,7 @@ class Tempo:
     stage: float = 0.5  # in, and out
     shut_down: float = 1.0
     save: float = 1.5
+    reserve: float = 5.0  # before the end of a batch job, when a guest that goes on in another is saved
     watchdog: float = 1.0  # until the watchdog has noticed and killed
     talks: bool = True  # False: a pilot whose guest needs no grant says nothing until its end; no word decides anything
 
@@ -96,6 +101,7 @@ class Pilot:
         self.cannot_save = ""  # why it refuses to
         self._saved: Saved | None = None
         self._saving: asyncio.TimerHandle | None = None
+        self._saving_by: asyncio.TimerHandle | None = None
         self._ran_before = 0.0  # seconds, in the attempts that led to the checkpoint that it went on from
         self._before = b""  # what these have printed
         self._in_guest = False
@@ -166,9 +172,10 @@ class Pilot:
         """The life of the entry's VM."""
         entry = self.entry
         assert entry is not None
-        self._walltime = self.loop.call_later(
-            self.manifest.resources.walltime, lambda: self._finish(Outcome.STOPPED, Reason.WALLTIME, "walltime is over")
-        )
+        self._walltime = self.loop.call_later(self.manifest.resources.walltime, self._overdue)
+        if self.manifest.handover is not None:
+            before = self.manifest.resources.walltime - self.tempo.reserve
+            self._saving_by = self.loop.call_later(before, self._hand_over)
         if entry.cancel:
             self._finish(Outcome.STOPPED, self._wished(), "stopped before it began")
             return
@@ -181,7 +188,18 @@ class Pilot:
             self._finish(Outcome.COMPLETED, Reason.EXITED, "")
             return
         seconds, code = _program(self.manifest.program.command)
-        if (restore := self.manifest.restore) is not None:
+        self._tick()
+        restore = self.manifest.restore
+        if self.manifest.successor:
+            self._enter(Phase.PREPARE)
+            self._wait(tempo.prepare)
+            yield
+            self._enter(Phase.GATHER)
+            while entry.begin is None:
+                self._wait(0.5)
+                yield
+            restore = from_plain(Checkpoint, json.loads(entry.begin))
+        if restore is not None:
             kept = self.spool.kept.get(restore.id)
             if kept is None or kept.damaged or kept.checkpoint != restore:
                 self._enter(Phase.PREPARE)
@@ -193,7 +211,6 @@ class Pilot:
             self._ran_before, self._before = restore.executed, kept.printed
             seconds = max(0.0, seconds - restore.executed)
         lengths = (tempo.prepare, tempo.boot, tempo.stage, seconds, tempo.stage, tempo.shut_down)
-        self._tick()
         for phase, length in zip(WRAPPER, lengths, strict=True):
             if phase is Phase.BOOT and self.manifest.grant:
                 patience = self.loop.time() + self.manifest.grant
@@ -210,6 +227,13 @@ class Pilot:
                     yield
                 self.members = entry.begin
             self._enter(phase)
+            handover = self.manifest.handover
+            left = max(1.0, handover.walltime - self._ran_before) if handover is not None else length
+            if phase is Phase.EXECUTE and left < length:
+                self._wait(left)
+                yield
+                self._finish(Outcome.STOPPED, Reason.WALLTIME, "walltime is over")
+                return
             self._wait(length)
             yield
         self._finish(Outcome.COMPLETED, Reason.EXITED, "", code)
@@ -265,7 +289,7 @@ class Pilot:
         else:
             self._answer(Saved(wanted, None, why))
 
-    def _save(self, number: int, then: str) -> None:
+    def _save(self, number: int, then: str, reason: Reason = Reason.SUSPENDED) -> None:
         self._saving = None
         if self.paused or self.cut or self.entry is None or self.entry.cancel:
             return  # a wish that still stands is minded with the next beat
@@ -294,8 +318,28 @@ class Pilot:
         self.spool.kept[name] = Kept(checkpoint, printed)
         self.spool.write(self.entry, "stdout", printed)
         self._answer(Saved(number, checkpoint))
-        if then == SAVE_END:
-            self._finish(Outcome.STOPPED, Reason.SUSPENDED, "", checkpoint=checkpoint)
+        if then != SAVE_GO_ON:
+            reason = Reason.HAND_OVER if then == SAVE_HAND_OVER else reason
+            outcome = Outcome.FAILED if reason is Reason.EVICTED else Outcome.STOPPED
+            self._finish(outcome, reason, "", checkpoint=checkpoint)
+
+    def _hand_over(self, reason: Reason = Reason.HAND_OVER) -> bool:
+        """Its batch job is nearly over, or the site ends it: whether its guest is saved."""
+        handover = self.entry is not None and self.manifest.handover is not None
+        if not handover or self.paused or self.cut or self.cannot_save or not self.executes:
+            return False
+        if self._saving is not None:
+            self._saving.cancel()
+        then = SAVE_END if reason is Reason.EVICTED else SAVE_HAND_OVER
+        self._saving = self.loop.call_later(self.tempo.save, self._save, 0, then, reason)
+        return True
+
+    def _overdue(self) -> None:
+        """The watchdog's part, mostly."""
+        if self.manifest.handover is not None:
+            self._finish(Outcome.FAILED, Reason.UNSAVED, "its batch job is over", by="watchdog")
+        else:
+            self._finish(Outcome.STOPPED, Reason.WALLTIME, "walltime is over")
 
     def _answer(self, saved: Saved) -> None:
         self._saved = saved
@@ -440,6 +484,8 @@ class Pilot:
         return True
 
     def _printed(self) -> bytes:
+        if self._phases and self._phases[-1].phase is Phase.GATHER and self.manifest.successor:
+            return b""  # no guest has been here
         return self._before + f"{self.manifest.vm} on {self.node}\n".encode()
 
     def _over(self, code: int | None) -> None:
@@ -450,7 +496,7 @@ class Pilot:
             self._done(code)
 
     def _cancel_timers(self) -> None:
-        for timer in (self._step, self._walltime, self._beat, self._expiry, self._saving):
+        for timer in (self._step, self._walltime, self._saving_by, self._beat, self._expiry, self._saving):
             if timer is not None:
                 timer.cancel()
 
@@ -484,6 +530,8 @@ class Pilot:
     def end(self, message: str) -> None:
         """A bare TERM: a cancel, if one was asked for; else the site's own doing."""
         cancelled = self.entry is not None and self.entry.cancel
+        if not cancelled and self._hand_over(Reason.EVICTED):
+            return
         self.stop(Reason.CANCELLED if cancelled else Reason.EVICTED, message)
 
     def kill(self) -> None:

@@ -26,6 +26,7 @@ from gridhypervisor.model.wire import (
     EntryView,
     Lending,
     Manifest,
+    NetworkTable,
     Note,
     Op,
     OwnerRecord,
@@ -253,6 +254,10 @@ class Relay:
             self._account.spool.begin(entry, str(request["members"]))
         elif request["what"] == "save":
             self._account.spool.save(entry, int(request["number"]), str(request["then"]))
+        elif request["what"] == "network":
+            table = from_plain(NetworkTable, request["table"])
+            if entry.table is None or table.version > entry.table.version:
+                entry.table = table
         else:
             self._account.spool.wish(entry, str(request.get("why", "")))
         return {}, b""

@@ -10,7 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gridhypervisor.model.replacing import replace
-from gridhypervisor.model.wire import EXIT, Checkpoint, EntryView, ExitRecord, Manifest, OwnerRecord, Status, canonical
+from gridhypervisor.model.wire import (
+    EXIT,
+    Checkpoint,
+    EntryView,
+    ExitRecord,
+    Manifest,
+    NetworkTable,
+    OwnerRecord,
+    Status,
+    canonical,
+)
 
 
 @dataclass
@@ -31,6 +41,7 @@ class Entry:
     cancel: bool = False
     why: str = ""  # of the cancel
     saves: dict[int, str] = field(default_factory=dict)  # what is to follow the saving of its guest, by number
+    table: NetworkTable | None = None  # of its VM's private networks
     begin: str | None = None  # the members of its gang, once all are ready
     guest: bool = False  # one runs for it
     files: dict[str, File] = field(default_factory=dict)

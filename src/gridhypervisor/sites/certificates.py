@@ -32,7 +32,8 @@ def certificate_of(authority: str) -> str:
 
 
 def issue(authority: str, name: str, *, server: bool) -> tuple[str, str]:
-    """A certificate of the authority's, and its key: for a server that is called so, or for a client.
+    """A certificate of the authority's, and its key: for a server that is called so, or for an entry, whose pilot goes
+    to servers, and may have pilots of other entries come to it. No server is known by an entry's.
 
     Raises:
         ValueError: what is said to be an authority is none.
@@ -42,10 +43,10 @@ def issue(authority: str, name: str, *, server: bool) -> tuple[str, str]:
         raise ValueError("the authority's key is of another kind than we make")
     issuer = x509.load_pem_x509_certificate(authority.encode()).subject
     key = ec.generate_private_key(ec.SECP256R1())
-    use = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+    uses = [ExtendedKeyUsageOID.SERVER_AUTH] + [ExtendedKeyUsageOID.CLIENT_AUTH] * (not server)
     made = _begin(name, issuer, key)
     made = made.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    made = made.add_extension(x509.ExtendedKeyUsage([use]), critical=True)
+    made = made.add_extension(x509.ExtendedKeyUsage(uses), critical=True)
     if server:
         made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
     return _pem(made.sign(issuer_key, hashes.SHA256())), _key_text(key)

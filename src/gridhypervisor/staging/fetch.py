@@ -57,10 +57,12 @@ def fetch(
     progress: Report = lambda done, total: None,
     *,
     wait: Callable[[float], None] = time.sleep,
+    public: bool = False,
 ) -> Fetched:
     """The content of a URL as a file in `cache`, of this SHA-256 (hex; empty: whatever it is).
 
     What came before an interruption is kept: calling again goes on from there. Two callers of one URL take turns.
+    `public`: from the public internet alone.
 
     Raises:
         InputError: it is not there, may not be read, has another checksum, or cannot be reached.
@@ -71,7 +73,7 @@ def fetch(
     with _turn(place.with_suffix(".part")) as part:
         have, version = _complete(place)
         if have is None or have.sha256 != sha256:
-            transfer = _Transfer(url, place, part, progress, wait)
+            transfer = _Transfer(url, _source(url, public), place, part, progress, wait)
             try:
                 transfer.run(unless=version, blindly=bool(sha256))
                 have = transfer.settle(sha256)
@@ -91,15 +93,19 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}{'?…' if parts.query else ''}"
 
 
-def _source(url: str) -> Source:
+def _source(url: str, public: bool) -> Source:
     # Each costs a tenth of a second to import, which a job without such an input need not pay.
     if url.startswith("s3://"):
+        if public:  # its credentials are those of this user
+            raise InputError(
+                f"{shown(url)} is not fetched for this job", "give a URL that needs no credentials of ours"
+            )
         from gridhypervisor.staging.s3 import S3Source
 
         return S3Source(url)
     from gridhypervisor.staging.http import HttpSource
 
-    return HttpSource(url)
+    return HttpSource(url, public=public)
 
 
 @contextlib.contextmanager
@@ -143,9 +149,11 @@ def _complete(place: Path) -> tuple[Fetched | None, str]:
 class _Transfer:
     """One URL's bytes on their way into one place of the cache."""
 
-    def __init__(self, url: str, place: Path, part: FileIO, progress: Report, wait: Callable[[float], None]) -> None:
+    def __init__(
+        self, url: str, source: Source, place: Path, part: FileIO, progress: Report, wait: Callable[[float], None]
+    ) -> None:
         self._url = url
-        self._source = _source(url)
+        self._source = source
         self._place = place
         self._part = part
         self._progress = progress

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -20,10 +24,13 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class HttpSource:
-    """See `source.Source`. A version is an ETag or, where there is none, a Last-Modified date."""
+    """See `source.Source`. A version is an ETag or, where there is none, a Last-Modified date.
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    `public`: only from servers on the public internet, for users who are not to reach what this machine can reach.
+    """
+
+    def __init__(self, url: str, *, public: bool = False) -> None:
+        self._url, self._public = url, public
 
     @contextlib.contextmanager
     def get(self, start: int, version: str, unless: str) -> Iterator[Answer]:
@@ -39,7 +46,7 @@ class HttpSource:
             headers["If-None-Match" if '"' in unless else "If-Modified-Since"] = unless
         try:
             with (
-                httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client,
+                httpx.Client(follow_redirects=True, timeout=_TIMEOUT, event_hooks=self._hooks) as client,
                 client.stream("GET", self._url, headers=headers) as response,
             ):
                 yield _answer(response, start)
@@ -47,6 +54,37 @@ class HttpSource:
             raise InputError(f"{error}", "correct the URL in the job") from error
         except httpx.TransportError as error:
             raise Interrupted(f"{error}" or type(error).__name__) from error
+
+    @property
+    def _hooks(self) -> dict[str, list[Callable[..., Any]]]:
+        """Told of each request and answer, redirected ones too."""
+        return {"request": [_require_public], "response": [_require_public_peer]} if self._public else {}
+
+
+def _require_public(request: httpx.Request) -> None:
+    """Raises InputError: the server may not be asked."""
+    try:
+        found = socket.getaddrinfo(request.url.host, request.url.port or request.url.scheme, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Interrupted(f"{request.url.host}: {error.strerror or error}") from error
+    for *_, address in found:
+        _judge(str(address[0]))
+
+
+def _require_public_peer(response: httpx.Response) -> None:
+    """A name may mean another address when it is looked up again. Not so where a proxy goes between."""
+    url, proxies = response.request.url, getproxies()
+    if (url.scheme in proxies or "all" in proxies) and not proxy_bypass(url.host):
+        return
+    _judge(str(response.extensions["network_stream"].get_extra_info("server_addr")[0]))
+
+
+def _judge(address: str) -> None:
+    plain = ipaddress.ip_address(address.partition("%")[0])
+    mapped = plain.ipv4_mapped if isinstance(plain, ipaddress.IPv6Address) else None
+    if not (mapped or plain).is_global:
+        why = f"{address} is not on the public internet"
+        raise InputError(why, "send the file to the service as an upload, and name that")
 
 
 def _answer(response: httpx.Response, asked: int) -> Answer:

@@ -7,6 +7,7 @@ the user named: a job gets what lies there, and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import stat
@@ -133,7 +134,7 @@ def _remote(spec: InputSpec, field: str) -> Planned:
     else:
         last = unquote(urlsplit(spec.url).path.rpartition("/")[2])
     name = _name(spec.name or last, field, shown(spec.url))
-    return Planned(name, field, url=spec.url, sha256=spec.sha256)
+    return Planned(name, field, url=spec.url, sha256=spec.sha256, mode=0o755 if spec.executable else 0o644)
 
 
 def _local(spec: InputSpec, field: str, folder: Path) -> list[Planned]:
@@ -144,7 +145,8 @@ def _local(spec: InputSpec, field: str, folder: Path) -> list[Planned]:
     except OSError as error:
         raise _unreadable(field, path, error) from error
     if not stat.S_ISDIR(found.st_mode):
-        return [_file(path, found, name, field, spec.sha256)]
+        item = _file(path, found, name, field, spec.sha256)
+        return [dataclasses.replace(item, mode=item.mode | 0o111) if spec.executable else item]
     if spec.sha256:
         raise InputError(
             f"{field}: {path} is a folder, and a sha256 is that of one file", "name the files one by one, or drop it"

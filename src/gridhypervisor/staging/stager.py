@@ -37,10 +37,10 @@ class _Fetching:
 
 
 class Stager:
-    """`cache`: the folder for what URLs name."""
+    """`cache`: the folder for what URLs name. `public`: these are fetched from the public internet alone."""
 
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
+    def __init__(self, cache: Path, *, public: bool = False) -> None:
+        self._cache, self._public = cache, public
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._under_way: dict[tuple[str, str], _Fetching] = {}
@@ -97,7 +97,7 @@ class Stager:
             self._closing.wait(seconds)
             self._go_on()
 
-        got = fetch(url, sha256, self._cache, report, wait=wait)
+        got = fetch(url, sha256, self._cache, report, wait=wait, public=self._public)
         with contextlib.suppress(OSError):  # what is here is here
             prune(self._cache, time.time())
         return got

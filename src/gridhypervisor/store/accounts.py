@@ -27,12 +27,15 @@ _SUMS = (
     func.total(_charge.waited),
     func.total(_charge.ran),
     func.total(_charge.core_seconds),
+    func.total(_charge.double),
 )
 
 
-def accounts(connection: Connection, by: Sequence[By], since: float, until: float, limit: int) -> Accounts:
-    """Of the attempts that ended after `since`, until `until`."""
+def accounts(connection: Connection, by: Sequence[By], since: float, until: float, owner: str, limit: int) -> Accounts:
+    """Of the attempts that ended after `since`, until `until`; of this owner, or ("") of all."""
     within = and_(_charge.ended > since, _charge.ended <= until)
+    if owner:
+        within = and_(within, _charge.owner == owner)
     columns = [_COLUMNS[name] for name in by]
     most_first = func.total(_charge.core_seconds).desc()
     grouped = select(*columns, *_SUMS).where(within).group_by(*columns).order_by(most_first, *columns).limit(limit)
@@ -43,7 +46,6 @@ def accounts(connection: Connection, by: Sequence[By], since: float, until: floa
 
 def _account(by: Sequence[By], row: Sequence[Any]) -> Account:
     names, sums = row[: len(by)], row[len(by) :]
-    jobs, attempts, completed, waited, ran, core_seconds = sums
-    return Account(
-        dict(zip(by, names, strict=True)), jobs, attempts, completed, waited, ran / 3600, core_seconds / 3600
-    )
+    jobs, attempts, completed, waited, *seconds = sums
+    hours = (each / 3600 for each in seconds)
+    return Account(dict(zip(by, names, strict=True)), jobs, attempts, completed, waited, *hours)

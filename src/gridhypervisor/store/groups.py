@@ -16,7 +16,7 @@ from gridhypervisor.model.records import Event, Group, JobState
 from gridhypervisor.store import births as born
 from gridhypervisor.store import schema, statements
 from gridhypervisor.store.prepared import put_in
-from gridhypervisor.store.rows import GROUP, JOB, number_of
+from gridhypervisor.store.rows import GROUP, JOB
 
 _job = schema.job.c
 
@@ -66,7 +66,9 @@ def put(
     return True
 
 
-def found(connection: Connection, *, ids: Sequence[str], alive: bool, before: str, limit: int) -> list[Group]:
+def found(
+    connection: Connection, *, ids: Sequence[str], alive: bool, below: int | None, owner: str, limit: int
+) -> list[Group]:
     """Newest first."""
     table = schema.group.c
     wanted = select(*GROUP.columns).order_by(table.number.desc()).limit(limit)
@@ -74,8 +76,10 @@ def found(connection: Connection, *, ids: Sequence[str], alive: bool, before: st
         wanted = wanted.where(GROUP.key.in_(ids))
     if alive:
         wanted = wanted.where(table.alive)
-    if before:
-        wanted = wanted.where(table.number < number_of(before))
+    if below is not None:
+        wanted = wanted.where(table.number < below)
+    if owner:
+        wanted = wanted.where(table.owner == owner)
     return statements.read(connection, GROUP, wanted)
 
 

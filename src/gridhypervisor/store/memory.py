@@ -7,10 +7,12 @@ or fall whole. To be called from one thread.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
+from gridhypervisor.model.access import Answer
 from gridhypervisor.model.accounts import Account, Accounts, By, Charge
 from gridhypervisor.model.commit import Birth, Commit, JobRecords, Record, StoreError, Tally
 from gridhypervisor.model.policy import PolicyRecord, SchedulingPolicy
@@ -30,6 +32,7 @@ from gridhypervisor.model.records import (
     Vm,
     Wish,
 )
+from gridhypervisor.model.token import Token
 from gridhypervisor.store.rows import BY_KIND, number_of
 from gridhypervisor.store.statements import Ident, fitting
 
@@ -54,6 +57,8 @@ class MemoryStore:
         self._policies: list[PolicyRecord] = []
         self._sites: dict[str, Site] = {}
         self._denials: list[Denial] = []
+        self._tokens: dict[str, Token] = {}
+        self._answers: dict[tuple[str, str, str], Answer] = {}
 
     # -- jobs ------------------------------------------------------------------------------------------------------
 
@@ -131,9 +136,16 @@ class MemoryStore:
         return self._records(found) if found is not None else None
 
     def jobs(
-        self, *, states: Sequence[str] = (), before: str = "", group: str | None = None, limit: int = 100
+        self,
+        *,
+        states: Sequence[str] = (),
+        before: str = "",
+        group: str | None = None,
+        owner: str = "",
+        limit: int = 100,
     ) -> list[JobRecords]:
-        """Newest first, below the id `before`; of this group, or ("") of none. Raises ValueError: that is no id."""
+        """Newest first, below the id `before`; of this group, or ("") of none; of this owner, or ("") of all. Raises
+        ValueError: `before` is no id."""
         end = number_of(before) if before else None
         found = [
             job
@@ -141,8 +153,26 @@ class MemoryStore:
             if (not states or str(job.state) in states)
             and (end is None or number_of(job.id) < end)
             and (group is None or job.group == group)
+            and owner in ("", job.owner)
         ]
         return [self._records(job) for job in found[:limit]]
+
+    def job_versions(
+        self,
+        *,
+        states: Sequence[str] = (),
+        before: str = "",
+        group: str | None = None,
+        owner: str = "",
+        limit: int = 100,
+    ) -> list[tuple[str, int]]:
+        """The ids and versions of those that `jobs` gives."""
+        found = self.jobs(states=states, before=before, group=group, owner=owner, limit=limit)
+        return [(records.job.id, records.job.version) for records in found]
+
+    def these_jobs(self, ids: Sequence[str]) -> list[JobRecords]:
+        """Those of these jobs that there are."""
+        return [self._records(self._jobs[job]) for job in ids if job in self._jobs]
 
     def _newest_first(self) -> list[Job]:
         return sorted(self._jobs.values(), key=lambda job: -number_of(job.id))
@@ -161,9 +191,10 @@ class MemoryStore:
         chosen = sorted((job for _, job in ends[:limit]), key=number_of)
         return [self._records(self._jobs[job]) for job in chosen]
 
-    def accounts(self, by: Sequence[By], *, since: float, until: float, limit: int) -> Accounts:
-        """What the attempts that ended in that time have used, those of jobs that were deleted since included."""
-        within = [charge for charge in self._charges if since < charge.ended <= until]
+    def accounts(self, by: Sequence[By], *, since: float, until: float, owner: str = "", limit: int) -> Accounts:
+        """What the attempts that ended in that time have used, of this owner or ("") of all; those of jobs that were
+        deleted since included."""
+        within = [c for c in self._charges if since < c.ended <= until and owner in ("", c.owner)]
         sorted_in: dict[tuple[str, ...], list[Charge]] = defaultdict(list)
         for charge in within:
             sorted_in[tuple(charge.owner if name == "user" else getattr(charge, name) for name in by)].append(charge)
@@ -196,9 +227,10 @@ class MemoryStore:
         for event in events:
             self._events.append(dataclasses.replace(event, sequence=len(self._events) + 1))
 
-    def events(self, *, after: int = 0, job: str = "", limit: int = 1000) -> list[Event]:
-        """Oldest first, of sequence numbers above `after`."""
-        return [event for event in self._events[after:] if not job or event.job == job][:limit]
+    def events(self, *, after: int = 0, job: str = "", owner: str = "", limit: int = 1000) -> list[Event]:
+        """Oldest first, of sequence numbers above `after`; of this owner, or ("") of all."""
+        found = (event for event in self._events[after:] if job in ("", event.job) and owner in ("", event.owner))
+        return list(itertools.islice(found, limit))
 
     def add_event(self, event: Event) -> None:
         """Append an event that belongs to no commit; its sequence number is the store's to give."""
@@ -244,9 +276,9 @@ class MemoryStore:
         return True
 
     def groups(
-        self, *, ids: Sequence[str] = (), alive: bool = False, before: str = "", limit: int = 100
+        self, *, ids: Sequence[str] = (), alive: bool = False, before: str = "", owner: str = "", limit: int = 100
     ) -> list[Group]:
-        """Newest first, below the id `before`. Raises ValueError: that is none."""
+        """Newest first, below the id `before`; of this owner, or ("") of all. Raises ValueError: `before` is no id."""
         end = number_of(before) if before else None
         found = [
             group
@@ -254,6 +286,7 @@ class MemoryStore:
             if (not ids or group.id in ids)
             and (not alive or _alive(group))
             and (end is None or number_of(group.id) < end)
+            and owner in ("", group.owner)
         ]
         return found[:limit]
 
@@ -322,6 +355,29 @@ class MemoryStore:
         kept = (d for d in self._denials if d.site != denial.site or (d.at > forget and d.at != denial.at))
         self._denials = [*kept, denial]
 
+    # -- who asks ---------------------------------------------------------------------------------------------------
+
+    def tokens(self) -> list[Token]:
+        """Oldest first."""
+        return sorted(self._tokens.values(), key=lambda token: (token.created, token.id))
+
+    def put_token(self, token: Token) -> bool:
+        """False: its version no longer fits (that of a new one is 1)."""
+        standing = self._tokens.get(token.id)
+        if (standing.version if standing is not None else 0) != token.version - 1:
+            return False
+        self._tokens[token.id] = token
+        return True
+
+    def answer(self, owner: str, project: str, key: str) -> Answer | None:
+        """What a request of this Idempotency-Key was answered."""
+        return self._answers.get((owner, project, key))
+
+    def put_answers(self, answers: Sequence[Answer], *, forget: float) -> None:
+        """Keep these; those from before the time `forget` are not needed any more."""
+        self._answers = {ident: each for ident, each in self._answers.items() if each.at >= forget}
+        self._answers |= {(each.owner, each.project, each.key): each for each in answers}
+
     def close(self) -> None:
         """Nothing is left behind."""
 
@@ -339,4 +395,5 @@ def _account(of: dict[By, str], charges: Sequence[Charge]) -> Account:
         sum(charge.waited for charge in charges),
         sum(charge.ran for charge in charges) / 3600,
         sum(charge.core_seconds for charge in charges) / 3600,
+        sum(charge.double for charge in charges) / 3600,
     )

@@ -31,6 +31,7 @@ from gridhypervisor.model.records import (
     Vm,
     Wish,
 )
+from gridhypervisor.model.token import Token
 from gridhypervisor.store import schema
 
 R = TypeVar("R")
@@ -151,7 +152,7 @@ ALLOCATION = Rows(
     "id",
     derived={"alive": lambda allocation: allocation.state is not AllocationState.CLEANED},
     parents={"job": JOB, "vm": VM, "pilot_job": PILOT_JOB},
-    fixed=OWNED | {"job", "vm", "epoch", "pilot_job", "site"},
+    fixed=OWNED | {"job", "vm", "epoch", "pilot_job", "site", "segment", "ahead"},
 )
 CHECKPOINT = Rows(
     CheckpointRecord,
@@ -175,6 +176,7 @@ EVENT = Rows(Event, schema.event, "sequence")
 CHARGE = Rows(Charge, schema.charge, "allocation")
 SITE = Rows(Site, schema.site, "name")
 POLICY = Rows(PolicyRecord, schema.policy, "version")
+TOKEN = Rows(Token, schema.token, "id")
 
 VERSIONED: tuple[Rows[Any], ...] = (JOB, VM, PILOT_JOB, ALLOCATION, CHECKPOINT)
 """What a commit may change, parents first."""

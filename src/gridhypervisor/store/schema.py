@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0010"
+REVISION = "0021"
 """The newest migration: what a store that is up to date says of itself."""
 
 ALONE, MEMBER = "\"group\" = ''", "\"group\" != ''"
@@ -173,6 +173,9 @@ allocation = Table(
     Column("exit", Text),
     Column("restore", Text, nullable=False, server_default=text("''")),
     Column("saving", Text),
+    Column("segment", Text),
+    Column("ahead", Boolean, nullable=False, server_default=false()),
+    Column("go", Boolean, nullable=False, server_default=false()),
     Column("version", Integer, nullable=False),
     UniqueConstraint("vm", "epoch"),  # the last line of defence of "never two guests"
     Index("ix_allocation_alive", "job", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),
@@ -246,6 +249,7 @@ charge = Table(
     Column("waited", Float, nullable=False),
     Column("ran", Float, nullable=False),
     Column("core_seconds", Float, nullable=False),
+    Column("double", Float, nullable=False, server_default=text("0")),
 )
 
 policy = Table(
@@ -288,5 +292,36 @@ site = Table(
     Column("draining", Boolean, nullable=False, server_default=false()),
     Column("probed", Text),
     Column("probed_at", Float, nullable=False, server_default=text("0")),
+    Column("version", Integer, nullable=False),
+)
+
+answer = Table(
+    "answer",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("project", Text, primary_key=True),
+    Column("key", Text, primary_key=True),  # the Idempotency-Key
+    Column("fingerprint", Text, nullable=False),
+    Column("at", Float, nullable=False, index=True),
+    Column("status", Integer, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("location", Text, nullable=False),
+    Column("body", Text, nullable=False),
+)
+"""What requests were answered, for those that are repeated."""
+
+token = Table(
+    "token",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("digest", Text, nullable=False),  # of the secret, which is kept nowhere
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("outbound", Boolean, nullable=False),
+    Column("revoked", Float),
     Column("version", Integer, nullable=False),
 )

@@ -7,8 +7,8 @@
 #            PACKFAIL WHY · PONG N FREE_BYTES · FROZEN N 1 (or 0: it does not stand still) · RENEWED ERRNO · MOVE WHY ·
 #            CANNOT WHY
 # What the program is comes on the scratch disk, as the file that init left open on descriptor 7 (written by the pilot,
-# every word of it quoted): it sets $user, $folder, $path and $host, and defines program, which calls start, and
-# outputs, restart and both, which call pack.
+# every word of it quoted): it sets $user, $folder, $path, $host, $resolvers and $domains, and defines program, which
+# calls start, nics, which calls nic, and outputs, restart and both, which call pack.
 # The program's streams go through pipes, so that their end is seen; MARKER on each port says that all has been sent.
 # It runs in a control group of its own: there it can be signalled whole, its CPU time is known, and when it eats all
 # the memory it is the one that is killed. What it writes into /run/ghv/move is why it wants to go on elsewhere.
@@ -49,6 +49,13 @@ identify() {
     mac=52:54:00:${tail%????}:${middle%??}:${5#??????????}
 }
 
+nic() { # NUMBER MAC ADDRESS MASK MTU, of a card in a private network
+    card=eth$(($1 + 0${network:+1})) # behind the one that the hypervisor itself answers, where there is one
+    [ -z "$lines" ] || ip link set "vec$1" name $card
+    ifconfig $card hw ether "$2" mtu "$5" && ifconfig $card "$3" netmask "$4" up ||
+        say "CANNOT set up the card $card of a private network: has the image's initrd a driver for it (virtio_net)?"
+}
+
 stage() {
     identify
     ifconfig lo 127.0.0.1 up
@@ -57,8 +64,15 @@ stage() {
     if [ -n "$network" ]; then
         ifconfig eth0 hw ether $mac
         ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up && route add default gw 10.0.2.2
+        resolvers="$resolvers 10.0.2.3" # after those that know the members of the private networks
+    fi
+    nics
+    if [ -n "$resolvers" ]; then
         rm -f /etc/resolv.conf
-        echo 'nameserver 10.0.2.3' >/etc/resolv.conf
+        {
+            [ -z "$domains" ] || echo "search $domains"
+            for address in $resolvers; do echo "nameserver $address"; done
+        } >/etc/resolv.conf
     fi
     mount -t devpts devpts /dev/pts
     mount -t tmpfs -o mode=1777 tmpfs /dev/shm

@@ -9,12 +9,13 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 
 read -r line </proc/cmdline
-fs_base='' whole_disk='' network='' apps='' lines='' probe='' instant=''
+fs_base='' whole_disk='' network='' nics='' apps='' lines='' probe='' instant=''
 for word in $line; do
     case $word in
     ghv.base=*) fs_base=${word#*=} ;;
     ghv.disk=*) whole_disk=${word#*=} ;;
     ghv.net=*) network=${word#*=} ;;
+    ghv.nics=*) nics=${word#*=} ;; # cards in private networks
     ghv.probe=*) probe=${word#*=} ;;
     ghv.instant=*) instant=1 ;; # wait, before there is anything of a job's, to be saved or renewed
     ghv.lines=*) lines=${word#*=} ;; # CTL,OUT,ERR: serial lines, where the hypervisor has no virtio ports
@@ -26,7 +27,7 @@ done
 while read -r module; do
     name=${module##*/}
     case ${name%%.*} in
-    virtio_net | net_failover | failover) [ -n "$network" ] || continue ;;
+    virtio_net | net_failover | failover) [ -n "$network$nics" ] || continue ;;
     squashfs | erofs) case "$fs_base $apps" in *"${name%%.*}"*) ;; *) continue ;; esac ;;
     cdrom | isofs | evdev | button) continue ;;
     esac

@@ -7,9 +7,11 @@ bytes mean; who sends them when is decided in `planning` and carried out in `age
     states      the closed sets of words: phases, how a pilot ended and why
     hypervisors the ways to run a guest, and what each of them can
     manifest    what the controller tells a pilot, once
+    network     who is in a private network, and where
     node        what a probe job says of its node
     entry       what an entry says of its allocation: owner, status, sentinel
     checkpoints a running guest as files, to be taken up again
+    handover    how a program goes on beyond its batch job's walltime
     requests    what a relay is asked for, and says unasked
     plain       records as JSON's own types and back, checked
     frames      messages on a pipe
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
     from gridhypervisor.model.wire.checkpoints import *  # noqa: F403
     from gridhypervisor.model.wire.entry import *  # noqa: F403
     from gridhypervisor.model.wire.frames import *  # noqa: F403
+    from gridhypervisor.model.wire.handover import *  # noqa: F403
     from gridhypervisor.model.wire.hypervisors import *  # noqa: F403
     from gridhypervisor.model.wire.layout import *  # noqa: F403
     from gridhypervisor.model.wire.lending import *  # noqa: F403
     from gridhypervisor.model.wire.manifest import *  # noqa: F403
+    from gridhypervisor.model.wire.network import *  # noqa: F403
     from gridhypervisor.model.wire.node import *  # noqa: F403
     from gridhypervisor.model.wire.outputs import *  # noqa: F403
     from gridhypervisor.model.wire.plain import *  # noqa: F403
@@ -51,17 +55,21 @@ _STORIES = {
     "hypervisors": "HypervisorKind Capabilities CAPABILITIES Needs HypervisorUsed",
     "layout": (
         "MANIFEST TICKET OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
-        "BEGIN GANG_MEMBERS GRANT SAVE SAVE_END SAVE_GO_ON BURIED SPOOL CACHE BUNDLES CHARGES SNAPSHOTS CHECKPOINTS "
-        "OPEN"
+        "BEGIN GANG_MEMBERS GRANT SAVE SAVE_END SAVE_GO_ON SAVE_HAND_OVER NETWORK BURIED SPOOL CACHE BUNDLES CHARGES "
+        "SNAPSHOTS CHECKPOINTS OPEN"
     ),
-    "manifest": "Layer ImageManifest Input Program Resources Manifest",
+    "manifest": "Layer ImageManifest Input Program Resources MTU MAX_MTU Nic Manifest",
+    "network": "Member Lan NetworkTable",
     "node": "Proven Reached NodeReport",
     "entry": "OwnerRecord PhaseTime Effort LEAST_WANTED Status OutputFile CpuUsage ExitRecord EntryView",
     "checkpoints": "Part Checkpoint Saved",
+    "handover": "SETTLE LEAST_RATE HandOver save_seconds",
     "requests": "Op Note Command CommandResult",
     "plain": "WireError to_plain from_plain is_text canonical one_line",
     "frames": "MAX_LINE MAX_PAYLOAD encode Decoder",
-    "carrying": "Carry CANCEL_NOTE BEGIN_NOTE GRANT_NOTE SAVE_NOTE NOTES GATE_PORTS RELAY_NAME Ticket PIECE",
+    "carrying": (
+        "Carry CANCEL_NOTE BEGIN_NOTE GRANT_NOTE SAVE_NOTE NETWORK_NOTE NOTES GATE_PORTS RELAY_NAME Ticket PIECE"
+    ),
     "outputs": "declared leads_inside",
     "sharing": "suits",
     "lending": "Period Share NO_SHARE Terms Use Lending Charge obstacle",

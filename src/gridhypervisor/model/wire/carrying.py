@@ -17,25 +17,31 @@ class Carry(enum.StrEnum):
     Error kinds as in `Op`; `owner`: the entry is not this courier's; `gone`: the entry was removed.
     """
 
-    PING = "ping"  # {} -> {}; whether the relay answers: the one request that is not for the entry's owner alone
+    PING = "ping"  # {} -> {}; whether the relay answers: it and JOIN are not for the entry's owner alone
     # `owner` as it stands: this courier's if the claim is the same; another's is not told. The rest only if it is ours.
     # `cancel`: why the job is wished to end, or null; `begin`: the lines of its gang, or null; `grant`: the beat that
     # was answered last, or null; `save`: the wish of its note, or null; `forbidden`: why the lender does not let it
-    # start, and whom to ask, or null.
-    CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, begin, grant, save, forbidden}
+    # start, and whom to ask, or null; `network`: the table of its note, or null.
+    CLAIM = "claim"  # {owner: OwnerRecord} -> {owner, manifest, cancel, begin, grant, save, network, forbidden}
     GET = "get"  # {path, offset, length} -> {size} + payload; the entry's inputs, and its image's files in the cache
-    # {} + payload: the status file -> {cancel, begin, grant, save}, as in CLAIM: another relay may know
+    # {} + payload: the status file -> {cancel, begin, grant, save, network}, as in CLAIM: another relay may know.
+    # A table that was told on this line is not told again.
     STATUS = "status"
     APPEND = "append"  # {name, offset} + payload -> {}; what comes next in stdout, stderr or one of the logs
     HAVE = "have"  # {path} -> {size}: bytes of an output that are here of an upload that was cut short
     PUT = "put"  # {path, offset, last, size, sha256, mode} + payload -> {size}; an output, or `exit.json` as a file
+    # {} -> {}; no owner is asked for either. From then on the connection carries records of private networks both ways:
+    # `agent/network/records.py`. What may be sent to whom says the table in the entry.
+    JOIN = "join"
     LEAVE = "leave"  # {} -> {}; what was put as `exit.json` becomes the sentinel, durably. Refused: incomplete
 
 
-CANCEL_NOTE, BEGIN_NOTE, GRANT_NOTE, SAVE_NOTE = "cancel", "begin", "grant", "save"
-NOTES = {CANCEL_NOTE: "why", BEGIN_NOTE: "members", GRANT_NOTE: "beat", SAVE_NOTE: "wish"}
+CANCEL_NOTE, BEGIN_NOTE, GRANT_NOTE, SAVE_NOTE, NETWORK_NOTE = "cancel", "begin", "grant", "save", "network"
+NOTES = {
+    CANCEL_NOTE: "why", BEGIN_NOTE: "members", GRANT_NOTE: "beat", SAVE_NOTE: "wish", NETWORK_NOTE: "table",
+}  # fmt: skip
 """What the gate says unasked, and what it says with it: {note: 'cancel', why} and so on; `wish`: N, a space, and what
-stands in `save-N`."""
+stands in `save-N`; `table` likewise of `network-N`."""
 
 GATE_PORTS = (7750, 7765)
 """Where a relay listens, unless the site's configuration says otherwise: the first of these that is free."""

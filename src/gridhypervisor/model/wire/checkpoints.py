@@ -43,6 +43,7 @@ class Checkpoint:
     made: float = 0.0  # seconds since 1970, by the node's clock
     stood: float = 0.0  # seconds that the guest stood still, or stands since then
     took: dict[str, float] = field(default_factory=dict)  # seconds, by step: settle, memory, disks, finish
+    guest: int = 0  # bytes of its memory, and of what was written on its disks; 0: nobody has said
 
     @property
     def size(self) -> int:

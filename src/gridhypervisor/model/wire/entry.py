@@ -69,6 +69,8 @@ class Status:
     effort: Effort | None = None  # of the guest, since its program runs
     asks: str = ""  # the program asked to be moved: why, in its words, or `moved`
     saved: Saved | None = None  # what became of the last wish that the guest be saved
+    at: str = ""  # HOST:PORT at which it listens for pilots with which its VM has a private network in common
+    frames: dict[str, int] = field(default_factory=dict)  # of its private networks: what was counted, see `Count`
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class ExitRecord:
     report: NodeReport | None = None  # of a probe
     checkpoint: Checkpoint | None = None  # of a suspended guest: where it goes on
     host: str = ""  # the entry in whose batch job it ran, where that is another's
+    frames: dict[str, int] = field(default_factory=dict)  # as in its last status
 
 
 @dataclass(frozen=True)

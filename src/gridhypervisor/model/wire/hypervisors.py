@@ -41,6 +41,7 @@ class Needs:
     disks: int = 3
     network: str = "none"
     whole_disk: bool = False
+    saved: bool = False  # its guest is to be saved while its program runs
 
     def with_image(self, layers: Iterable[Layer]) -> Needs:
         """What it comes to with an image of these layers: the VM's own disks (base, scratch, out), and its layers'."""
@@ -56,6 +57,8 @@ class Needs:
             return f"{kind} gives a guest no network, and the job asks for {self.network}"
         if self.whole_disk and not able.whole_disks:
             return f"{kind} brings its own kernel, and the image is one whole disk"
+        if self.saved and not able.snapshots:
+            return f"{kind} cannot save a guest, and the job's is to be saved"
         if self.disks > able.disks:
             return f"{kind} gives a guest {able.disks} disks, and the image has layers for {self.disks}"
         return ""

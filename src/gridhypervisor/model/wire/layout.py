@@ -3,7 +3,8 @@
 One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 0700:
 
     manifest.json   written by the relay before the submission, never changed after
-    ticket.json     of a probe, where the relay listens: by what the node comes in there; 0600
+    ticket.json     where the relay listens, of a probe: by what the node comes in there; and of a VM with a private
+                    network: by what its pilot and others know each other; 0600
     in/             inputs, as the job names them
     owner           taken once, by link(2): whoever took it may act for the VM (pilot) or has ended it (controller)
     status.json     the pilot's last word, replaced whole at each phase and each beat
@@ -12,9 +13,11 @@ One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 0700:
     pilot.log       the pilot's own log
     batch.log       what the batch script printed, e.g. why the bundle could not start
     control/        the controller's words, one file each: `cancel`, in which stands why (where that begins with
-                    `moved`, the job is to go on elsewhere); `begin`: all of its gang are ready, and who they are;
-                    `grant-N`: the beat of number N was answered; and `save-N`: save the guest, and `end: WHY` or
-                    `go-on: WHY`; N counts up from 1
+                    `moved`, the job is to go on elsewhere); `begin`: all of its gang are ready, and who they are; or of
+                    a successor: the checkpoint from which it goes on, as JSON;
+                    `grant-N`: the beat of number N was answered; `save-N`: save the guest, and `end: WHY`,
+                    `go-on: WHY` or `hand-over: WHY`; N counts up from 1; and `network-N`: version N of who is in the
+                    VM's private networks
     out/            the outputs, complete before `exit.json` appears
     exit.json       the exit sentinel: written once, durably, last
 """
@@ -28,7 +31,8 @@ INPUTS, OUTPUTS, CONTROL, CANCEL = "in", "out", "control", "cancel"
 
 BEGIN = "begin"
 """In control/: the guests of all members of the gang are ready. It holds a line for each, which the guest gets as its
-`GHV_GANG_MEMBERS`: index, name, site and node, with a space between."""
+`GHV_GANG_MEMBERS`: index, name, site and node, with a space between. Of a successor: nothing of the attempt before it
+can run any more. It holds the checkpoint from which it goes on."""
 
 GANG_MEMBERS = "/run/ghv/gang"
 """In the guest: that list."""
@@ -37,9 +41,12 @@ GRANT = "grant-"
 """Before a beat's number, in control/. A name and no file's content: a listing is the freshest that a network file
 system gives."""
 
-SAVE, SAVE_END, SAVE_GO_ON = "save-", "end", "go-on"
+SAVE, SAVE_END, SAVE_GO_ON, SAVE_HAND_OVER = "save-", "end", "go-on", "hand-over"
 """Before a wish's number, in control/; and how its content begins. Saved to the end, the guest is suspended: its pilot
-ends. To go on: a checkpoint. `cancel` goes before both."""
+ends. To go on: a checkpoint. For a hand-over its pilot ends, too: the next one waits. `cancel` goes before all."""
+
+NETWORK = "network-"
+"""Before a version's number, in control/; what stands in it is a `NetworkTable`. Older ones are removed."""
 
 BURIED = ".buried"
 """Below the spool: the names of removed entries, so that nothing late can bring one back to life."""

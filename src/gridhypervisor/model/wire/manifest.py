@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gridhypervisor.model.wire.checkpoints import Checkpoint
+from gridhypervisor.model.wire.handover import HandOver
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,29 @@ class Resources:
     walltime: int = 1800  # seconds, of the batch job
 
 
+MTU = 9000
+"""Bytes of an IP packet, unless a network says otherwise: large, since each frame has its price and few are lost."""
+
+MAX_MTU = 65000
+"""The largest that the hypervisors' cards take."""
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A VM's card in one network."""
+
+    network: int  # the network's number, of one installation
+    member: int  # the VM's number in it, from 1 on
+    name: str  # what the others call it
+    mac: str  # 02:67:…, lower case, with colons
+    address: str  # of IPv4
+    prefix: int  # bits of the address that are the network's
+    resolver: str  # the address at which names are asked for; nobody else has it
+    domain: str  # behind every name
+    mtu: int = MTU
+    rate: int = 0  # bytes a second that the guest may send; 0: as many as it can
+
+
 @dataclass(frozen=True)
 class Manifest:
     """All that a pilot must know. Written before the submission; the pilot trusts nothing else."""
@@ -88,15 +112,20 @@ class Manifest:
     program: Program
     resources: Resources
     network: str = "none"  # none | restricted | outbound
+    nics: tuple[Nic, ...] = ()  # its cards in private networks
+    listen: str = ""  # FIRST-LAST: ports of its node at which pilots of the same site may come; empty: none do
     boot_timeout: int = 180  # seconds until the guest must have reported ready
     stop_grace: int = 20  # seconds that the program has between TERM and KILL, and the guest to power off
     beat: int = 10  # seconds between heartbeats
     grant: int = 0  # seconds that the guest may run after a beat that was answered; 0: it needs no answers
     hypervisor: str = "auto"  # or a HypervisorKind
     instant: str = "auto"  # or never: the guest boots though a snapshot of it may be there
+    successor: bool = False  # wait, ready to begin, for the word which checkpoint to go on from; see `BEGIN` in layout
     hold: bool = False  # with its guest ready, wait for the word to begin; see `BEGIN` in layout
     hostname: str = "guest"  # what the guest calls itself
     owner: str = ""  # whose it is, as the installation calls its user; for the site's accounts
     restore: Checkpoint | None = None  # take this guest up instead of booting; if that cannot be: `checkpoint`
+    checkpoints: bool = False  # it is to be saved now and then, so it needs a hypervisor that can
+    handover: HandOver | None = None  # save it before the walltime is over, to go on in another batch job
     probe: bool = False  # boot nothing: look at the node, and report
     debug: dict[str, str] = field(default_factory=dict)  # faults to provoke, in tests only

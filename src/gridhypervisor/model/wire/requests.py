@@ -35,7 +35,8 @@ class Op(enum.StrEnum):
     # Leaves a word in control/, the first one of its kind; `members`: of 'begin', the lines. Of 'save' there is one of
     # each number, from 1 on.
     # {entry, what: 'cancel', why} or {entry, what: 'begin', members}
-    # or {entry, what: 'save', number, then: 'end'|'go-on', why} -> {}
+    # or {entry, what: 'save', number, then: 'end'|'go-on', why}
+    # or {entry, what: 'network', table: NetworkTable}, of which the latest version holds -> {}
     REQUEST = "request"
     # For each entry the number of a beat of its pilot's: answered, so its guest may run on. Entries that are gone are
     # passed over.
@@ -54,6 +55,8 @@ class Op(enum.StrEnum):
     # From now on until the relay ends, couriers of nodes that do not see the workdir are heard. The certificates are
     # PEM texts; `authority` is whose certificates the relay believes. Refused: lender, address.
     LISTEN = "listen"  # {host, first, last: ports, certificate, key, authority} -> {port}
+    # What another site's note FRAMES said, for an entry of this one.
+    FRAMES = "frames"  # {entry, network, destination, source} + payload -> {dropped}
     LENT = "lent"  # {} -> {lender: Terms or null, uses: [Use]}; of all installations of the account
 
 
@@ -62,6 +65,9 @@ class Note(enum.StrEnum):
 
     ENTRY = "entry"  # {entry: EntryView}: an entry's owner, status or sentinel changed
     OUTPUT = "output"  # {entry, stream: 'stdout'|'stderr', offset, eof?} + payload; `eof`: ended, and this is the rest
+    # {entry, from: entries, network, destination, source: numbers of members} + payload: what is for an entry that is
+    # not at this site, or not there at the moment
+    FRAMES = "frames"
     LENDER = "lender"  # {lender: Lending or null}: the terms changed, or what is in use
 
 

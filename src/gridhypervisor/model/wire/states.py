@@ -67,6 +67,8 @@ class Reason(enum.StrEnum):
     GANG = "gang"  # another member of its gang failed, or was not ready in time; said by the controller
     GRANT = "grant"  # `on_silence: replace`, and the service was not heard from in time; said by pilot or watchdog
     SUSPENDED = "suspended"  # on request: its guest was saved, and goes on from there; see the record's checkpoint
+    HAND_OVER = "hand-over"  # its batch job was nearly over: its guest was saved, and goes on in another
+    UNSAVED = "unsaved"  # its batch job was over before its guest was saved, to go on in another
     CHECKPOINT = "checkpoint"  # the saved guest cannot be taken up: damaged, or of another hypervisor or processor
     LENDER = "lender"  # the site's lender does not allow it, or not now
     STAGING = "staging"  # inputs or results could not be moved; said by the controller
@@ -92,6 +94,7 @@ RETRYABLE = frozenset(
         Reason.GRANT,
         Reason.LENDER,
         Reason.CHECKPOINT,
+        Reason.UNSAVED,
     }
 )
 """Reasons that another node or another try may mend. What the program did, or the user asked, is never among them."""
