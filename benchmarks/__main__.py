@@ -16,6 +16,7 @@ FIGURES = (
     "ready",
     "instant",
     "freeze",
+    "predictions",
     "warm",
     "overhead",
     "hypervisors",

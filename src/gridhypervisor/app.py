@@ -36,6 +36,7 @@ from gridhypervisor.execution.session import Session
 from gridhypervisor.execution.sites import Sites
 from gridhypervisor.execution.steps import no_steps
 from gridhypervisor.execution.users import Users
+from gridhypervisor.execution.warming import Warming
 from gridhypervisor.images.errors import ImageError, NoSuchImage
 from gridhypervisor.images.repository import Image, Repository
 from gridhypervisor.model.access import Upload
@@ -61,9 +62,11 @@ from gridhypervisor.model.views import (
     SiteRequest,
     SiteUsage,
     SiteView,
+    WarmRequest,
 )
 from gridhypervisor.model.wire import ImageManifest, Layer
 from gridhypervisor.model.yamlspec import SpecError
+from gridhypervisor.planning.warming import impossible
 from gridhypervisor.sites import Authority, Bundle, Ways, driver_for, transport_for
 from gridhypervisor.staging.uploads import Misplaced, Uploads
 from gridhypervisor.store import open_clock, open_store
@@ -220,6 +223,20 @@ class App(Users):
             if not damages:
                 return [Check(f"the bytes of {reference} are those of its digest", True, "every chunk was read")]
             return [Check(damage.part, False, str(damage), "build or import the image again") for damage in damages]
+
+        return self.operations.start(work)
+
+    async def warm_image(self, request: WarmRequest, owner: str) -> Operation:
+        sites = request.sites or tuple(sorted(self.controller.sessions))
+        for site in sites:
+            await self.site(site)  # raises that there is none
+        digest, image = self.image_for(request.like, owner)
+        if (why := impossible(request.like, image.layers)) is not None:
+            raise ServiceError(Problem(f"warm image {request.like.image}", 422, "invalid", *why))
+        warming = Warming(self.controller, owner=owner, project=self.project)
+
+        async def work(progress: Progress) -> list[Check]:
+            return await warming.run(request.like, digest, image, sites, request.patience, progress)
 
         return self.operations.start(work)
 

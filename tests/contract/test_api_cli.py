@@ -267,6 +267,8 @@ def test_suspend_resume_and_checkpoint(ghv: Ghv) -> None:
     ghv("run", "--detach", "--image", "xmm", "hold")
     assert ghv("checkpoint", "list").stdout.strip() == "no checkpoints"
     assert ghv("checkpoint", "j1").stdout.startswith("j1  its guest is being saved")
+    assert "paused: its guest stands still" in ghv("pause", "j1").stdout
+    assert "paused" not in ghv("unpause", "j1").stdout
     assert ghv("suspend", "j1").stdout == "j1  suspended\n"
     listed = ghv("checkpoint", "list", "j1").stdout
     assert all(word in listed for word in ("g1-j1-1-1", "here", "12s", "1.0 MiB", "kept", "to suspend it")), listed
@@ -290,6 +292,13 @@ def test_images_and_sites(ghv: Ghv, tmp_path: Path) -> None:
     assert "base: 1 of 2" in built.stderr
     assert ghv("image", "import", "disk.qcow2", "--tag", "d").exit_code == 0
     assert "give --format" in ghv("image", "import", "disk", "--tag", "d").stderr
+    warm = ghv("image", "warm", "xmm", "--site", "here", "--memory", "256M", "--hypervisor", "tcg")
+    assert warm.exit_code == 0 and "guests of xmm with 256M of memory start from a snapshot at here" in warm.stdout
+    assert ghv("image", "warm", "xmm").exit_code == 75, "not everywhere"
+    assert ghv("image", "warm", "nothing").exit_code == ghv("image", "warm", "xmm", "--site", "nowhere").exit_code == 66
+    assert ghv("image", "warm").exit_code == 64
+    (tmp_path / "job.yaml").write_text("image: xmm\ncommand: ['true']\nresources: {memory: 1Gi}\nhypervisor: tcg\n")
+    assert "with 1Gi of memory" in ghv("image", "warm", "-f", "job.yaml").stdout
     added = ghv("site", "add", "a", "--kind", "slurm", "--host", "h", "--user", "u", "--option", "partition=p")
     assert added.exit_code == 0 and not added.stderr
     here = ghv("site", "add", "b", "--kind", "slurm")
@@ -568,7 +577,7 @@ def test_a_policy_is_shown_set_and_refused_with_its_place(ghv: Ghv, tmp_path: Pa
 
 def test_the_plan_tells_where_and_when(ghv: Ghv) -> None:
     shown = ghv("plan").stdout
-    assert re.search(r"^g4 +pair +me +here ×3, there ×1 +in \d+m\S* +- +when there is room$", shown, re.MULTILINE), (
+    assert re.search(r"^g4 +pair +me +here ×3, there ×1 +in \d+m\S* +- +- +when there is room$", shown, re.MULTILINE), (
         shown
     )
     assert re.search(r"j7 +first +me +here +now +in (1h|59m)", shown)

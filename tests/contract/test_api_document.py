@@ -101,5 +101,8 @@ def test_the_document_is_valid_and_names_every_type(service: RealService) -> Non
     assert found["openapi"].startswith("3.1")
     assert JobRequest.__name__ in found["components"]["schemas"]
     assert found["components"]["securitySchemes"]["token"] == {"type": "http", "scheme": "bearer"}
+    for path, methods in found["paths"].items():
+        keys = [each["name"] for each in methods.get("post", {}).get("parameters", ())]
+        assert "post" not in methods or keys.count("Idempotency-Key") == 1, path
     operations = [each["operationId"] for methods in found["paths"].values() for each in methods.values()]
     assert len(operations) == len(set(operations)) > 60

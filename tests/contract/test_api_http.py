@@ -68,6 +68,8 @@ def test_a_jobs_life_through_the_api(http: httpx.Client) -> None:
     assert http.post(f"/v1/jobs/{job}/recover").status_code == 202
     assert http.post(f"/v1/jobs/{job}/move", params={"to": "other"}).json()["site"] == "other"
     assert http.post(f"/v1/jobs/{job}/checkpoint").status_code == 202
+    assert http.post(f"/v1/jobs/{job}/pause").json()["note"].startswith("paused")
+    assert not http.post(f"/v1/jobs/{job}/pause", params={"undo": "true"}).json()["note"]
     assert http.post(f"/v1/jobs/{job}/suspend").json()["state"] == "suspended"
     [kept] = http.get("/v1/checkpoints", params={"job": job}).json()
     assert http.post(f"/v1/checkpoints/{kept['id']}/restore").json()["state"] == "running"
@@ -307,10 +309,9 @@ def test_pages_name_the_next_one(http: httpx.Client) -> None:
         seen += [job["id"] for job in answer.json()]
         url = answer.links["next"]["url"] if "next" in answer.links else ""
     assert seen == jobs[::-1]
-    events = http.get("/v1/events", params={"limit": 3, "job": jobs[0]})
-    assert events.links["next"]["url"] == f"/v1/events?job={jobs[0]}&limit=3&after=" + str(
-        events.json()[-1]["sequence"]
-    )
+    events = http.get("/v1/events", params={"limit": 3, "job": jobs[0], "after": 1})
+    last = events.json()[-1]["sequence"]
+    assert events.links["next"]["url"] == f"/v1/events?limit=3&job={jobs[0]}&after={last}"
 
 
 def test_what_is_measured_is_told_in_prometheus_words(http: httpx.Client) -> None:

@@ -12,7 +12,7 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -243,25 +243,26 @@ def cut_before_the_submission(lab: ClusterLab, submit: str) -> str:
 
 # -- a job that lasts longer than its batch jobs -----------------------------------------------------------------------
 
-COUNTS = "i=0; while [ $i -lt 60 ]; do i=$((i + 1)); echo $i; echo $i > counted; usleep 250000; done; exit 7"
-"""A program that counts up, for a quarter of a minute."""
+COUNTS = "i=0; while [ $i -lt 100 ]; do i=$((i + 1)); echo $i; echo $i > counted; usleep 250000; done; exit 7"
+"""A program that counts up, for longer than one batch job leaves it, however fast its guest boots."""
 
 
-def goes_on_through_batch_jobs(lab: ClusterLab) -> list[str]:
-    """A counter that never goes back, though its batch jobs end; those by their numbers. What is saved is removed."""
-    words = (*tiny(lab.site.kind), "--retry", "0", "--walltime", "10m", "--segment", "40s", "--out", "counted")
-    job = lab.detach(*words, "--to", "longer", "--", "sh", "-c", COUNTS)
+def goes_on_through_batch_jobs(lab: Installation, *words: str) -> None:
+    """A counter that never goes back, though its batch jobs end, each another. What is saved is removed."""
+    longer = ("--walltime", "10m", "--segment", "40s", "--out", "counted", "--to", "longer")
+    job = lab.detach(*words, *longer, "--", "sh", "-c", COUNTS)
     found = lab.wait(job, 600)
     assert (found["job"]["state"], found["job"]["exit_code"]) == ("done", 7), found
     guests = [attempt for attempt in found["attempts"] if attempt["hypervisor"]]  # the last successor had none
     ends = [attempt["reason"] for attempt in guests]
     assert ends[-1] == "exited" and set(ends[:-1]) == {"hand-over"}, found
-    assert lab.ghv("logs", job).out.split() == [str(count).encode() for count in range(1, 61)]
-    assert (lab.work / "longer/counted").read_text() == "60\n"
+    assert lab.ghv("logs", job).out.split() == [str(count).encode() for count in range(1, 101)]
+    assert (lab.work / "longer/counted").read_text() == "100\n"
     assert "it goes on in another, from checkpoint" in str(lab.events(job))
     wait_for("its checkpoints to be removed", lambda: not list((lab.workdir / "checkpoints").iterdir()))
     assert found["handovers"]["times"] == len(guests) - 1 and found["handovers"]["stood"] > 0, found
-    return [attempt["batch_id"] for attempt in guests]
+    numbers = [attempt["batch_id"] for attempt in guests]
+    assert len(numbers) > 1 and len(set(numbers)) == len(numbers)
 
 
 # -- a batch system that is away ---------------------------------------------------------------------------------------
@@ -300,3 +301,52 @@ def without_its_batch_system_for_a_minute(lab: ClusterLab, away: Callable[[], No
     found = lab.wait(goes_on)
     assert (found["job"]["state"], len(found["attempts"])) == ("cancelled", 1), found
     assert (lab.work / "goes-on/result").read_text() == "saved\n"
+
+
+# -- what a guest and a pilot do beside their own job ------------------------------------------------------------------
+
+COUNTS = "i=0; while :; do i=$((i + 1)); echo $i; sleep 0.3; done"
+
+
+def suspended_and_resumed(lab: ClusterLab, gone: Callable[[str], bool]) -> None:
+    """A guest is saved at the site and gives its place free; another batch job takes it up, and it goes on where it
+    stood. `gone`: whether the batch system has no batch job of that name any more."""
+    job = lab.detach(*tiny(lab.site.kind), "--hypervisor", "tcg", "--retry", "0", "--", "sh", "-c", COUNTS)
+
+    def counted() -> list[int]:
+        return [int(line) for line in lab.ghv("logs", job, "--stream", "stdout").out.split()]
+
+    wait_for("it to count", lambda: len(counted()) > 2, 300)
+    entry = lab.entry(job)
+    assert entry is not None
+    lab.ghv("suspend", job)
+    wait_for("it to stand still", lambda: lab.job(job)["job"]["state"] == "suspended", 300)
+    wait_for("its batch job's end", lambda: gone(entry.name), 120)
+    stood = counted()
+    lab.ghv("resume", job)
+    wait_for("it to count on", lambda: counted()[-1] > stood[-1], 600)
+    lab.ghv("cancel", job)
+    found = lab.wait(job)
+    assert [reasons(found), found["job"]["state"]] == [["suspended", "cancelled"], "cancelled"], found
+    assert counted() == list(range(1, len(counted()) + 1)), "nothing is lost, and nothing came twice"
+    done = [row["operation"] for row in found["ledger"]["operations"]]
+    assert "save" in done and done[-1] == "resume", done
+
+
+WARM = "warm"
+"""The same account once more, with pilots that serve others."""
+
+
+def share_batch_jobs(labs: Sequence[ClusterLab], count: int) -> None:
+    """Short jobs of several owners, in one account: each owner's pilots serve jobs of his own, and nobody else's."""
+    for lab in labs:
+        lab.add_site(WARM, idle="10")
+    arrays = [lab.detach(*tiny(WARM), "--array", f"1-{count}", "--", "sleep", "1") for lab in labs]
+    for lab, array in zip(labs, arrays, strict=True):
+        lab.ghv("wait", array, timeout=600)
+    for lab in labs:
+        words, told = "in the batch job of ", lab.events()
+        hosts = {e["job"]: e["message"].removeprefix(words) for e in told if e["message"].startswith(words)}
+        assert hosts, "some of them were served by the pilot of another"
+        assert all(host.startswith(f"{lab.id}-") for host in hosts.values()), hosts
+        lab.ghv("site", "remove", WARM)

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.model.spec import RetrySpec
-from tests.e2e.cluster import PATIENT, ClusterLab, goes_on_through_batch_jobs, joined, tiny
+from tests.e2e.cluster import (
+    PATIENT,
+    ClusterLab,
+    goes_on_through_batch_jobs,
+    joined,
+    share_batch_jobs,
+    suspended_and_resumed,
+    tiny,
+)
 from tests.e2e.installation import wait_for
 from testsites import GridEngineSite
 
@@ -127,8 +135,21 @@ def test_a_killed_pilot_takes_its_guest_along_and_the_accounts_let_the_job_run_a
 
 
 def test_a_job_goes_on_through_batch_jobs_that_are_shorter_than_it(grid: GridEngineLab) -> None:
-    numbers = goes_on_through_batch_jobs(grid)
-    assert len(numbers) > 1 and len(set(numbers)) == len(numbers)
+    goes_on_through_batch_jobs(grid, *TINY, "--retry", "0")
+
+
+def test_a_suspended_guest_goes_on_where_it_stood_in_another_batch_job(grid: GridEngineLab) -> None:
+    suspended_and_resumed(grid, lambda name: name[:10] not in grid.site.admin("qstat", "-u", "*"))
+
+
+def test_pilots_serve_jobs_of_their_owner_and_of_nobody_else(
+    grid: GridEngineLab, template: Path, node_scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "eve")  # who a service works for
+    with joined(GridEngineLab, grid.site, node_scratch, template) as eves, grid.one_node():
+        share_batch_jobs((grid, eves), 4)
+        assert {job["owner"] for job in eves.jobs()} == {"eve"} != {job["owner"] for job in grid.jobs()}
+        eves.assert_clean()
 
 
 def test_jobs_that_come_together_are_one_array_and_end_one_by_one(grid: GridEngineLab) -> None:

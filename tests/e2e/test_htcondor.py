@@ -15,6 +15,8 @@ from tests.e2e.cluster import (
     cut_after_the_submission,
     cut_before_the_submission,
     joined,
+    share_batch_jobs,
+    suspended_and_resumed,
     tiny,
     without_its_batch_system_for_a_minute,
 )
@@ -119,6 +121,14 @@ def test_a_job_removed_by_an_administrator_shuts_down_cleanly_and_is_told_as_evi
     found = pool.wait(job)
     assert (found["job"]["state"], found["job"]["reason"]) == ("failed", "evicted"), found
     assert (pool.work / "removed/result").read_text() == "saved\n"
+
+
+def test_a_suspended_guest_goes_on_where_it_stood_in_another_batch_job(pool: HTCondorLab) -> None:
+    suspended_and_resumed(pool, lambda name: pool.batch_jobs().get(name, "") in ("", "3 undefined", "4 undefined"))
+
+
+def test_one_batch_job_serves_several_short_jobs(pool: HTCondorLab) -> None:
+    share_batch_jobs((pool,), 8)
 
 
 def test_a_connection_cut_in_a_submission_costs_one_attempt_at_most(pool: HTCondorLab) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import ExitRecord, Outcome
+from gridhypervisor.model.wire import ExitRecord, ImageManifest, Outcome
 from tests.e2e import guestkit
 from tests.e2e.guestkit import Site
 
@@ -56,31 +59,63 @@ printf 'uuid '; cat /proc/sys/kernel/random/uuid
 printf 'stack '; grep '\\[stack\\]' /proc/self/maps | cut -d- -f1
 printf 'agent '; grep '\\[stack\\]' /proc/1/maps | cut -d- -f1
 printf 'mapped '; grep '\\[vdso\\]' /proc/self/maps | cut -d- -f1
+printf 'heap '; grep '\\[heap\\]' /proc/self/maps | cut -d- -f1
 printf 'clock '; date +%s
+keys() { name=$1; shift; /opt/keys/lib/ld-linux-x86-64.so.2 --library-path /opt/keys/lib /opt/keys/$name "$@"; }
+printf 'openssl '; keys openssl rand -hex 32
+keys ssh-keygen -q -t ed25519 -N '' -C '' -f host_key && printf 'host_key ' && cut -d' ' -f2 host_key.pub
 """
 """What a program can see of what makes its guest one of its own."""
 
 CLONES = 20
 
 
-def test_twenty_clones_share_no_identity_and_no_randomness(site: Site) -> None:
+def with_keys(site: Site, folder: Path) -> ImageManifest:
+    """The site's image with this machine's `ssh-keygen` and `openssl` on a layer, and the libraries that they need."""
+    tree = folder / "keys"
+    (tree / "lib").mkdir(parents=True)
+    for program in ("ssh-keygen", "openssl"):
+        found = shutil.which(program)
+        assert found is not None
+        shutil.copy(found, tree / program)
+        needed = subprocess.run(["ldd", found], check=True, capture_output=True, text=True).stdout
+        for path in re.findall(r"(/\S+) \(0x", needed):
+            shutil.copy(path, tree / "lib" / Path(path).name)
+    packed = folder / "keys.sqfs"
+    subprocess.run(
+        ["mksquashfs", str(tree), str(packed), "-quiet", "-noappend", "-all-root", "-no-progress"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    layer = guestkit.add_layer(site.workdir / "cache", packed.read_bytes(), "app", "squashfs", "/opt/keys")
+    return dataclasses.replace(site.image, layers=(*site.image.layers, layer))
+
+
+def test_twenty_clones_share_no_identity_and_no_randomness(site: Site, tmp_path: Path) -> None:
     """Two at a time, for that is what may race. What they do share is what ran before, see docs/hypervisors.md."""
+    image, before = with_keys(site, tmp_path), kept(site)
+    first = site.run(site.prepare("true", image=image))
+    assert boot(first).startswith("cold: no snapshot"), boot(first)
     found: list[dict[str, str]] = []
     for _ in range(CLONES // 2):
         began = time.time()
-        entries = [site.prepare(IDENTITY) for _ in range(2)]
+        entries = [site.prepare(IDENTITY, image=image) for _ in range(2)]
         pilots = [site.start(entry) for entry in entries]
         for entry, pilot in zip(entries, pilots, strict=True):
             assert pilot.wait(240) == 0, (entry / wire.PILOT_LOG).read_text()
             assert boot(site.sentinel(entry)).startswith("restored"), boot(site.sentinel(entry))
-            said = dict(line.split() for line in (entry / wire.STDOUT).read_text().splitlines())
+            lines = (entry / wire.STDOUT).read_text().splitlines()
+            assert all(len(line.split()) == 2 for line in lines), (lines, (entry / wire.STDERR).read_text())
+            said = dict(line.split() for line in lines)
             # One that kept the snapshot's time would be behind by the snapshot's age, which is more than nothing.
             assert int(began) <= int(said.pop("clock")) <= time.time() + 1
             found.append(said)
-    assert found[0].keys() == {"boot_id", "urandom", "uuid", "stack", "agent", "mapped"}
+    own = {"boot_id", "urandom", "uuid", "stack", "agent", "mapped", "heap", "openssl", "host_key"}
+    assert found[0].keys() == own
     for what in found[0]:
         different = {said[what] for said in found}
         assert len(different) == CLONES, f"{CLONES - len(different)} clones have a {what} that another has: {different}"
+    [other] = set(kept(site)) - set(before)
+    shutil.rmtree(other)
 
 
 def test_a_snapshot_that_is_not_what_it_should_be_costs_a_job_a_boot_and_no_more(site: Site, tmp_path: Path) -> None:

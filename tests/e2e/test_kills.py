@@ -16,7 +16,7 @@ import pytest
 
 from gridhypervisor.execution.steps import STEPS
 from gridhypervisor.model import wire
-from tests.e2e.cluster import RERUN
+from tests.e2e.cluster import RERUN, goes_on_through_batch_jobs
 from tests.e2e.installation import Installation, wait_for
 from tests.e2e.killing import (
     FENCES,
@@ -190,6 +190,10 @@ def suspended_while_it_runs(installation: Installation) -> None:
     suspended_and_resumed(installation, *TINY)
 
 
+def goes_on_in_another_batch_job(installation: Installation) -> None:
+    goes_on_through_batch_jobs(installation, *TINY)
+
+
 class Scenario(NamedTuple):
     play: Callable[[Installation], None]
     commits: tuple[str, ...] = ()
@@ -221,6 +225,7 @@ SCENARIOS = (
     Scenario(an_array, ("group",)),
     Scenario(a_gang, GANG, ("begin",)),
     Scenario(suspended_while_it_runs, *SUSPENSION),
+    Scenario(goes_on_in_another_batch_job, ("go",)),
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import PATIENT, goes_on_through_batch_jobs, joined
+from tests.e2e.cluster import PATIENT, joined
 from tests.e2e.installation import REPOSITORY, wait_for
 from tests.e2e.slurmsite import RERUN, TINY, SlurmLab, reasons
 from tests.making import BUILD
@@ -76,12 +76,6 @@ def test_a_check_in_a_full_queue_says_the_sites_reason_and_takes_its_probe_back(
         assert asked.wait(120) == 130
         wait_for("no job", lambda: not any(job["name"] == "check-slurm" for job in slurm.jobs()))
         wait_for("the batch job's end", lambda: not slurm.batch_jobs("PENDING", "RUNNING"))
-
-
-def test_a_job_goes_on_through_batch_jobs_that_are_shorter_than_it(slurm: SlurmLab) -> None:
-    numbers = goes_on_through_batch_jobs(slurm)
-    assert len(numbers) > 1 and len(set(numbers)) == len(numbers)
-    assert {f"TimeLimit={limit}" for limit in ("00:01:00",)} <= set(slurm.show(numbers[-1]).split())
 
 
 def test_bundle_and_image_go_there_once(slurm: SlurmLab) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from gridhypervisor.execution.steps import STEPS
+from tests.e2e.cluster import goes_on_through_batch_jobs
 from tests.e2e.installation import wait_for
 from tests.e2e.killing import (
     FENCES,
@@ -153,6 +154,11 @@ def suspended_while_it_runs(slurm: SlurmLab) -> None:
     suspended_and_resumed(slurm, *RETRIED)
 
 
+def goes_on_in_another_batch_job(slurm: SlurmLab) -> None:
+    slurm.die_at(*around(("go",)))
+    goes_on_through_batch_jobs(slurm, *RETRIED)
+
+
 class Story(NamedTuple):
     play: Callable[[SlurmLab], None]
     steps: tuple[str, ...]
@@ -167,6 +173,7 @@ STORIES = (
     ),
     Story(silent_and_replaced, around(FENCES)),
     Story(suspended_while_it_runs, around(*SUSPENSION)),
+    Story(goes_on_in_another_batch_job, around(("go",))),
     Story(sent_while_it_waits_and_a_gang, around(("departure", "group", *GANG), ("begin",))),
 )
 

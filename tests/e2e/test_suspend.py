@@ -9,6 +9,9 @@ from tests.e2e.installation import Installation, wait_for
 
 TINY = ("--image", "tiny", "--memory", "96M", "--scratch", "32M", "--retry", "1", "--hypervisor", "tcg")
 
+FREE = ("upload", "prepare")
+"""What takes its time even if there is nothing to be moved."""
+
 COUNTS = """\
 echo begun
 i=0
@@ -32,6 +35,13 @@ def kept(lab: Installation, job: str) -> list[dict[str, Any]]:
 
 def test_a_suspended_program_goes_on_where_it_stood(installation: Installation) -> None:
     lab = installation
+    # Its guest starts from a snapshot, though none of its kind has run.
+    warmed = lab.ghv(
+        "image", "warm", "tiny", "--memory", "96M", "--scratch", "32M", "--hypervisor", "tcg", "-o", "json"
+    )
+    assert [(check["holds"], check["claim"].rpartition(" ")[2]) for check in warmed.json] == [(True, "local")]
+    assert "made just now" in warmed.json[0]["evidence"]
+    assert not lab.ghv("list", "-o", "json").json, "the job that did it is gone"
     job = lab.detach(*TINY, "--out", "counted", "--to", "results", "--", "sh", "-c", COUNTS)
     wait_for("it to count", lambda: len(printed(lab, job)) > 3, 300)
 
@@ -40,7 +50,18 @@ def test_a_suspended_program_goes_on_where_it_stood(installation: Installation) 
     wait_for("a checkpoint", lambda: len(kept(lab, job)) == 1, 300)
     assert shown(lab, job)["job"]["state"] == "running"
 
-    # It stands still, and nothing of it is left but what is kept.
+    # It stands still in its place, and goes on there, with the time of now.
+    lab.ghv("pause", job)
+    wait_for("it to stand still", lambda: "ghv unpause" in shown(lab, job)["job"]["note"], 120)
+    before = printed(lab, job)
+    assert shown(lab, job)["job"]["state"] == "running"
+    lab.ghv("unpause", job)
+    wait_for("it to count on", lambda: int(printed(lab, job)[-1]) > int(before[-1]), 120)
+    assert printed(lab, job)[: len(before)] == before, "nothing is lost or comes twice"
+    lab.ghv("pause", job)
+    wait_for("it to stand still", lambda: "ghv unpause" in shown(lab, job)["job"]["note"], 120)
+
+    # It is suspended from there, and nothing of it is left but what is kept.
     assert b"suspended" in lab.ghv("suspend", job).out
     wait_for("it to stand still", lambda: shown(lab, job)["job"]["state"] == "suspended", 300)
     stood = printed(lab, job)
@@ -60,7 +81,22 @@ def test_a_suspended_program_goes_on_where_it_stood(installation: Installation) 
     assert [each.get("restored", "") for each in shown(lab, job)["attempts"]] == ["", newest["id"], older["id"]]
     assert b"it goes on from checkpoint " + older["id"].encode() in lab.ghv("events", job).out
     lab.ghv("cancel", job)
-    assert lab.wait(job, 300)["job"]["state"] == "cancelled"
+    ended = lab.wait(job, 300)
+    assert ended["job"]["state"] == "cancelled"
+
+    # What took its time by its size stands beside what was predicted of it, attempt by attempt.
+    done = [(row["attempt"], row["operation"]) for row in ended["ledger"]["operations"]]
+    assert done == [
+        (1, "upload"), (1, "prepare"), (1, "restore"), (1, "save"), (1, "save"),
+        (2, "upload"), (2, "prepare"), (3, "upload"), (3, "prepare"), (3, "resume"),
+    ]  # fmt: skip
+    for row in ended["ledger"]["operations"]:
+        assert row["seconds"] > 0 and row["predicted"] > 0 and (row["bytes"] > 0 or row["operation"] in FREE), row
+    restored = next(row for row in ended["ledger"]["operations"] if row["operation"] == "restore")
+    assert restored["seconds"] < 30 and 1 << 20 < restored["bytes"] < 96 << 20
+    history = lab.ghv("history", job, "-o", "json").json
+    assert [row for a in history["attempts"] for row in a["operations"]] == ended["ledger"]["operations"]
+    assert b"Predicted, and real" in lab.ghv("show", job).out
 
     # What it counted is home. It began once, and each count that it came by was printed, up to the last.
     lines = printed(lab, job)

@@ -85,6 +85,44 @@ def test_a_suspended_job_goes_on_where_it_stood() -> None:
     in_world(story, nodes=1)
 
 
+def test_a_paused_guest_keeps_its_place_and_goes_on_there() -> None:
+    async def story(world: World) -> None:
+        job = await world.submit(30.0, retry=0)
+        await running(world, job)
+        await world.backend.pause(job, undo=False)
+        await world.backend.pause(job, undo=False)  # a client repeats what it got no answer to
+        await world.until(lambda: "ghv unpause" in world.controller.waiting.get(job, ""), 30.0, "it stands still")
+        await asyncio.sleep(50.0)
+        assert world.state(job) == "running" and len(world.records(job).allocations) == 1
+        assert told(world, job).count("stands still in its place") == 1
+        await world.backend.pause(job, undo=True)
+        await world.settled()
+        found = world.records(job)
+        assert (found.job.state, len(found.allocations)) == (JobState.DONE, 1)
+        [ran] = [p.end - p.start for a in found.allocations if a.exit is not None for p in a.exit.phases
+                 if p.phase == "execute" and p.end is not None]  # fmt: skip
+        assert ran > 80.0, "its program ran its time, and stood still meanwhile"
+        with pytest.raises(ServiceError, match="has ended"):
+            await world.backend.pause(job, undo=False)
+        world.judge()
+
+    in_world(story, sites=1)
+
+
+def test_a_guest_whose_hypervisor_cannot_stop_it_goes_on_and_it_is_said() -> None:
+    async def story(world: World) -> None:
+        job = await world.submit(20.0, retry=0)
+        pilot = await running(world, job)
+        pilot.cannot_save = "uml can neither save nor stop a guest"
+        await world.backend.pause(job, undo=False)
+        await world.settled()
+        assert "it was not done: uml can neither" in told(world, job)
+        assert world.records(job).job.state is JobState.DONE
+        world.judge()
+
+    in_world(story, sites=1)
+
+
 def test_what_is_printed_is_followed_over_a_suspension() -> None:
     async def story(world: World) -> None:
         job = await world.submit(30.0, retry=0)

@@ -66,6 +66,7 @@ from gridhypervisor.model.views import (
     SiteRequest,
     SiteUsage,
     SiteView,
+    WarmRequest,
 )
 from gridhypervisor.model.wire import Phase, Reason, Share, Terms, Use
 from gridhypervisor.model.workflow import Progress, Request
@@ -403,6 +404,13 @@ class FakeBackend:
         )
         return found.view
 
+    async def pause(self, job: str, *, undo: bool) -> JobView:
+        found = self._find(job)
+        if found.view.state.final:
+            raise ServiceError(Problem(f"pause job {job}", 409, "conflict", "it has ended", "Submit it again."))
+        found.view = msgspec.structs.replace(found.view, note="" if undo else "paused: its guest stands still")
+        return found.view
+
     async def resume(self, job: str) -> JobView:
         found = self._find(job)
         found.view = msgspec.structs.replace(found.view, state=JobState.RUNNING, wish=Wish.RUN)
@@ -513,6 +521,15 @@ class FakeBackend:
         await self.image(reference)
         whole = not reference.startswith("broken")
         return self._operate("reading", result=[Check("the bytes are those of the digest", whole, "chunk 3 of base")])
+
+    async def warm_image(self, request: WarmRequest, owner: str) -> Operation:
+        await self.image(request.like.image)
+        for site in request.sites:
+            await self.site(site)
+        what = f"guests of {request.like.image} with {request.like.resources.memory} of memory start from a snapshot"
+        there = request.like.hypervisor != "auto"
+        checks = [Check(f"{what} at {site}", there, request.like.hypervisor) for site in request.sites or self._sites]
+        return self._operate("j7 at here: boot", result=checks)
 
     async def delete_image(self, reference: str) -> None:
         await self.image(reference)

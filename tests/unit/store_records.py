@@ -12,6 +12,7 @@ from gridhypervisor.model.records import (
     CheckpointRecord,
     CheckpointState,
     Event,
+    Expected,
     Job,
     JobState,
     PilotJob,
@@ -47,8 +48,9 @@ def planned(records: JobRecords, site: str = "here") -> Commit:
     epoch = vm.epoch + 1
     pilot = PilotJob(f"g1-{job.id}-{epoch}", job.owner, job.project, site, version=1)
     allocation = Allocation(
-        f"{vm.id}.{epoch}", job.owner, job.project, job.id, vm.id, epoch, pilot.name, site, Times(2.0), version=1
-    )
+        f"{vm.id}.{epoch}", job.owner, job.project, job.id, vm.id, epoch, pilot.name, site, Times(2.0),
+        expected=Expected(1 << 20, 3.5, {"boot tcg": (2.5, 1e-9)}), version=1,
+    )  # fmt: skip
     grown = dataclasses.replace(vm, epoch=epoch, version=vm.version + 1)
     return Commit((grown, pilot, allocation), (said(job, "allocation", "planned"),))
 

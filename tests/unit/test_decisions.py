@@ -12,8 +12,9 @@ from gridhypervisor.execution.choosing import choose
 from gridhypervisor.execution.decisions import Decisions
 from gridhypervisor.model.policy import SchedulingPolicy
 from gridhypervisor.model.records import Job
-from gridhypervisor.model.wire import HypervisorKind
+from gridhypervisor.model.wire import HypervisorKind, OperationKind, Timing
 from gridhypervisor.planning.past import SitePast
+from gridhypervisor.planning.predictions import Predictions
 from gridhypervisor.planning.published import Published
 from gridhypervisor.planning.replay import as_it_is, replay
 from gridhypervisor.planning.suiting import Grid, Seeker
@@ -55,6 +56,21 @@ def test_a_choice_is_found_with_what_nodes_published_then(tmp_path: Path) -> Non
     assert again(path, jobs, "j0")[1] == ["n3"]
     assert path.stat().st_mode & 0o777 == 0o600
     assert Decisions(path).last("j9") is None
+
+
+def test_what_was_predicted_then_counts_when_a_choice_is_made_again(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "d.jsonl", job(rank="-ReadyTime", hypervisor="uml")
+    known = Predictions()
+    for site, took in (("big", 90.0), ("small", 1.0)):
+        known.add(site, HypervisorKind.UML, wanted.image_digest, [Timing(OperationKind.BOOT, 512 << 20, took)] * 8)
+    published, record = Published(), Decisions(path)
+    grid = Grid(SITES, now=NOW, catalogue=published.update(SITES, {}, NOW), predictions=known)
+    choices = choose([Seeker(wanted)], grid)
+    record.add(as_it_is([Seeker(wanted)], grid, 0, choices, published), published)
+    assert choices["j1"].site == "small"
+    assert again(path, [wanted], "j1")[0] == {"j1": "small"}
+    found = Decisions(path).last("j1")
+    assert found is not None and found[0].ready["j1"]["big"] > 90 > found[0].ready["j1"]["small"]
 
 
 def test_the_record_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gridhypervisor.agent.effort import Meter
+from gridhypervisor.agent.effort import Meter, filled
 from gridhypervisor.model.wire import Effort
 
 CHILDREN = """
@@ -57,3 +57,17 @@ def test_who_sleeps_wants_nothing() -> None:
 def test_of_little_nothing_is_said() -> None:
     assert Effort(2.0, 6.0).share is None
     assert Effort(5.0, 15.0).share == 0.25
+
+
+def test_what_of_a_guests_memory_is_not_zero_is_found_by_looking_at_some_pages() -> None:
+    """Of a process below this one, as a hypervisor is; where it cannot be found, all counts."""
+    size = (48 << 20) + 4096  # as no other stretch has
+    code = f"import mmap; m = mmap.mmap(-1, {size}); m.write(b'x' * {size // 4}); print('ready', flush=True); input()"
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+            assert abs(filled(os.getpid(), size) - size // 4) < size // 50
+            assert filled(os.getpid(), size + 4096) == size + 4096
+        finally:
+            child.kill()

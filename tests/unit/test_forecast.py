@@ -11,7 +11,7 @@ from gridhypervisor.planning.forecast import Forecast, Held, forecast
 from gridhypervisor.planning.past import SitePast
 from gridhypervisor.planning.policies.usage import Ban, Usage
 from gridhypervisor.planning.suiting import Grid
-from tests.unit.test_placing import BIG, NOW, SMALL, grid, job
+from tests.unit.test_placing import BIG, LAYER, NOW, SMALL, grid, job
 
 HOUR = ResourcesSpec(walltime="1h")
 ONE = replace(BIG, max_jobs=1)
@@ -64,6 +64,9 @@ def test_waits_in_the_queue_come_on_top() -> None:
     assert (first.at, first.starts) == (NOW, NOW + 30)
     assert (second.at, second.starts) == (NOW + 3630, NOW + 3660)
     assert forecast(waiting(1), [], grid(ONE))[0].starts is None  # type: ignore[arg-type]
+    there = {"big": SitePast(layers={LAYER.digest: LAYER.size})}
+    [sent], [not_sent] = (forecast(waiting(1), [], grid(ONE, past=p)) for p in ({}, there))  # type: ignore[arg-type]
+    assert sent.ready is not None and not_sent.ready is not None and sent.ready > not_sent.ready > 0
 
 
 def test_limits_and_bans_put_off() -> None:

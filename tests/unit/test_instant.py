@@ -87,6 +87,22 @@ def test_the_first_guest_is_saved_before_it_can_see_its_scratch_disk_and_the_nex
         other.end(well=False)
 
 
+def test_whether_there_is_a_snapshot_now_is_told_when_the_job_has_ended(node: Node) -> None:
+    first = node.prepare("first")
+    assert first.told(USED).snapshot == "", "it was not saved"
+    node.keep(first)
+    first.end(well=True)
+    then = node.prepare("then")
+    assert then.told(USED).snapshot == first.key
+    then.instead(NotRestored("why not", damaged=True))
+    assert then.told(USED).snapshot == ""
+    then.end(well=True)
+    full = node.prepare("full")
+    full.trouble = "no snapshot is kept: no room"
+    assert full.told(dataclasses.replace(USED, boot="cold")).boot == "cold, but no snapshot is kept: no room"
+    full.end(well=False)
+
+
 def test_nobody_waits_for_a_snapshot_that_another_makes(node: Node) -> None:
     first, second = node.prepare("first"), node.prepare("second")
     assert (second.machine.start, second.machine) == ("", second.plain)

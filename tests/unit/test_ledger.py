@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gridhypervisor.model.records import Allocation, AllocationState, Job, JobState, Ledger, Times
+from gridhypervisor.model.records import (
+    Allocation,
+    AllocationState,
+    Expected,
+    Job,
+    JobState,
+    Ledger,
+    OperationRow,
+    Times,
+)
 from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.wire import (
     WRAPPER,
@@ -17,12 +26,16 @@ from gridhypervisor.model.wire import (
     HypervisorKind,
     HypervisorUsed,
     ImageManifest,
+    OperationKind,
     Outcome,
     Phase,
     PhaseTime,
     Reason,
+    Timing,
 )
 from gridhypervisor.planning.ledger import MIDDLEWARE, ledger
+
+K = OperationKind
 
 JOB = Job("j1", "me", "default", "test", JobSpec("image", ("true",)), "/home", "/home", ImageManifest(()), "0" * 64,
           created=100.0, state=JobState.DONE)  # fmt: skip
@@ -47,6 +60,23 @@ def attempt(epoch: int, times: Times, exit: ExitRecord | None = None) -> Allocat
 
 def rows(found: Ledger, attempt: int = 1) -> dict[str, float]:
     return {row.phase: round(row.seconds, 6) for row in found.rows if row.attempt == attempt}
+
+
+def test_what_was_done_stands_beside_what_was_predicted_of_it() -> None:
+    """Of this size, under the hypervisor that it was, at a node as busy as that. Sent: what the site lacked, and the
+    inputs."""
+    times = Times(101.0, submitting=103.0, queued=103.1, running=110.0, ended=121.0, collected=122.0, since=123.0)
+    done = (Timing(K.PREPARE, 1000, 0.5), Timing(K.BOOT, 2000, 3.0, 1.5), Timing(K.SAVE, 500, 1.0))
+    rates = {"upload": (1.0, 0.0005), "boot tcg": (2.0, 0.001), "boot uml": (9.0, 0.0), "prepare": (0.25, 0.0)}
+    a = attempt(1, times, replace(sentinel([2, 3, 1, 2, 1, 0.5], 10.0), timings=done))
+    found = ledger(replace(JOB, ended=123.5, attempts=1), [replace(a, expected=Expected(3000, 7.0, rates))], {})
+    assert found.operations == (
+        OperationRow(1, "upload", 4000, 2.0, 3.0),
+        OperationRow(1, "prepare", 1000, 0.5, 0.25),
+        OperationRow(1, "boot", 2000, 3.0, 6.0, 1.5),
+        OperationRow(1, "save", 500, 1.0, None),
+    )
+    assert ledger(replace(JOB, ended=123.5, attempts=1), [a], {}).operations[0] == OperationRow(1, "prepare", 1000, 0.5)
 
 
 def test_an_ordinary_run() -> None:

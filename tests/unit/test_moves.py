@@ -9,20 +9,34 @@ import pytest
 
 from gridhypervisor.model.batch import BatchJob, BatchState
 from gridhypervisor.model.policy import FixedResources, Limits, MoveSetting, ResourcePolicies, SchedulingPolicy
-from gridhypervisor.model.records import Allocation, AllocationState, Job, JobState, Site, SiteKind, Times, Vm, Wish
+from gridhypervisor.model.records import (
+    Allocation,
+    AllocationState,
+    CheckpointRecord,
+    Job,
+    JobState,
+    Site,
+    SiteKind,
+    Times,
+    Vm,
+    Wish,
+)
 from gridhypervisor.model.spec import GangSpec, JobSpec, MovesSpec, ResourcesSpec
 from gridhypervisor.model.wire import (
+    Checkpoint,
     Effort,
     EntryView,
     HypervisorKind,
     HypervisorUsed,
     ImageManifest,
     NodeReport,
+    OperationKind,
     Phase,
     PhaseTime,
     Proven,
     Reason,
     Status,
+    Timing,
 )
 from gridhypervisor.planning.moves import (
     Terms,
@@ -32,6 +46,7 @@ from gridhypervisor.planning.moves import (
     immovable,
     kept,
     left,
+    lost,
     next_after,
     terms,
     tried,
@@ -41,6 +56,7 @@ from gridhypervisor.planning.moves import (
 from gridhypervisor.planning.past import SitePast
 from gridhypervisor.planning.placement import place_all
 from gridhypervisor.planning.policies.usage import Usage
+from gridhypervisor.planning.predictions import Predictions
 from gridhypervisor.planning.published import Published
 from gridhypervisor.planning.suiting import Grid, Seeker
 from gridhypervisor.planning.world import Batch, Case, Observed, Seen, SiteFacts, Unknown
@@ -261,15 +277,37 @@ RANK = 'Site == "b" ? 1 : 0'
 
 
 def test_a_better_place_is_one_where_it_gains_more_than_that_costs() -> None:
-    """After 100 of 1000 s under emulation at an eighth of the speed: 900 s are left here, 112.5 s there. Coming here
-    took 10 s of prolog and 20 s until the program began; doing it again takes 12.5 s, and others waited 50 s there."""
+    """After 100 of 1000 s under emulation at an eighth of the speed: 900 s are left here, 112.5 s there. A guest would
+    be ready there after 0.1 + 0.5 + 1.0 s, as is usual; doing it again takes 12.5 s, and others waited 50 s there."""
     past = {"b": SitePast(nodes={"n1": frozenset({KVM})})}
     past["b"].waits.append(50.0)
     words = better(runs(100.0, rank=RANK), "b", grid(site("a"), site("b"), past=past))
-    assert words == "it ranks 1 there and 0 here; it would be done 738 s sooner, and moving costs 42 s"
+    assert words == "it ranks 1 there and 0 here; it would be done 738 s sooner, and moving costs 14 s"
     past["b"].waits.append(10_000.0)
     past["b"].waits.append(10_000.0)
     assert not better(runs(100.0, rank=RANK), "b", grid(site("a"), site("b"), past=past)), "others wait too long there"
+
+
+def test_what_is_predicted_and_was_measured_counts_for_a_move() -> None:
+    """The others booted in 60 s there, and its emulator was measured: half of the node's own speed."""
+    past = {"b": SitePast(nodes={"n1": frozenset({TCG})}, rates={"n1": {TCG: 0.5}})}
+    slow = Predictions()
+    slow.add("b", TCG, "0" * 64, [Timing(OperationKind.BOOT, 512 << 20, 60.0)] * 20)
+    words = better(runs(100.0, rank=RANK), "b", grid(site("a"), site("b"), past=past, predictions=slow))
+    assert words.endswith("moving costs 86 s"), "60.6 s, and 100 s of an eighth again at half of the speed"
+
+
+def test_only_work_that_is_lost_counts() -> None:
+    """The restart files go with it; of one that was taken up from a checkpoint also what was done before."""
+    assert lost(runs(100.0, rank=RANK, restart_files=("state",)), None) == 0.0
+    case = runs(100.0, rank=RANK)
+    status = case.sight(case.allocations[-1]).view.status  # type: ignore[union-attr]
+    assert lost(case, status) == 100.0
+    [a] = case.allocations
+    described = Checkpoint("g-j1-0-1", "g-j1-0", 1, "b" * 64, "tcg", "qemu 7", "", (), "", 1 << 29, {}, ())
+    saved = CheckpointRecord("g-j1-0-1", "me", "default", "j1", "g-j1-0", "a", 1, 700.0, 1.0, 1.0, described)
+    resumed = replace(case, allocations=(replace(a, restore="g-j1-0-1"),), checkpoints=(saved,))
+    assert lost(resumed, status) == 800.0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gridhypervisor.model.policy import FailureSetting, ResourcePolicies, SchedulingPolicy, UsageSetting
-from gridhypervisor.model.wire import HypervisorKind, Layer
+from gridhypervisor.model.wire import HypervisorKind, Layer, OperationKind, Timing
 from gridhypervisor.planning import past as module
 from gridhypervisor.planning.past import Past, Tenure, memory_of
 
@@ -35,6 +35,16 @@ def test_what_is_too_long_ago_is_forgotten_attempt_by_attempt() -> None:
     assert counts(past, 7.0 * DAY) == {}
     past.add(over(8 * DAY, site="b"))
     assert counts(past, 8 * DAY) == {"b": (1, 0)}
+
+
+def test_what_was_done_for_an_attempt_is_learnt_for_its_site() -> None:
+    past = Past(POLICY)
+    for at in range(8):
+        took = (Timing(OperationKind.BOOT, 1 << 28, 12.0), Timing(OperationKind.COPY, 1 << 28, 1.0))
+        past.add(over(float(at), hypervisor=HypervisorKind.TCG, image="i", timings=took))
+    known = past.predictions
+    assert known.predict(OperationKind.BOOT, "a", HypervisorKind.TCG, 1 << 28) == pytest.approx(12.0, rel=0.05)
+    assert known.predict(OperationKind.COPY, "a", None, 1 << 28) == pytest.approx(1.0, rel=0.1)
 
 
 def test_a_past_goes_back_as_far_as_anything_counts() -> None:

@@ -203,6 +203,19 @@ def test_what_of_an_image_is_there_counts_for_its_own_job() -> None:
     assert sites_of([job(requirements="ImageCached"), other], where) == {"j1": "small", "j2": None}
 
 
+def test_a_rank_may_go_by_when_the_guest_will_be_ready() -> None:
+    """An image that is there need not be sent. What was predicted is told of each site, and kept with the choice."""
+    where = grid(BIG, SMALL, past={"small": SitePast(layers={LAYER.digest: LAYER.size})})
+    for rank in ("-ReadyTime", "-readytime"):
+        choice = weigh(Seeker(job(rank=rank)), where)
+        assert choice.site == "small"
+        ready = {each.site: each.ready for each in choice.candidates}
+        assert ready["big"] > ready["small"] > 0  # type: ignore[operator]
+        assert choice.expected is not None and choice.expected.ready == ready["small"]
+    assert sites_of([job(requirements="ReadyTime < 3600")], where) == {"j1": "big"}
+    assert sites_of([job(requirements="ReadyTime < 0")], where) == {"j1": None}
+
+
 @pytest.mark.parametrize(
     ("field", "text", "words"),
     [

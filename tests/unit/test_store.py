@@ -21,6 +21,7 @@ from gridhypervisor.model.records import (
     JobState,
     Ledger,
     LedgerRow,
+    OperationRow,
     Site,
     SiteKind,
     Wish,
@@ -103,7 +104,9 @@ def test_a_finished_attempt_is_found_again_in_every_part(store: Store) -> None:
     done = dataclasses.replace(
         new.job, version=2, state=JobState.DONE, exit_code=3, reason=Reason.EXITED, ended=9.5, excluded=("there",)
     )
-    ledger = Ledger("j1", 8.0, (LedgerRow(1, "boot", 1.5), LedgerRow(1, "middleware", 6.5)), {"pilot": 0.25}, "qemu")
+    rows = LedgerRow(1, "boot", 1.5), LedgerRow(1, "middleware", 6.5)
+    done_so = OperationRow(1, "boot", 1 << 29, 1.5, 2.5), OperationRow(1, "save", 1 << 27, 0.5)
+    ledger = Ledger("j1", 8.0, rows, {"pilot": 0.25}, "qemu", operations=done_so)
     assert store.commit([Commit((done, ended, known), (said(done),), ledger)]) == [True]
 
     found = store.job("j1")

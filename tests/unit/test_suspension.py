@@ -52,6 +52,7 @@ from gridhypervisor.planning.checkpoints import (
 )
 from gridhypervisor.planning.draft import OVER, JobPlan
 from gridhypervisor.planning.ledger import ledger
+from gridhypervisor.planning.pausing import unpausable
 from gridhypervisor.planning.reconcile import plan
 from gridhypervisor.planning.world import Case, Observed, Policy, SiteFacts
 
@@ -166,6 +167,40 @@ def test_a_save_is_intended_before_it_is_asked_for_and_asked_for_until_it_is_ans
     assert [r.id for r in made.records if isinstance(r, CheckpointRecord)] == ["g-j1-1-1"]
     stale = step(case(wished, replace(changed, saving=Saving(2, "end", NOW)), seen(saved=Saved(1, described(1)))))
     assert [action.kind for action in stale.actions] == [ActionKind.SAVE], "that was said of another wish"
+
+
+def test_a_guest_stands_still_in_its_place_until_it_is_told_to_go_on() -> None:
+    asked = attempt(saving=Saving(1, "pause", NOW, "the user pauses it"))
+    assert [action.kind for action in step(case(a=asked)).actions] == [ActionKind.SAVE]
+    stands = seen(saved=Saved(1, paused=True))
+    answered = step(case(a=asked, sight=stands))
+    [a] = [record for record in answered.records if isinstance(record, Allocation)]
+    assert a.saving is not None and a.saving.answered and not answered.actions
+    assert ["stands still" in event.message for event in answered.events] == [True]
+    assert "ghv unpause j1" in step(case(a=a, sight=stands)).waiting
+    suspended = step(case(replace(JOB, wish=Wish.SUSPEND), a, stands))
+    assert [r.saving.then for r in suspended.records if isinstance(r, Allocation) and r.saving] == ["end"]
+    refused = step(case(a=asked, sight=seen(saved=Saved(1, why="its program has ended"))))
+    assert "it was not done: its program has ended" in refused.events[0].message
+    [same] = refused.records
+    assert isinstance(same, Allocation) and same.saving is not None and same.saving.answered
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (case(sight=seen(kind="uml")), "User-Mode Linux"),
+        (case(replace(JOB, state=JobState.DONE)), "has ended"),
+        (case(replace(JOB, wish=Wish.SUSPEND)), "suspended"),
+        (case(replace(JOB, state=JobState.QUEUED), attempt(S.QUEUED)), "only a running guest"),
+        (case(sight=seen(Phase.BOOT)), "has not begun"),
+        (case(a=attempt(saving=Saving(1, "end", NOW))), "being saved"),
+    ],
+)
+def test_what_cannot_be_paused_is_told_beforehand(what: Case, words: str) -> None:
+    refusal = unpausable(what, "pause")
+    assert refusal is not None and all(refusal) and words in refusal[0]
+    assert unpausable(case(), "pause") is None is unpausable(case(sight=seen(saved=Saved(1, paused=True))), "unpause")
 
 
 def test_the_end_of_a_suspended_guest_and_its_checkpoint_are_known_together() -> None:

@@ -106,7 +106,7 @@ def leave_grant(control: Path, beat: int) -> None:
         (control / name).unlink(missing_ok=True)
 
 
-_SAVES = (wire.SAVE_END, wire.SAVE_GO_ON, wire.SAVE_HAND_OVER)
+_THEN = (wire.SAVE_END, wire.SAVE_GO_ON, wire.SAVE_HAND_OVER, wire.SAVE_PAUSE, wire.SAVE_UNPAUSE)
 
 
 def word_of(entry: str, request: Mapping[str, Any]) -> tuple[str, str]:
@@ -120,7 +120,7 @@ def word_of(entry: str, request: Mapping[str, Any]) -> tuple[str, str]:
             return wire.CANCEL, str(request.get("why", ""))
         case wire.BEGIN:
             return wire.BEGIN, str(request.get("members", ""))
-        case "save" if request.get("then") in _SAVES and int(request.get("number", 0)) > 0:
+        case "save" if request.get("then") in _THEN and int(request.get("number", 0)) > 0:
             return f"{wire.SAVE}{int(request['number'])}", f"{request['then']}: {request.get('why', '')}"
     raise Refused(
         "request", f"request {request!r:.200} of {entry}: only {wire.CANCEL!r}, {wire.BEGIN!r} and 'save' are known"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gridhypervisor.agent import channel, processes, scratchdisk
-from gridhypervisor.agent.ending import Ending
+from gridhypervisor.agent.ending import Ending, now
 from gridhypervisor.agent.loop import Loop
 from gridhypervisor.agent.node import MARGIN, Node
 from gridhypervisor.agent.watchdog import Watchdog
@@ -53,6 +53,7 @@ class Equipper:
         self._manifest, self._entry, self._cache = manifest, entry, cache
         self._snapshots, self._checkpoints = snapshots, checkpoints
         self._node, self._run = node, run
+        self.copied, self.copying = 0, 0.0  # bytes of layers that the node lacked, and seconds that they took
         self._paths = {layer.digest: node.has(layer) for layer in manifest.image.layers}
 
     @property
@@ -77,7 +78,9 @@ class Equipper:
             path = self._paths[layer.digest]
             if path is None:
                 log(f"verify and copy layer {layer.digest[:12]} ({layer.role}, {layer.size} bytes)")
+                began = now()
                 path = self._node.fetch(layer, self._cache, stop)
+                self.copied, self.copying = self.copied + layer.size, self.copying + now() - began
             there[layer.digest] = path
         if manifest.restore is not None:
             return self._take_up(manifest.restore, there, world, watchdog, loop, stop)

@@ -3,6 +3,7 @@
     FREEZE ─▶ FROZEN ─▶ stop ─▶ nothing more comes ─▶ memory ─▶ disks ─┬─ go on: ─▶ continue, THAW ─▶ kept
     the program stands still    the guest stands still                 └─ end: ─▶ kept ─▶ SUSPENDED
 
+A guest that is paused stands still in the middle of that, for as long as its user wants. It may be saved from there.
 What goes wrong before a checkpoint is kept gives nothing up: the guest goes on, and the status says why there is none.
 Who wants the allocation to end comes first: a save that is under way then is given up. How a saved guest is taken up
 again is in `takeup.py`, what the files are in `checkpoints.py`.
@@ -12,17 +13,19 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gridhypervisor.agent import renewal
 from gridhypervisor.agent.ending import Ending, now
 from gridhypervisor.agent.handover import HandingOver
 from gridhypervisor.agent.hypervisor import Ask, Saver
 from gridhypervisor.agent.world import WorldError
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import Checkpoint, Manifest, Outcome, Phase, Reason, Saved, canonical
+from gridhypervisor.model.wire import Checkpoint, Manifest, OperationKind, Outcome, Phase, Reason, Saved, canonical
 
 if TYPE_CHECKING:
     from gridhypervisor.agent.checkpoints import Writer
@@ -36,6 +39,7 @@ _SETTLE = 60.0  # seconds for the program to stand still; it takes a fraction of
 _STOP = 30.0  # seconds for the hypervisor to stop the guest, or to let it go on
 _AGAIN = 0.05  # seconds
 _LOOK = 1.0  # seconds
+PAUSED = "paused: its guest stands still in its place"
 
 
 class NotSaved(Exception):
@@ -59,6 +63,7 @@ class Freezer:
         self._began = self._stood = 0.0
         self._handing: HandingOver | None = None  # to another batch job
         self._looked, self._due = 0.0, False
+        self._paused: Standstill | None = None
         wishes.save = self.heed
 
     @property
@@ -88,11 +93,41 @@ class Freezer:
 
     def heed(self, wish: SaveWish) -> None:
         """Take in a wish, or say at once why it cannot be."""
-        why = self._obstacle()
+        why = self._obstacle(wish.then)
         if why:
-            self._say(Saved(wish.number, None, why))
+            self._say(Saved(wish.number, None, why, self._paused is not None))
         else:
             self._wish = wish
+
+    def unpause(self) -> None:
+        """Have the guest go on, if it is paused: with the time of now.
+
+        Raises:
+            Ending: it does not go on.
+        """
+        if self._paused is not None:
+            still, self._paused = self._paused, None
+            still.end(renew=True)
+            self._stood += still.stood
+            self._report.note = ""
+
+    def _pause(self, wish: SaveWish) -> None:
+        why = ""
+        if wish.then == wire.SAVE_UNPAUSE:
+            self.unpause()
+        elif self._paused is None:
+            still = self._standstill()
+            try:
+                still.begin(wish.number)
+                self._paused, self._report.note = still, PAUSED
+            except NotSaved as error:
+                why = str(error)
+                still.end()
+        self._say(Saved(wish.number, None, why, self._paused is not None))
+
+    def _standstill(self) -> Standstill:
+        assert self._vm is not None and self._equipment is not None and self._equipment.saver is not None
+        return Standstill(self._vm, self._equipment.saver, self._loop, self._wishes.stopped)
 
     def save(self) -> None:
         """Do what is wanted.
@@ -100,14 +135,17 @@ class Freezer:
         Raises:
             Ending: the guest is suspended, or lost.
         """
+        began, load = now(), self._report.load
         if self._handing is not None and self._nearly_over() and not (self._wish is not None and self._wish.end):
             wish = self._handing.wish()  # what else is wanted waits: if this succeeds, nothing else is needed
         else:
             assert self._wish is not None
             wish, self._wish = self._wish, None
         self._looked = 0.0
-        if why := self._obstacle():  # the program may have ended meanwhile
+        if why := self._obstacle(wish.then):  # the program may have ended meanwhile
             return self._not_saved(wish, why)
+        if wish.then in (wire.SAVE_PAUSE, wire.SAVE_UNPAUSE):
+            return self._pause(wish)
         if wish.number == 0 and self._handing is not None and (why := self._handing.futile(now())):
             return self._not_saved(wish, why)
         try:
@@ -119,7 +157,8 @@ class Freezer:
         self._log(
             f"checkpoint {checkpoint.id}: {checkpoint.size >> 20} MiB, stood still {checkpoint.stood:.2f} s; {steps}"
         )
-        self._say(Saved(wish.number, checkpoint))
+        self._report.timed(OperationKind.SAVE, checkpoint.held, now() - began, load)
+        self._say(Saved(wish.number, checkpoint, paused=self._paused is not None))
         if wish.end:
             assert self._vm is not None
             self._vm.let_go()
@@ -130,7 +169,7 @@ class Freezer:
     def _not_saved(self, wish: SaveWish, why: str) -> None:
         """The guest runs on."""
         if wish.number or self._handing is None:
-            return self._say(Saved(wish.number, None, why))
+            return self._say(Saved(wish.number, None, why, self._paused is not None))
         self._log(f"the guest is not saved, to go on in another batch job: {why}")
         again = self._handing.failed(now(), why) and not self._handing.futile(now())
         ended = self._wishes.stopped() or self._vm is None or self._vm.exit is not None
@@ -152,18 +191,18 @@ class Freezer:
 
     def _say(self, saved: Saved) -> None:
         if saved.checkpoint is None:
-            self._log(f"the guest is not saved: {saved.why}")
+            self._log(f"the guest is not saved: {saved.why}" if saved.why else f"paused: {saved.paused}")
         self._report.saved = saved
         self._report.write()
 
-    def _obstacle(self) -> str:
-        """Why the guest cannot be saved at this moment, or empty."""
+    def _obstacle(self, then: str = wire.SAVE_END) -> str:
+        """Why the guest cannot be saved at this moment, or stand still, or empty."""
         used = self._report.hypervisor
         if self._report.phase is not Phase.EXECUTE or self._vm is None or self._equipment is None:
             return f"its program does not run now: it is at {self._report.phase}"
         if self._equipment.saver is None:
-            return f"{used.kind if used else 'the hypervisor'} cannot save a guest"
-        if self._carried:
+            return f"{used.kind if used else 'the hypervisor'} can neither save nor stop a guest"
+        if self._carried and then in (wire.SAVE_END, wire.SAVE_GO_ON):
             return "this node does not see the account's folder, where checkpoints are kept"
         if self._vm.exit is not None:
             return "its program has ended"
@@ -174,10 +213,12 @@ class Freezer:
     def _save(self, wish: SaveWish) -> Checkpoint:
         """Raises: NotSaved, OSError, WorldError: no checkpoint was made, and the guest goes on. Ending: it is lost."""
         from gridhypervisor.agent import checkpoints
+        from gridhypervisor.agent.effort import filled
 
         assert self._vm is not None and self._equipment is not None and self._equipment.saver is not None
         equipment = self._equipment
-        if why := checkpoints.obstacle(self._folder, size := self._size(equipment)):
+        size = self._size(equipment)
+        if why := checkpoints.obstacle(self._folder, size):
             raise NotSaved(why)
         for name in checkpoints.sweep(self._folder):
             self._log(f"swept checkpoint {name}: nobody writes it any more")
@@ -185,26 +226,31 @@ class Freezer:
             self._folder, f"{self._manifest.entry}-{wish.number}", equipment.world, equipment.machine.cpus,
             self._wishes.stopped,
         )  # fmt: skip
+        memory = equipment.machine.memory
+        held = size - memory + filled(os.getpid(), memory)
         self._report.note = "the guest is being saved"
         self._report.write()
-        still = Standstill(self._vm, self._equipment.saver, self._loop, self._wishes.stopped)
+        still = self._paused or self._standstill()
         try:
-            still.begin(wish.number)
-            return self._write(wish, writer, still, size)
+            if still is self._paused:
+                still.go_on_counting()
+            else:
+                still.begin(wish.number)
+            return self._write(wish, writer, still, size, held)
         finally:
-            self._report.note = ""
+            self._report.note = PAUSED if self._paused is not None else ""
             writer.discard()
-            if not (wish.end and writer.kept):
+            if not (wish.end and writer.kept) and still is not self._paused:
                 still.end()
                 self._stood += still.stood
 
-    def _write(self, wish: SaveWish, writer: Writer, still: Standstill, size: int) -> Checkpoint:
+    def _write(self, wish: SaveWish, writer: Writer, still: Standstill, size: int, held: int) -> Checkpoint:
         from gridhypervisor.agent import checkpoints
         from gridhypervisor.agent.likeness import likeness
 
         assert self._vm is not None and self._equipment is not None
         vm, equipment, entry = self._vm, self._equipment, self._report.entry
-        executed = self._executed + now() - self._began - self._stood
+        executed = self._executed + now() - self._began - self._stood - still.stood
         still.write(writer, equipment.machine.memory)
         for disk in equipment.disks:
             self._loop.apart(functools.partial(writer.disk, disk.serial, disk.path), vm.check)
@@ -213,7 +259,7 @@ class Freezer:
         names = (wire.STDOUT, wire.STDERR, wire.CONSOLE)
         streams = {name: (entry / name).stat().st_size for name in names if (entry / name).exists()}
         stood = still.stood
-        if not wish.end:
+        if not wish.end and still is not self._paused:
             still.end()
         owner, used = self._report.owner, self._report.hypervisor
         assert owner is not None and used is not None and equipment.saver is not None
@@ -230,7 +276,7 @@ class Freezer:
                 id=writer.name, entry=self._manifest.entry, epoch=owner.epoch, **here,
                 disks={disk.serial: disk.path.stat().st_size for disk in equipment.disks},
                 parts=parts, streams=streams, executed=executed, made=time.time(), stood=stood,
-                took=still.took, guest=size,
+                took=still.took, guest=size, held=held,
             )  # fmt: skip
             writer.keep(checkpoint)
             return checkpoint
@@ -253,6 +299,10 @@ class Standstill:
     def stood(self) -> float:
         """Seconds so far."""
         return self._stood if self._halted is None else now() - self._halted
+
+    def go_on_counting(self) -> None:
+        """What is done next begins now."""
+        self.took, self._since = {}, now()
 
     def step(self, name: str) -> None:
         """What was done since the step before has this name."""
@@ -303,8 +353,8 @@ class Standstill:
         packing.close()
         self.step("memory")
 
-    def end(self) -> None:
-        """Let it go on, if it stands still.
+    def end(self, *, renew: bool = False) -> None:
+        """Let it go on, if it stands still; `renew`: with the time of now.
 
         Raises:
             Ending: it does not go on.
@@ -316,6 +366,10 @@ class Standstill:
                     raise Ending(Reason.HYPERVISOR, f"let the guest go on after it was saved: {refusal}", "retry")
                 self._live(lambda: False, now() + _AGAIN)
             self._stood, self._halted = now() - self._halted, None
+            if renew:
+                self._vm.renewed = None
+                self._vm.say(renewal.line(time.time_ns(), os.urandom(renewal.RANDOMNESS)))
+                self._live(lambda: self._vm.renewed is not None, limit)  # else its clock is behind, and it goes on
         if self._frozen:
             self._vm.say("THAW")
             self._vm.keep_still(False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gridhypervisor.agent.limits import Limits
 from gridhypervisor.agent.wishes import SaveWish
+from gridhypervisor.model import wire
 from gridhypervisor.model.wire import HandOver, Reason, save_seconds
 
 AGAIN = 3.0
@@ -52,7 +53,7 @@ class HandingOver:
 
     def wish(self) -> SaveWish:
         why = f"the site sent {self.warning}" if self.warning else "its batch job is nearly over"
-        return SaveWish(0, True, why, self.reason)
+        return SaveWish(0, wire.SAVE_END, why, self.reason)
 
     def futile(self, moment: float) -> str:
         """Why it is not worth saving, or empty."""

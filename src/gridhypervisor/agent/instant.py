@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from gridhypervisor.agent import renewal
 from gridhypervisor.agent.ending import Ending, now
 from gridhypervisor.agent.hypervisor import Disk, Hypervisor, Machine, Saver
-from gridhypervisor.model.wire import HypervisorUsed, Manifest, Reason
+from gridhypervisor.model.wire import HypervisorUsed, Manifest, OperationKind, Reason
 
 if TYPE_CHECKING:
     from gridhypervisor.agent.snapshot import Snapshot
@@ -72,6 +72,16 @@ class Beginning:
     descriptors: tuple[int, ...] = ()  # the memory's, and to take up a guest the devices' state
     claimed: bool = False  # no other pilot makes the snapshot meanwhile
     keeper: Keeper | None = None
+    bringing: float = 0.0  # seconds that went before, to bring to the node what it is taken up from
+    failed: bool = False  # it could not be taken up, so it began a second time
+    trouble: str = ""  # why a snapshot was to be made of it, and is not kept
+
+    @property
+    def operation(self) -> tuple[OperationKind, int]:
+        """What is done until the guest is ready, and with how many bytes."""
+        if self.found is not None:
+            return OperationKind.RESTORE, self.found.bytes
+        return OperationKind.BOOT, self.plain.memory
 
     def begin(self, vm: Vm, waiting: Waiting, run: Path, log: Callable[[str], None]) -> None:
         """From the hypervisor's start to the moment from which the guest goes on as one that boots.
@@ -139,7 +149,8 @@ class Beginning:
         _renew(vm)
         log(f"the guest stood still for {now() - began:.2f} s to be saved")
         if refusal:
-            log(f"no snapshot is kept: {refusal}")
+            self.trouble = f"no snapshot is kept: {refusal}"
+            log(self.trouble)
             self.claimed = False  # it binds on: not every guest shall stand still in vain
             os.close(state)
             os.close(memory)
@@ -152,6 +163,7 @@ class Beginning:
         if error.damaged:
             self.snapshots.drop(self.key)
         removed = " and is removed" if error.damaged else ""
+        self.failed = True
         self.machine, self.boot = self.plain, f"cold: snapshot {self.key[:12]} cannot be used{removed}: {error}"
         return self.boot
 
@@ -160,8 +172,16 @@ class Beginning:
         self.close()
         if self.keeper is not None:
             self.keeper.end(well=well)
+            self.trouble = self.keeper.trouble
         if self.snapshots is not None:
             self.snapshots.sweep()
+
+    def told(self, used: HypervisorUsed) -> HypervisorUsed:
+        """What is to be said when the job has ended: also whether there is a snapshot now."""
+        if self.trouble:
+            return dataclasses.replace(used, boot=f"{used.boot}, but {self.trouble}")
+        there = (self.found is not None and not self.failed) or (self.keeper is not None and self.keeper.kept)
+        return dataclasses.replace(used, snapshot=self.key) if there else used
 
 
 class Keeper:
@@ -173,16 +193,18 @@ class Keeper:
         """Start. It closes the descriptors."""
         import threading  # only for the first guest of its kind
 
-        self._over = False
+        self._over, self.kept, self.trouble = False, False, ""
 
         def work() -> None:
             began = now()
             try:
                 kept = snapshots.keep(key, memory, state, lambda: self._over)
                 if kept is not None:
+                    self.kept = True
                     log(f"snapshot {key[:12]}: {kept.bytes >> 20} MiB kept in {now() - began:.1f} s")
             except OSError as error:
-                log(f"snapshot {key[:12]} is not kept: {error.strerror or error}")
+                self.trouble = f"snapshot {key[:12]} is not kept: {error.strerror or error}"
+                log(self.trouble)
             finally:
                 os.close(memory)
                 os.close(state)

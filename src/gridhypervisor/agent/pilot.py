@@ -44,6 +44,7 @@ from gridhypervisor.model.wire import (
     ExitRecord,
     HypervisorKind,
     Manifest,
+    OperationKind,
     Outcome,
     OutputFile,
     OwnerRecord,
@@ -213,6 +214,7 @@ class Pilot:
         self.watchdog.arm(**duty, run=str(self.run_folder))
         self.wishes.hear()
         self.loop.every(self.manifest.beat, self._beat)
+        self.loop.every(1.0, self.report.look)
         self.report.write()
         self.wishes.look()
 
@@ -223,7 +225,7 @@ class Pilot:
             self.log(f"swept {name}: its pilot is gone")
         if self.manifest.successor:
             self._succeed()
-        manifest, run = self.manifest, self.run_folder
+        manifest, run, load = self.manifest, self.run_folder, self.report.load
         assert run is not None
         # Where a courier carries, what is kept in the entry's folder ends with the job.
         snapshots = (self.node.root if self.carried else self.workdir) / wire.SNAPSHOTS
@@ -251,6 +253,12 @@ class Pilot:
         if used.kind is HypervisorKind.TCG and manifest.hypervisor != HypervisorKind.TCG:
             self.log("this guest is EMULATED, 5 to 30 times slower")
             sys.stderr.write(f"ghv: emulating on {os.uname().nodename}: {used.why}\n")
+        self.report.timed(
+            OperationKind.PREPARE, sum(each.size for each in manifest.program.inputs),
+            self.report.elapsed - equipper.copying - equipment.beginning.bringing, load,
+        )  # fmt: skip
+        if equipper.copied:
+            self.report.timed(OperationKind.COPY, equipper.copied, equipper.copying, load)
         self.wishes.check()
         return equipment
 
@@ -310,7 +318,8 @@ class Pilot:
         if self.wishes.grant is not None:
             self._await_grant(self.wishes.grant)
         self.report.enter(Phase.BOOT, self.report.note)
-        limit = now() + self.manifest.boot_timeout
+        began, load = now(), self.report.load
+        limit = began + self.manifest.boot_timeout
         vm = self.vm = make_vm()
         vm.start(begin.machine, begin.descriptors, self._attach())
         self.log("hypervisor started")
@@ -332,6 +341,8 @@ class Pilot:
                 "see console.log; a longer boot timeout helps where the node is only slow",
             )
         self.report.ready()
+        if not begin.failed:
+            self.report.timed(*begin.operation, now() - began + begin.bringing, load)
         return vm
 
     def _boot_instead(self, vm: Vm, begin: Beginning, make_vm: Callable[[], Vm], error: NotRestored) -> Vm:
@@ -426,6 +437,7 @@ class Pilot:
             grace = min(self.manifest.stop_grace, max(1.0, (self.limits.hard - now()) / 2))
             self.log(f"stop the program ({stop}), {grace:.0f} s of grace")
             self.report.note = f"stopping the program: {stop}"
+            self.freezer.unpause()
             vm.say(f"STOP {grace:.0f}")
             if not self.loop.wait(ended, min(self.limits.hard - 1.0, now() + grace + 10.0)):
                 self.log(f"the guest does not say that the program has ended: {vm.words}")
@@ -576,7 +588,7 @@ class Pilot:
             entry=self.entry.name, epoch=owner.epoch, claim=owner.claim, outcome=ending.outcome, reason=ending.reason,
             message=ending.message, hint=ending.hint, exit_code=ended.code if ended else None,
             outputs=tuple(self.files.values()), hypervisor=self.report.hypervisor, node=owner.node, host=self.host,
-            checkpoint=ending.checkpoint,
+            checkpoint=ending.checkpoint, timings=tuple(self.report.timings),
         )  # fmt: skip
 
     def _end_hypervisor(self, vm: Vm) -> None:
@@ -596,6 +608,8 @@ class Pilot:
             self.attachment.end()
         if self.beginning is not None:
             self.beginning.end(well=record.outcome is Outcome.COMPLETED)
+            if record.hypervisor is not None:
+                record = dataclasses.replace(record, hypervisor=self.beginning.told(record.hypervisor))
         if self.run_folder is not None:
             remove(self.run_folder)
         usage = CpuUsage(

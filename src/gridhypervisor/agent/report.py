@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,20 @@ from gridhypervisor.agent import spool
 from gridhypervisor.agent.ending import now
 from gridhypervisor.agent.grant import Grant
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import Effort, HypervisorUsed, OwnerRecord, Phase, PhaseTime, Saved, Status
+from gridhypervisor.model.wire import (
+    Effort,
+    HypervisorUsed,
+    OperationKind,
+    OwnerRecord,
+    Phase,
+    PhaseTime,
+    Saved,
+    Status,
+    Timing,
+)
+
+LOOKS = 6
+"""Looks at the node's load of which the mean is taken; one a second."""
 
 if TYPE_CHECKING:
     from gridhypervisor.agent.network.attachment import Attachment
@@ -34,6 +48,8 @@ class Report:
         self.saved: Saved | None = None  # what became of the last wish to save the guest
         self.asks = ""  # why the program asked to be moved, if it did
         self.attachment: Attachment | None = None  # to private networks
+        self.timings: list[Timing] = []
+        self._loads: deque[float] = deque(maxlen=LOOKS)
         self._phases = [PhaseTime(Phase.PREPARE, 0.0)]
         self._sequence = 0
 
@@ -49,6 +65,7 @@ class Report:
     def enter(self, phase: Phase, note: str = "") -> None:
         """The phase before ends and this one begins, at the same moment."""
         moment = self.elapsed
+        self.look()
         self._close(moment)
         self._phases.append(PhaseTime(phase, moment))
         self.note = note
@@ -63,6 +80,22 @@ class Report:
         """The guest has reported ready."""
         self.ready_at = time.time()
 
+    def timed(self, kind: OperationKind, size: int, seconds: float, load: float) -> None:
+        """It was done, with so many bytes; `load`: as it was when that began."""
+        self.timings.append(Timing(kind, size, round(max(0.0, seconds), 3), round(load, 2)))
+
+    def look(self) -> None:
+        """Take in how busy the node is at this moment."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])  # this process is one of them
+            self._loads.append(running / len(os.sched_getaffinity(0)))
+
+    @property
+    def load(self) -> float:
+        """How many tasks wanted to run lately, for each processor; at least 1."""
+        self.look()
+        return max(1.0, sum(self._loads) / len(self._loads)) if self._loads else 1.0
+
     def write(self) -> None:
         """Replace `status.json`. That it cannot be written now ends nothing: it is a report, and the next follows."""
         if self.owner is None:
@@ -74,7 +107,7 @@ class Report:
             entry=self.entry.name, epoch=self.owner.epoch, claim=self.owner.claim, sequence=self._sequence,
             phase=self._phases[-1].phase, phases=tuple(self._phases), elapsed=self.elapsed, node=self.owner.node,
             pid=os.getpid(), hypervisor=self.hypervisor, note=self.note, ready_at=self.ready_at,
-            effort=self.effort, asks=self.asks, saved=self.saved,
+            effort=self.effort, asks=self.asks, saved=self.saved, timings=tuple(self.timings),
             at=self.attachment.at if self.attachment is not None else "",
             frames=self.attachment.counts if self.attachment is not None else {},
         )  # fmt: skip

@@ -25,7 +25,7 @@ from gridhypervisor.agent.likeness import difference
 from gridhypervisor.agent.verdict import stopped
 from gridhypervisor.agent.vm import Vm
 from gridhypervisor.agent.world import World
-from gridhypervisor.model.wire import Checkpoint, Reason, WireError, from_plain
+from gridhypervisor.model.wire import Checkpoint, OperationKind, Reason, WireError, from_plain
 
 _LIMIT = 60.0  # seconds in which a guest is taken up, and as many as its memory takes at this rate:
 _RATE = 16 << 20  # bytes a second, packed, of a node that does much else
@@ -54,6 +54,11 @@ class TakingUp(Beginning):
     checkpoint: Checkpoint | None = None
     reader: Reader | None = None
     heard: Heard | None = None
+
+    @property
+    def operation(self) -> tuple[OperationKind, int]:
+        assert self.checkpoint is not None
+        return OperationKind.RESUME, self.checkpoint.size
 
     def begin(self, vm: Vm, waiting: Waiting, run: Path, log: Callable[[str], None]) -> None:
         """From the hypervisor's start to the moment in which the program goes on.
@@ -113,6 +118,7 @@ def prepare(
     Raises:
         Ending: it cannot be taken up here (checkpoint), there is no room (node-disk), or somebody wants it to end.
     """
+    began = now()
     if why := difference(checkpoint, dict(here)):
         raise refused(checkpoint, why)
     sweep(folder)
@@ -133,4 +139,6 @@ def prepare(
         raise no_room(checkpoint, error) from error
     resume = dataclasses.replace(machine, start="resume")
     boot = f"taken up from checkpoint {checkpoint.id}"
-    return TakingUp(resume, boot, machine, saver, checkpoint=checkpoint, reader=reader, heard=heard)
+    return TakingUp(
+        resume, boot, machine, saver, checkpoint=checkpoint, reader=reader, heard=heard, bringing=now() - began
+    )  # fmt: skip

@@ -31,12 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SaveWish:
-    """That the guest be saved; `end`: and end, to go on elsewhere."""
+    """That the guest be saved, or stand still, or go on: see `wire.SAVE`."""
 
     number: int  # 0: the pilot's own
-    end: bool
+    then: str
     why: str
     reason: Reason = Reason.SUSPENDED  # for which the allocation ends then
+
+    @property
+    def end(self) -> bool:
+        """To go on elsewhere."""
+        return self.then in (wire.SAVE_END, wire.SAVE_HAND_OVER)
 
 
 _POLL = 2.0  # seconds between looks into control/, which on a network file system nothing else announces
@@ -102,7 +107,7 @@ class Wishes:
         elif self.stop in (None, Reason.EVICTED) and self._cancelled():
             self._wish(self._asked_for(), "control/cancel")
         if self.save is not None and (wish := self._to_save()) is not None:
-            self._log(f"{wire.SAVE}{wish.number}: save the guest, to {'end' if wish.end else 'go on'}: {wish.why}")
+            self._log(f"{wire.SAVE}{wish.number}: {wish.then}: {wish.why}")
             self.save(wish)
         if self.table is not None and (found := spool.newest_table(self._control)) and found[0] > self._tables:
             self._tables = found[0]
@@ -162,7 +167,7 @@ class Wishes:
         self._saves = int(number)
         then, _, why = said.partition(":")
         reason = Reason.HAND_OVER if then == wire.SAVE_HAND_OVER else Reason.SUSPENDED
-        return SaveWish(self._saves, then in (wire.SAVE_END, wire.SAVE_HAND_OVER), why.strip(), reason)
+        return SaveWish(self._saves, then, why.strip(), reason)
 
     def _left_in_control(self) -> list[str]:
         # A listing asks the file server, where a look at one name may be answered from the memory of its absence.

@@ -9,7 +9,7 @@ from typing import get_args
 import click
 
 from gridhypervisor.cli import complete, groups
-from gridhypervisor.cli.output import age, bold, dim, echo, emit, format_option, plain, table
+from gridhypervisor.cli.output import FORETOLD, age, bold, dim, echo, emit, foretold, format_option, plain, table
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.model.accounts import Account, AttemptHistory, By
 from gridhypervisor.model.spec import parse_duration
@@ -99,6 +99,8 @@ def history(job: str, output: str) -> None:
         echo(f"\n{bold(f'attempt {attempt.attempt}')} at {attempt.site}{_where(attempt)}: {_how(attempt)}")
         rows = [(_at(stage.at), stage.phase, f"{stage.seconds:.2f}") for stage in attempt.stages]
         table(("BEGAN", "PHASE", "SECONDS"), rows, right=(2,), indent="  ")
+        if attempt.operations:
+            table(FORETOLD, map(foretold, attempt.operations), right=(1, 2, 3, 4, 5), indent="  ")
     if not found.attempts:
         echo("no site has been given it yet; why: " + bold(f"ghv explain {found.job}"))
 

@@ -1,4 +1,4 @@
-"""The verbs about guests that are saved: suspend, resume, checkpoint."""
+"""The verbs about guests that stand still or are saved: suspend, resume, pause, unpause, checkpoint."""
 
 from __future__ import annotations
 
@@ -46,6 +46,27 @@ def resume(jobs: tuple[str, ...], output: str) -> None:
     """Have suspended jobs go on where they stood."""
     client = connect()
     _say([client.resume(groups.job_of(client, job)) for job in jobs], output)
+
+
+@click.command()
+@_jobs
+@format_option
+def pause(jobs: tuple[str, ...], output: str) -> None:
+    """Have the guests of running jobs stand still in their places, which they keep, and pay for, meanwhile.
+
+    `ghv unpause` has them go on. To give the place free: `ghv suspend`.
+    """
+    client = connect()
+    _say([client.pause(groups.job_of(client, job)) for job in jobs], output, noted=True)
+
+
+@click.command()
+@_jobs
+@format_option
+def unpause(jobs: tuple[str, ...], output: str) -> None:
+    """Have guests that were paused go on, with the time of now."""
+    client = connect()
+    _say([client.pause(groups.job_of(client, job), undo=True) for job in jobs], output, noted=True)
 
 
 @click.group(cls=WithDefault, subcommand_metavar="JOB | COMMAND [ARGS]...")
@@ -108,9 +129,10 @@ def restore(checkpoint: str, output: str) -> None:
     _say([connect().restore(checkpoint)], output)
 
 
-def _say(jobs: list[JobView], output: str) -> None:
+def _say(jobs: list[JobView], output: str, *, noted: bool = False) -> None:
+    """`noted`: with what the service says of each."""
     if output != "table":
         emit(jobs, output)
         return
     for job in jobs:
-        echo(f"{job.id}  {doing(job)}")
+        echo(f"{job.id}  {doing(job)}" + (f": {plain(job.note)}" if noted and job.note else ""))

@@ -12,6 +12,7 @@ import click
 
 from gridhypervisor.cli import complete, exits, groups
 from gridhypervisor.cli.output import (
+    FORETOLD,
     GREEN,
     ago,
     bar,
@@ -22,6 +23,7 @@ from gridhypervisor.cli.output import (
     emit,
     emit_item,
     fit,
+    foretold,
     format_option,
     paint,
     pairs,
@@ -250,6 +252,14 @@ def _show_ledger(ledger: Ledger) -> None:
         echo(f"  {dim('boot:')} {plain(ledger.boot)}")
     if ledger.cpu:
         echo(f"  {dim('CPU seconds:')} " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in ledger.cpu.items()))
+    if ledger.operations:
+        echo(f"\n{bold('Predicted, and real')}")
+        done = [foretold(row) for row in ledger.operations]
+        if several:
+            done = [
+                (f"{row.attempt}  {name}", *rest) for row, (name, *rest) in zip(ledger.operations, done, strict=True)
+            ]
+        table(FORETOLD, done, right=(1, 2, 3, 4, 5), indent="  ")
 
 
 @click.command()
@@ -444,8 +454,9 @@ def explain(job: str, output: str) -> None:
         for candidate in explanation.candidates:
             mark = paint("chosen", GREEN) if candidate.chosen else dim("no")
             rank = "-" if candidate.rank is None else f"{candidate.rank:g}"
-            rows.append((candidate.site, mark, rank, plain(candidate.verdict)))
-        table(("SITE", "CHOSEN", "RANK", "WHY"), rows, indent="  ")
+            ready = "-" if candidate.ready is None else f"{candidate.ready:.1f} s"
+            rows.append((candidate.site, mark, rank, ready, plain(candidate.verdict)))
+        table(("SITE", "CHOSEN", "RANK", "READY", "WHY"), rows, right=(3,), indent="  ")
     if explanation.members:
         groups.tell_gang(explanation)
     if explanation.turn:

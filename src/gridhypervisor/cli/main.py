@@ -33,6 +33,8 @@ _SECTIONS = {
         "move": "jobs:move",
         "suspend": "checkpoints:suspend",
         "resume": "checkpoints:resume",
+        "pause": "checkpoints:pause",
+        "unpause": "checkpoints:unpause",
         "checkpoint": "checkpoints:checkpoint",
         "delete": "jobs:delete",
     },

@@ -63,8 +63,8 @@ def _show(found: MatchView, *, ranked: bool) -> None:
     echo(f"would go to {bold(chosen)}: {plain(found.summary)}" if chosen else f"would wait: {plain(found.summary)}")
     if found.sites:
         echo(f"\n{dim('sites:')}")
-        table(("SITE", "MATCHES", "WHY"), [(c.site, _mark(c.rank is not None), plain(c.verdict)) for c in found.sites],
-              indent="  ")  # fmt: skip
+        sites = [(c.site, _mark(c.rank is not None), _ready(c), plain(c.verdict)) for c in found.sites]
+        table(("SITE", "MATCHES", "READY", "WHY"), sites, right=(2,), indent="  ")
     if found.nodes:
         echo(f"\n{dim('nodes of them that are known:')}")
         rows = [(c.site, plain(c.node), _mark(c.chosen), _rank(c) if ranked else "-", plain(c.verdict))
@@ -78,6 +78,10 @@ def _mark(matches: bool) -> str:
     return paint("yes", GREEN) if matches else dim("no")
 
 
+def _ready(candidate: Candidate) -> str:
+    return "-" if candidate.ready is None else f"{candidate.ready:.1f} s"
+
+
 def _rank(candidate: Candidate) -> str:
     return "-" if candidate.rank is None else f"{candidate.rank:g}"
 
@@ -88,8 +92,8 @@ def _rank(candidate: Candidate) -> str:
 def plan(limit: int, output: str) -> None:
     """Show where jobs that wait for a site would go, and when.
 
-    In the order in which they are served, as if what ran took its whole walltime. A gang is one line, with the places
-    that all of it gets at once. Nothing is promised.
+    In the order in which they are served, as if what ran took its whole walltime; READY is when the guest is predicted
+    to be. A gang is one line, with the places that all of it gets at once. Nothing is promised.
     """
     found = connect().plan(limit)
     if output != "table":
@@ -102,9 +106,16 @@ def plan(limit: int, output: str) -> None:
         for p in found:
             where = places(p.places) or p.site or "-"
             rows.append(
-                (p.group or p.job, plain(p.name), p.owner, where, _in(p.at, now), _in(p.starts, now), plain(p.why))
+                (
+                    p.group or p.job,
+                    plain(p.name),
+                    p.owner,
+                    where,
+                    *(_in(at, now) for at in (p.at, p.starts, p.ready)),
+                    plain(p.why),
+                )
             )
-        table(("JOB", "NAME", "OWNER", "SITE", "GIVEN", "RUNS", "WHY"), rows, one_line=True)
+        table(("JOB", "NAME", "OWNER", "SITE", "GIVEN", "RUNS", "READY", "WHY"), rows, one_line=True)
 
 
 def _in(at: float | None, now: float) -> str:

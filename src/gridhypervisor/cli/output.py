@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from gridhypervisor.model.ledger import OperationRow
 from gridhypervisor.model.states import JobState, Wish
 from gridhypervisor.model.views import JobView, Problem
 from gridhypervisor.model.wire import Phase
@@ -224,6 +225,18 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+FORETOLD = "OPERATION", "SIZE", "LOAD", "PREDICTED", "SECONDS", "ERROR"
+
+
+def foretold(row: OperationRow) -> tuple[str, ...]:
+    """What was done: its size, how busy the node was, how long was predicted, how long it took, and the error."""
+    first = row.operation, size(row.bytes), f"{row.load:.1f}"
+    if row.predicted is None:
+        return *first, "-", f"{row.seconds:.2f}", "-"
+    error = f"{row.predicted / row.seconds - 1:+.0%}" if row.seconds > 0 else "-"
+    return *first, f"{row.predicted:.2f}", f"{row.seconds:.2f}", error
 
 
 def bar(share: float, width: int = 24) -> str:

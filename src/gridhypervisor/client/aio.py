@@ -42,6 +42,7 @@ from gridhypervisor.model.views import (
     SiteRequest,
     SiteUsage,
     SiteView,
+    WarmRequest,
 )
 
 if TYPE_CHECKING:
@@ -143,6 +144,10 @@ class AsyncClient:
     async def resume(self, job: str) -> JobView:
         return await self._ask(calls.resume(job))
 
+    async def pause(self, job: str, *, undo: bool = False) -> JobView:
+        """Have its guest stand still in its place; `undo`: have it go on."""
+        return await self._ask(calls.pause(job, undo=undo))
+
     async def checkpoint(self, job: str) -> JobView:
         """Have its guest saved, which goes on then; `checkpoints` tells when it is done."""
         return await self._ask(calls.save(job))
@@ -193,6 +198,9 @@ class AsyncClient:
 
     async def verify_image(self, reference: str) -> Operation:
         return await self._ask(calls.verify_image(reference))
+
+    async def warm_image(self, request: WarmRequest) -> Operation:
+        return await self._ask(calls.warm_image(request))
 
     async def delete_image(self, reference: str) -> None:
         await self._ask(calls.delete_image(reference))

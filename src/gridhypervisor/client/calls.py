@@ -43,6 +43,7 @@ from gridhypervisor.model.views import (
     SiteRequest,
     SiteUsage,
     SiteView,
+    WarmRequest,
 )
 
 if TYPE_CHECKING:
@@ -206,6 +207,10 @@ def resume(job: str) -> Call[JobView]:
     return Call("POST", path_of("jobs", job, "resume"), JobView)
 
 
+def pause(job: str, *, undo: bool) -> Call[JobView]:
+    return Call("POST", path_of("jobs", job, "pause", undo="true" if undo else ""), JobView)
+
+
 def save(job: str) -> Call[JobView]:
     return Call("POST", path_of("jobs", job, "checkpoint"), JobView, headers=once())
 
@@ -272,6 +277,10 @@ def import_image(request: ImageImportRequest) -> Call[Operation]:
 
 def verify_image(reference: str) -> Call[Operation]:
     return Call("POST", path_of("images", reference, "verify"), Operation, headers=once())
+
+
+def warm_image(request: WarmRequest) -> Call[Operation]:
+    return Call("POST", path_of("images", "warm"), Operation, msgspec.json.encode(request), repeatable=False)
 
 
 def delete_image(reference: str) -> Call[None]:

@@ -38,6 +38,7 @@ from gridhypervisor.model.views import (
     SiteRequest,
     SiteUsage,
     SiteView,
+    WarmRequest,
 )
 
 if TYPE_CHECKING:
@@ -136,6 +137,10 @@ class Client:
     def resume(self, job: str) -> JobView:
         return self._ask(calls.resume(job))
 
+    def pause(self, job: str, *, undo: bool = False) -> JobView:
+        """Have its guest stand still in its place; `undo`: have it go on."""
+        return self._ask(calls.pause(job, undo=undo))
+
     def checkpoint(self, job: str) -> JobView:
         """Have its guest saved, which goes on then; `checkpoints` tells when it is done."""
         return self._ask(calls.save(job))
@@ -186,6 +191,9 @@ class Client:
 
     def verify_image(self, reference: str) -> Operation:
         return self._ask(calls.verify_image(reference))
+
+    def warm_image(self, request: WarmRequest) -> Operation:
+        return self._ask(calls.warm_image(request))
 
     def delete_image(self, reference: str) -> None:
         self._ask(calls.delete_image(reference))

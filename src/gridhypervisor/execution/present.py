@@ -115,8 +115,9 @@ def planned_view(job: Job, ahead: Forecast) -> PlannedView:
     """What is foreseen of a job, or of the gang that it leads."""
     group = job.group if job.spec.gang is not None else ""
     name = job.name.removesuffix(f"[{job.member}]") if group else job.name
+    ready = ahead.starts + ahead.ready if ahead.starts is not None and ahead.ready is not None else None
     return PlannedView(
-        job.id, name, job.owner, ahead.site, ahead.at, ahead.starts, ahead.why, group, dict(ahead.places)
+        job.id, name, job.owner, ahead.site, ahead.at, ahead.starts, ahead.why, group, dict(ahead.places), ready
     )
 
 

@@ -1,7 +1,7 @@
 """Runs a probe: a small batch job of ours by which `ghv site check` learns what a site's nodes can do.
 
-A job that nobody but its check knows: when the check ends, however it ends, the job is deleted, and so is one whose
-check ended with an earlier service. What to ask for and what it means is decided in `planning.probes`.
+Probes whose check ended with an earlier service are withdrawn. What to ask for and what it means is decided in
+`planning.probes`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import contextlib
 from collections.abc import Callable
 
 from gridhypervisor.execution.controller import Controller
-from gridhypervisor.execution.present import job_view
-from gridhypervisor.model.commit import Birth, JobRecords, StoreError
-from gridhypervisor.model.records import Event, Job, JobState, Vm, Wish
+from gridhypervisor.execution.ownjobs import OwnJobs
+from gridhypervisor.model.commit import JobRecords, StoreError
+from gridhypervisor.model.records import Wish
 from gridhypervisor.model.views import Check
 from gridhypervisor.model.wire import ImageManifest, NodeReport
 from gridhypervisor.planning import probes
@@ -24,7 +24,7 @@ LAST_WORDS = 2000
 
 class Probes:
     def __init__(self, controller: Controller, *, owner: str, project: str) -> None:
-        self._controller, self._owner, self._project = controller, owner, project
+        self._controller, self._jobs = controller, OwnJobs(controller, owner=owner, project=project)
 
     async def sweep(self) -> None:
         """Withdraw those of an earlier service."""
@@ -40,50 +40,15 @@ class Probes:
         Raises:
             StoreError: it cannot be written down.
         """
-        beginning, told = asyncio.create_task(self._begin(there.site)), ""
-        try:
-            job = await asyncio.shield(beginning)
-
-            def tell(words: str) -> None:
-                nonlocal told
-                if words != told:
-                    told = words
-                    progress(f"probe {job} at {there.site}: {words}")
-
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await self._ended(job, tell)
-            found = await self._controller.in_store(self._controller.store.job, job)
+        facts = self._controller.facts().get(there.site)
+        spec = probes.spec(there.site, facts.max_walltime if facts is not None else None)
+        async with self._jobs.begun(spec, "", ImageManifest(()), f"to check {there.site}") as job:
+            found = await job.ended(patience, lambda words: progress(f"probe {job.id} at {there.site}: {words}"))
             if found is None:
                 return [probes.untried("somebody deleted the probe", f"ghv site check {there.site}")], None
             if not found.job.state.final:
-                return [probes.unended(found.job, patience, told)], None
+                return [probes.unended(found.job, patience, job.told)], None
             return probes.judged(found, there, await self._last_words(found)), _report(found)
-        finally:
-            with contextlib.suppress(StoreError):  # then the next service does it
-                await self._controller.wish(await beginning, Wish.DELETE)
-
-    async def _begin(self, site: str) -> str:
-        controller = self._controller
-        facts, now = controller.facts().get(site), controller.clock()
-        spec = probes.spec(site, facts.max_walltime if facts is not None else None)
-        who = self._owner, self._project
-        job = Job("", *who, str(spec.name), spec, "/", "/", ImageManifest(()), "", now, version=1)
-        event = Event(now, *who, "", "job", "", "", JobState.PENDING, message=f"to check {site}")
-        return (await controller.create(Birth(job, Vm("", *who, "", version=1), event))).job.id
-
-    async def _ended(self, job: str, tell: Callable[[str], None]) -> None:
-        """Return when it has ended and its logs are here."""
-        controller, changed = self._controller, asyncio.Event()
-        controller.followers.follow(job, changed)
-        try:
-            while (case := controller.cases.get(job)) is not None:
-                changed.clear()
-                view = job_view(case, controller.waiting.get(job, ""))
-                tell(view.note or view.state)
-                await changed.wait()
-        finally:
-            controller.followers.unfollow(job, changed)
 
     async def _last_words(self, found: JobRecords) -> str:
         """What its batch script printed last, in one line."""

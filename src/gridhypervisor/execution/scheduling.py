@@ -134,6 +134,7 @@ class Scheduling:
             now=now,
             catalogue=self.catalogue(sites, now) if asked else NOTHING,
             past=self._past.sites,
+            predictions=self._past.predictions,
         )
 
     def catalogue(self, sites: Mapping[str, SiteFacts], now: float) -> Catalogue:

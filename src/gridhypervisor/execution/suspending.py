@@ -14,16 +14,17 @@ from gridhypervisor.execution.steps import Still
 from gridhypervisor.model.commit import Record
 from gridhypervisor.model.records import CheckpointRecord, CheckpointState, Saving, Wish
 from gridhypervisor.model.views import CheckpointView, JobView, Problem, ServiceError
-from gridhypervisor.model.wire import SAVE_GO_ON
+from gridhypervisor.model.wire import SAVE_GO_ON, SAVE_PAUSE, SAVE_UNPAUSE
 from gridhypervisor.planning.checkpoints import THERE, newest_first, uncheckpointable, unsuspendable
 from gridhypervisor.planning.draft import OVER
+from gridhypervisor.planning.pausing import paused, unpausable
 from gridhypervisor.planning.world import Case, SiteFacts
 
 Change = Callable[[Case], tuple[Record, ...]]
 
 
 class SuspendableJobs(Jobs):
-    """The part of the API's backend that is about suspended jobs and checkpoints."""
+    """The part of the API's backend that is about jobs that stand still, and checkpoints."""
 
     async def suspend(self, job: str) -> JobView:
         """Asked for again while it is suspended, or about to be, it changes nothing."""
@@ -56,6 +57,26 @@ class SuspendableJobs(Jobs):
             return (replace(a, saving=Saving(number, SAVE_GO_ON, self.controller.clock(), why), version=a.version + 1),)
 
         await self._amend(title, job, Still.SAVING, change, "the user asked for a checkpoint")
+        return await self._view(job)
+
+    async def pause(self, job: str, *, undo: bool) -> JobView:
+        """Have its guest stand still in its place, or (`undo`) go on. What it does already it goes on doing."""
+        title, then = f"{'unpause' if undo else 'pause'} job {job}", SAVE_UNPAUSE if undo else SAVE_PAUSE
+
+        def change(case: Case) -> tuple[Record, ...]:
+            a = case.allocations[-1] if case.allocations else None
+            if a is not None and a.saving is not None and not a.saving.answered and a.saving.then == then:
+                return ()  # a client repeats what it got no answer to
+            if (refusal := unpausable(case, then)) is not None:
+                raise ServiceError(Problem(title, 409, "conflict", *refusal))
+            a = case.allocations[-1]
+            if paused(case.sight(a)) is not undo:
+                return ()
+            number = a.saving.number + 1 if a.saving is not None else 1
+            why = f"the user {'unpauses' if undo else 'pauses'} it"
+            return (replace(a, saving=Saving(number, then, self.controller.clock(), why), version=a.version + 1),)
+
+        await self._amend(title, job, Still.SAVING, change, f"the user {'unpaused' if undo else 'paused'} it")
         return await self._view(job)
 
     async def checkpoints(self, job: str) -> list[CheckpointView]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from gridhypervisor.model.ledger import OperationRow
 from gridhypervisor.model.states import AllocationState
 from gridhypervisor.model.wire import Phase, Reason
 
@@ -84,6 +85,7 @@ class AttemptHistory(msgspec.Struct, frozen=True):
     phase: Phase | None = None  # while the pilot has it: what it does now
     reason: Reason | None = None
     message: str = ""
+    operations: tuple[OperationRow, ...] = ()  # what of it takes its time by its size, as predicted and as it was
 
 
 class History(msgspec.Struct, frozen=True):

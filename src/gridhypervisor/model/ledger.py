@@ -15,6 +15,18 @@ class LedgerRow:
 
 
 @dataclass(frozen=True)
+class OperationRow:
+    """Something that was done for an attempt, which takes the longer the more bytes there are."""
+
+    attempt: int
+    operation: str  # an OperationKind
+    bytes: int
+    seconds: float
+    predicted: float | None = None  # seconds, by what was known when the attempt was planned; None: nothing was said
+    load: float = 1.0  # of the node when it began, which the prediction goes by: see `Timing`
+
+
+@dataclass(frozen=True)
 class Ledger:
     """Where a job's wall time went. The rows add up to `wall`."""
 
@@ -24,3 +36,4 @@ class Ledger:
     cpu: dict[str, float] = field(default_factory=dict)  # seconds: pilot, hypervisor, relay, controller, program
     hypervisor: str = ""  # e.g. "qemu 7.2.22, tcg"
     boot: str = ""  # how the last attempt's guest began: "restored from snapshot 0123456789ab", or "cold: " and why
+    operations: tuple[OperationRow, ...] = ()  # in the order in which they were done; parts of the phases

@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 
 from gridhypervisor.model.ledger import Ledger as Ledger
 from gridhypervisor.model.ledger import LedgerRow as LedgerRow
+from gridhypervisor.model.ledger import OperationRow as OperationRow
+from gridhypervisor.model.prediction import Expected as Expected
 from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.states import ActionKind as ActionKind
 from gridhypervisor.model.states import AllocationState as AllocationState
@@ -172,7 +174,7 @@ class Saving:
     """That a guest is to be saved: the intent, which is committed before its pilot is asked."""
 
     number: int  # counts up from 1 in each entry
-    then: str  # `end`: to be suspended; `go-on`: a checkpoint
+    then: str  # `end`: to be suspended; `go-on`: a checkpoint; `pause`, `unpause`: nothing is saved
     asked: float  # seconds since the epoch
     why: str = ""
     answered: bool = False  # what came of it is known, or nothing can any more
@@ -206,6 +208,7 @@ class Allocation:
     segment: Segment | None = None  # None: its batch job is as long as the job
     ahead: bool = False  # asked for while the one before may still run: no guest before its word
     go: bool = False  # its word: nothing of the one before can run any more
+    expected: Expected | None = None  # what was predicted when it was planned
     version: int = 0
 
     @property

@@ -159,6 +159,7 @@ class Candidate(msgspec.Struct, frozen=True):
     verdict: str  # why it was chosen, lost, or cannot take the job
     rank: float | None = None
     node: str = ""
+    ready: float | None = None  # seconds that are predicted until the guest is ready there, but for the site's queue
 
 
 class MemberView(msgspec.Struct, frozen=True):
@@ -218,6 +219,7 @@ class PlannedView(msgspec.Struct, frozen=True):
     why: str = ""
     group: str = ""  # the gang that the job stands for
     places: dict[str, int] = {}  # of a gang: how many of its members go to which site
+    ready: float | None = None  # when its guest would be ready; None: as `starts`
 
 
 class NodeView(msgspec.Struct, frozen=True):
@@ -348,6 +350,14 @@ class ImageImportRequest(msgspec.Struct, frozen=True):
     path: str  # absolute
     tag: str
     format: str  # qcow2 | raw
+
+
+class WarmRequest(msgspec.Struct, frozen=True):
+    """Have sites make a snapshot ahead of use, for jobs that are to come."""
+
+    like: JobSpec  # its image, resources, network and hypervisor count
+    sites: tuple[str, ...] = ()  # none: all
+    patience: int = PATIENCE  # seconds for each site
 
 
 class OperationItem(msgspec.Struct, frozen=True):

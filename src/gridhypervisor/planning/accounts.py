@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gridhypervisor.model.accounts import AttemptHistory, Charge, History, Stage
-from gridhypervisor.model.records import Allocation, AllocationState, Job
+from gridhypervisor.model.records import Allocation, AllocationState, Job, OperationRow
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.wire import ExitRecord, Outcome, Reason
-from gridhypervisor.planning.ledger import beside, ledger
+from gridhypervisor.planning.ledger import beside, ledger, operations
 from gridhypervisor.planning.past import tenure
 from gridhypervisor.planning.world import Case
 
@@ -62,7 +62,10 @@ def history(case: Case, now: float) -> History:
         job.name,
         job.created,
         job.ended,
-        tuple(_attempt(case, a, stages.get(a.epoch, ())) for a in case.allocations),
+        tuple(
+            _attempt(case, a, stages.get(a.epoch, ()), operations(told))
+            for a, told in zip(case.allocations, attempts, strict=True)
+        ),
     )
 
 
@@ -80,11 +83,13 @@ def _so_far(case: Case, a: Allocation, now: float) -> Allocation:
         *ending,
         phases=status.phases,
         elapsed=max(status.elapsed, now - running),
+        hypervisor=status.hypervisor,
+        timings=status.timings,
     )
     return replace(a, exit=record)
 
 
-def _attempt(case: Case, a: Allocation, stages: tuple[Stage, ...] | list[Stage]) -> AttemptHistory:
+def _attempt(case: Case, a: Allocation, stages: Sequence[Stage], done: Sequence[OperationRow]) -> AttemptHistory:
     view = case.sight(a).view
     status = view.status if view is not None else None
     alive = a.state is AllocationState.RUNNING
@@ -100,4 +105,5 @@ def _attempt(case: Case, a: Allocation, stages: tuple[Stage, ...] | list[Stage])
         phase=status.phase if alive and status is not None else None,
         reason=a.exit.reason if a.exit is not None else a.why,
         message=a.exit.message if a.exit is not None else a.note,
+        operations=tuple(done),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gridhypervisor.model.prediction import Expected
 from gridhypervisor.model.records import (
     ActionKind,
     Allocation,
@@ -61,8 +62,8 @@ class Fate(Keeping):
         """Whether it is a member of a gang, which says when it begins, and what follows from a failure."""
         return self.job.spec.gang is not None
 
-    def attempt(self, site: str, words: str, *, ahead: bool = False) -> Allocation:
-        """Another attempt, at this site; `ahead`: it has to wait for its word from what it goes on."""
+    def attempt(self, site: str, words: str, expected: Expected | None, *, ahead: bool = False) -> Allocation:
+        """Another attempt, at this site. `expected`: what it is believed to take; `ahead`: it waits for its word."""
         epoch = self.case.vm.epoch + 1
         name = f"{self.installation}-{self.job.id}-{epoch}"
         restore = self.onward()
@@ -79,6 +80,7 @@ class Fate(Keeping):
             restore=restore.id if restore is not None and not ahead else "",
             segment=segment(self.job.spec, self.sites[site], restore.executed if restore is not None else 0.0),
             ahead=ahead,
+            expected=expected,
             version=1,
         )
         self.put(replace(self.case.vm, epoch=epoch, version=self.case.vm.version + 1))

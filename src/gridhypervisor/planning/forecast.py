@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from gridhypervisor.model.records import Job
 from gridhypervisor.planning.placement import amounts, in_order
-from gridhypervisor.planning.suiting import Grid, Group, Key, Seeker, key_of, most_together
+from gridhypervisor.planning.suiting import Grid, Group, Key, Seeker, key_of, most_together, outlook
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Forecast:
     site: str = ""  # empty: none of those that there are can take it
     at: float | None = None  # when it would be given to the site, seconds since the epoch
     starts: float | None = None  # when it would run there; None: nobody knows how long that site's queue takes
+    ready: float | None = None  # seconds that it is predicted to take besides, until its guest is ready
     why: str = ""
     places: Mapping[str, int] = field(default_factory=dict)  # of a gang: how many of its members go where
 
@@ -118,7 +119,9 @@ def forecast(jobs: Sequence[Job], held: Sequence[Held], grid: Grid, limit: int |
             slots.take(until, count)
         words = "as soon as it is given away" if at <= now else "when there is room"
         starts = at + max(known) if len(known) == len(waits) else None  # a gang begins when all of it runs
-        found.append(Forecast(job.id, next(iter(places)), at, starts, words, places if job.spec.gang else {}))
+        ready = max(outlook(job, grid.sites[site], grid).ready for site in places)
+        site = next(iter(places))
+        found.append(Forecast(job.id, site, at, starts, ready, words, places if job.spec.gang else {}))
     return found
 
 

@@ -12,9 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gridhypervisor.model.records import Allocation, Job, Ledger, LedgerRow, Times
+from gridhypervisor.model.records import Allocation, Job, Ledger, LedgerRow, OperationRow, Times
 from gridhypervisor.model.replacing import replace
-from gridhypervisor.model.wire import Phase, Reason
+from gridhypervisor.model.wire import Phase, Reason, Timing
+from gridhypervisor.planning.past import timings
 
 MIDDLEWARE = "middleware"
 
@@ -73,7 +74,18 @@ def ledger(job: Job, allocations: Sequence[Allocation], own_cpu: Mapping[str, fl
             rows.append(LedgerRow(attempt, Phase.EPILOG, mark - ended))
     if mark < job.ended:
         rows += _waited(job, job.attempts, mark, job.ended)
-    return Ledger(job.id, job.ended - job.created, tuple(rows), cpu | dict(own_cpu), hypervisor, boot)
+    done = tuple(row for a in attempts for row in operations(a))
+    return Ledger(job.id, job.ended - job.created, tuple(rows), cpu | dict(own_cpu), hypervisor, boot, done)
+
+
+def operations(a: Allocation) -> list[OperationRow]:
+    """What was done for an attempt that takes its time by its size, with how long was predicted for that size."""
+    kind = a.exit.hypervisor.kind if a.exit is not None and a.exit.hypervisor is not None else None
+
+    def predicted(t: Timing) -> float | None:
+        return a.expected.of(t.kind, kind, t.bytes, t.load) if a.expected is not None else None
+
+    return [OperationRow(a.epoch, t.kind, t.bytes, t.seconds, predicted(t), t.load) for t in timings(a)]
 
 
 def _waited(job: Job, attempt: int, since: float, until: float) -> list[LedgerRow]:

@@ -6,8 +6,8 @@ exceeds the cost. What follows is the protocol's: the attempt is revoked, or its
 certain the job looks for a site as every job does, but not where it has been (`left`). While nobody answers for the old
 place there is no new one: docs/never-two-guests.md.
 
-Of what the program had done its restart files are kept, if it has any: else the job begins anew. The cost of a move is
-reckoned as if it did.
+Of what the program had done its restart files are kept, if it has any: else the job begins anew, and the cost of a move
+has in it what is lost so.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from gridhypervisor.planning.past import SitePast
 from gridhypervisor.planning.placement import Choice, place_all
 from gridhypervisor.planning.policies.moves import Outlook, runs_too_slowly, waits_too_long, worth_moving
 from gridhypervisor.planning.policies.usage import Usage
-from gridhypervisor.planning.suiting import Grid, Group, Seeker
+from gridhypervisor.planning.published import best_rates, kinds
+from gridhypervisor.planning.suiting import Grid, Group, Seeker, outlook
 from gridhypervisor.planning.world import STAYS, Case, Seen, SiteFacts, Stay
 
 S = AllocationState
 
 RATES: Mapping[HypervisorKind, float] = {HypervisorKind.KVM: 1.0, HypervisorKind.UML: 1.0, HypervisorKind.TCG: 0.125}
-"""Predicted speed of a program by what runs its guest, against the node's own: docs/hypervisors.md has the figures."""
+"""Speed of a program by what runs its guest, against the node's own, where nobody has measured it: docs/hypervisors.md
+has the figures."""
 
 AVOIDED = 600.0
 """Seconds after it has left a site for which a job does not go there again, though no other site has taken it."""
@@ -226,9 +228,9 @@ def weigh(wanting: Mapping[str, tuple[Case, Wanting]], grid: Grid) -> dict[str, 
 def better(case: Case, there: str, grid: Grid) -> str:
     """Why it is worth it to begin anew at that site; empty: it is not, or nobody knows.
 
-    With walltime W and E seconds of the program behind it, left = (W − E)·rate_here. Going costs what coming here took
-    (its prolog, and all that its pilot did before the program began), and doing again what is lost,
-    E·rate_here/rate_there. There it waits as long as others have waited, or as it has here where nobody knows.
+    With walltime W and E seconds of the program behind it, left = (W − E)·rate_here. Going costs what is predicted
+    until a guest of it is ready there, and doing again what is lost, L·rate_here/rate_there (see `lost`). There it
+    waits as long as others have waited, or as it has here where nobody knows.
     """
     a, status = case.newest, _status(case)
     names = sorted(grid.sites)
@@ -237,19 +239,35 @@ def better(case: Case, there: str, grid: Grid) -> str:
     group = Group(Seeker(case.job), grid, names)
     rank = dict(zip(names, group.rank.tolist(), strict=True))
     share = status.effort.share if status.effort is not None else None
-    here = Outlook(RATES[status.hypervisor.kind] * (share if share is not None else 1.0), rank=rank[a.site])
-    past = grid.past.get(there, SitePast())
-    able = [RATES[kind] for kind in kinds(grid.sites[there], past) if _suits(case.job, kind)]
+    measured = status.hypervisor.rates or speeds(a.site, grid)
+    rate = measured.get(status.hypervisor.kind, RATES[status.hypervisor.kind])
+    here = Outlook(rate * (share if share is not None else 1.0), rank=rank[a.site])
+    past, known = grid.past.get(there, SitePast()), speeds(there, grid)
+    able = [known.get(kind, RATES[kind]) for kind in kinds(grid.sites[there], past) if _suits(case.job, kind)]
     if not able or here.rate <= 0:
         return ""
     t = a.times
     submitted = t.submitting or t.planned
     wait = past.wait if past.wait is not None else (t.running or submitted) - submitted
     ahead = Outlook(max(able), wait, rank[there])
-    done = executed(status)
-    left = max(0.0, parse_duration(case.job.spec.resources.walltime) - done) * here.rate
-    cost = (submitted - t.planned) + _before_program(status) + done * here.rate / ahead.rate
+    left = max(0.0, parse_duration(case.job.spec.resources.walltime) - executed(status)) * here.rate
+    cost = outlook(case.job, grid.sites[there], grid).ready + lost(case, status) * here.rate / ahead.rate
     return worth_moving(left, here, ahead, cost)
+
+
+def lost(case: Case, status: Status | None) -> float:
+    """Seconds of its program that a job loses when it leaves its site: all that it did, in the attempts too whose
+    guest it took up; nothing, where its restart files go with it."""
+    if case.job.spec.restart_files:
+        return 0.0
+    before = (c.executed for c in case.checkpoints if c.id == case.allocations[-1].restore)
+    return next(before, 0.0) + executed(status)
+
+
+def speeds(site: str, grid: Grid) -> dict[HypervisorKind, float]:
+    """Of the hypervisors that were measured there, what a guest gets of the node's own speed at best."""
+    facts = grid.sites[site].site
+    return best_rates(facts.probed if facts is not None else None, grid.past.get(site, SitePast()))
 
 
 def tried(case: Case) -> frozenset[str]:
@@ -274,14 +292,6 @@ def executed(status: Status | None) -> float:
                for p in status.phases if p.phase is Phase.EXECUTE)  # fmt: skip
 
 
-def kinds(facts: SiteFacts, past: SitePast) -> set[HypervisorKind]:
-    """What is known to run guests at a site: by its probe, and by what ran there."""
-    found = {kind for each in past.nodes.values() for kind in each}
-    if facts.site is not None and facts.site.probed is not None:
-        found |= {each.kind for each in facts.site.probed.hypervisors if each.works}
-    return found
-
-
 def given_away(sites: Mapping[str, SiteFacts], choices: Mapping[str, Choice]) -> dict[str, SiteFacts]:
     """The sites as they are once these choices have been committed, as far as places are counted."""
     taken = Counter(choice.site for choice in choices.values() if choice.site is not None)
@@ -300,10 +310,6 @@ def _suits(job: Job, kind: HypervisorKind) -> bool:
     spec = job.spec
     needs = Needs(cpus=spec.resources.cpus, network=spec.network).with_image(job.image.layers)
     return spec.hypervisor in ("auto", kind) and not needs.unmet(kind)
-
-
-def _before_program(status: Status) -> float:
-    return next((p.start for p in status.phases if p.phase is Phase.EXECUTE), status.elapsed)
 
 
 def _status(case: Case) -> Status | None:

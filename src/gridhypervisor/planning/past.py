@@ -19,8 +19,19 @@ from gridhypervisor.model.commit import JobRecords
 from gridhypervisor.model.policy import SchedulingPolicy
 from gridhypervisor.model.records import Allocation, AllocationState, Job
 from gridhypervisor.model.spec import parse_duration
-from gridhypervisor.model.wire import MOVES, RETRYABLE, Checkpoint, HypervisorKind, Layer, Outcome, Reason
+from gridhypervisor.model.wire import (
+    MOVES,
+    RETRYABLE,
+    Checkpoint,
+    HypervisorKind,
+    Layer,
+    OperationKind,
+    Outcome,
+    Reason,
+    Timing,
+)
 from gridhypervisor.planning.policies.usage import Ban, Record, Usage, Windows, banned, charge
+from gridhypervisor.planning.predictions import Predictions
 
 T = TypeVar("T")
 
@@ -71,6 +82,9 @@ class Tenure:
     rates: Mapping[HypervisorKind, float] = field(default_factory=dict)  # of its node's, as measured
     layers: tuple[Layer, ...] = ()  # of its image, which are at the site since
     save_rate: float | None = None  # bytes a second at which its guest was saved at its end, if it was
+    image: str = ""  # its digest
+    restored: bool = False  # its guest began from a snapshot
+    timings: tuple[Timing, ...] = ()  # of what was done for it
 
 
 def tenure(job: Job, a: Allocation) -> Tenure:
@@ -99,12 +113,26 @@ def tenure(job: Job, a: Allocation) -> Tenure:
         rates={kind: used.rates[kind] for kind in HypervisorKind if kind in used.rates} if used is not None else {},
         layers=job.image.layers if t.submitting is not None else (),
         save_rate=_save_rate(a.exit.checkpoint if a.exit is not None else None),
+        image=job.image_digest,
+        restored=any(each.kind is OperationKind.RESTORE for each in timings(a)),
+        timings=timings(a),
     )
 
 
 def _save_rate(saved: Checkpoint | None) -> float | None:
     seconds = sum(saved.took.values()) if saved is not None else 0.0
     return saved.guest / seconds if saved is not None and saved.guest and seconds else None
+
+
+def timings(a: Allocation) -> tuple[Timing, ...]:
+    """How long what was done for an attempt took: its pilot's word, and how long it took to bring everything to the
+    site, with as many bytes as the site was believed to lack and the inputs have."""
+    done = a.exit.timings if a.exit is not None else ()
+    t, there = a.times, a.expected
+    if t.submitting is None or there is None:
+        return done
+    inputs = sum(each.bytes for each in done if each.kind is OperationKind.PREPARE)
+    return (Timing(OperationKind.UPLOAD, there.missing + inputs, t.submitting - t.planned), *done)
 
 
 def tenures(found: Iterable[JobRecords]) -> list[Tenure]:
@@ -166,6 +194,7 @@ class Past:
         self._stale: set[tuple[str, str]] = set()  # whose records are to be made anew
         self._records: dict[str, dict[str, Record]] = {}
         self.sites: dict[str, SitePast] = {}
+        self.predictions = Predictions()
 
     def add(self, t: Tenure) -> bool:
         """One more is over. Later ones come later. Whether a ban is lifted by it."""
@@ -190,6 +219,7 @@ class Past:
             site.layers.pop(layer.digest, None)
             site.layers[layer.digest] = layer.size
         _forget(site.layers, MOST_LAYERS)
+        self.predictions.add(t.site, t.hypervisor, t.image, t.timings, restored=t.restored)
         if t.well is None:
             return False
         if self._counts:  # else nobody asks

@@ -20,6 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 from gridhypervisor.model.policy import SchedulingPolicy
+from gridhypervisor.model.prediction import Expected
 from gridhypervisor.model.records import Job
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.spec import ResourcesSpec, parse_duration, parse_size
@@ -32,7 +33,7 @@ from gridhypervisor.planning.policies.resources import Candidates
 from gridhypervisor.planning.policies.room import NOWHERE
 from gridhypervisor.planning.policies.usage import Usage
 from gridhypervisor.planning.segments import told
-from gridhypervisor.planning.suiting import Expressions, Grid, Group, Key, Seeker, key_of, most_together
+from gridhypervisor.planning.suiting import Expressions, Grid, Group, Key, Seeker, key_of, most_together, outlook
 from gridhypervisor.planning.world import SiteFacts
 
 ROUNDS = 8
@@ -58,6 +59,7 @@ class Choice:
     warning: str = ""  # what of the job's own was passed over
     looks: bool = False  # it looks at the sites again now and then, whatever happens
     places: Mapping[str, int] = field(default_factory=dict)  # of a gang that was weighed: how many members go where
+    expected: Expected | None = None  # of the attempt there
 
 
 Chooser = Callable[[Job, Collection[str]], Choice]
@@ -114,6 +116,7 @@ class _Placing:
         self.seekers: dict[str, Seeker] = {}
         self.kept: dict[str, str] = {}  # site → for whom, in words
         self.group_of: dict[str, int] = {}
+        self._outlooks: dict[tuple[int, str, str, str], Expected] = {}  # what is predicted of jobs that are alike
         for seeker in seekers:
             number = numbers.setdefault(key_of(seeker), len(self.groups))
             if number == len(self.groups):
@@ -246,7 +249,10 @@ class _Placing:
     def gets(self, job: Job, name: str) -> Choice:
         group, facts = self.groups[self.group_of[job.id]], self.sites[name]
         self.sites[name] = replace(facts, alive=facts.alive + 1, own=facts.own + group.share(facts))
-        return Choice(name, self.merits(job, facts, group))
+        alike = self.group_of[job.id], name, job.spec.network, job.spec.instant
+        if (expected := self._outlooks.get(alike)) is None:
+            expected = self._outlooks[alike] = outlook(job, facts, self.grid)
+        return Choice(name, self.merits(job, facts, group), expected=expected)
 
     def probes(self, job: Job) -> Choice:
         """A probe asks what a site can do, so it goes there whatever the policy thinks of the site."""
@@ -410,7 +416,8 @@ class _Placing:
             if differ:
                 figures = " + ".join(f"{weight:g}·{what} {part[row]:.2f}" for what, weight, part in parts)
                 words += f"; by the policy {suited.total[row]:.2f} = {figures}"
-            found.append(Candidate(name, name in chosen, words, float(score[row]) + free))
+            ready = outlook(job, facts, self.grid).ready
+            found.append(Candidate(name, name in chosen, words, float(score[row]) + free, ready=ready))
         return tuple(found)
 
 

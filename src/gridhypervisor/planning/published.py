@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from gridhypervisor.model.capacity import Capacity, NodeRow
-from gridhypervisor.model.expressions.vocabulary import Type
+from gridhypervisor.model.expressions.vocabulary import Nothing, Type
 from gridhypervisor.model.records import Job, Site
 from gridhypervisor.model.wire import HypervisorKind, NodeReport
 from gridhypervisor.planning.matching import Catalogue, Place, Scalar
@@ -162,6 +162,14 @@ def _hypervisors(able: Collection[HypervisorKind]) -> Values:
     return {"Hypervisors": tuple(str(kind) for kind in kinds), **({"Acceleration": str(kinds[0])} if kinds else {})}
 
 
+def kinds(facts: SiteFacts, past: SitePast) -> set[HypervisorKind]:
+    """What is known to run guests at a site: by its probe, and by what ran there."""
+    found = {kind for each in past.nodes.values() for kind in each}
+    if facts.site is not None and facts.site.probed is not None:
+        found |= {each.kind for each in facts.site.probed.hypervisors if each.works}
+    return found
+
+
 def best_rates(probed: NodeReport | None, past: SitePast) -> dict[HypervisorKind, float]:
     """Of each hypervisor whose speed is known of any node of a site, the highest: of the node's own."""
     best: dict[HypervisorKind, float] = {}
@@ -283,8 +291,11 @@ def _nodes(facts: SiteFacts, past: SitePast) -> dict[str, Values]:
     return nodes
 
 
-def own_values(job: Job, catalogue: Catalogue, past: Mapping[str, SitePast]) -> dict[str, Column]:
-    """A job's own attributes at all places: what of its image is at the site already."""
+def own_values(
+    job: Job, catalogue: Catalogue, past: Mapping[str, SitePast], ready: Mapping[str, float]
+) -> dict[str, Column]:
+    """A job's own attributes at all places: what of its image is at the site already, and how soon its guest would be
+    `ready` there, in seconds by site."""
     sizes = {layer.digest: layer.size for layer in job.image.layers}
     missing: dict[str, int] = {}
     for place in catalogue:
@@ -295,4 +306,5 @@ def own_values(job: Job, catalogue: Catalogue, past: Mapping[str, SitePast]) -> 
     return {
         "ImageCached": column_of(Type.BOOL, [not bytes_ for bytes_ in each]),
         "ImageMissing": column_of(Type.INT, [-(-bytes_ >> MIB) for bytes_ in each]),
+        "ReadyTime": column_of(Type.REAL, [ready.get(place.site, Nothing.UNDEFINED) for place in catalogue]),
     }

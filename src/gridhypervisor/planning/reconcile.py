@@ -157,7 +157,7 @@ class _Step(Silence, Member, Succession):
                 self.wakes.append(choice.again)
             return
         whence = f"; it goes on {self.whence()}" if self.checkpoints else ""
-        allocation = self.attempt(choice.site, f"{choice.summary}{whence}")
+        allocation = self.attempt(choice.site, f"{choice.summary}{whence}", choice.expected)
         self.change_job(JobState.PROLOG, attempts=self.job.attempts + 1)
         self.actions.append(Action(A.PROLOG, allocation))
 

@@ -19,7 +19,7 @@ from gridhypervisor.planning.past import SitePast
 from gridhypervisor.planning.placement import Choice, place_all
 from gridhypervisor.planning.policies.usage import Usage
 from gridhypervisor.planning.published import Published
-from gridhypervisor.planning.suiting import Grid, Seeker
+from gridhypervisor.planning.suiting import Grid, Seeker, ready
 from gridhypervisor.planning.world import SiteFacts
 
 Value = bool | int | float | str | tuple[str, ...]
@@ -50,6 +50,7 @@ class Recorded(msgspec.Struct, frozen=True):
     published: dict[str, Values] = {}  # by site: what it said of itself
     snapshot: int = 0  # which of the nodes; see `Published.version`
     layers: dict[str, dict[str, int]] = {}  # by site: of images, in its cache
+    ready: dict[str, dict[str, float]] = {}  # by job and site: what was predicted, of jobs that went by that
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -96,6 +97,7 @@ def as_it_is(
         published=cast(dict[str, Values], published.sites) if asked else {},
         snapshot=published.version if asked else 0,
         layers={name: past.layers for name, past in grid.past.items() if past.layers} if asked else {},
+        ready={s.job.id: dict(told) for s in seekers if (told := ready(s.job, grid))} if asked else {},
     )
 
 
@@ -113,7 +115,7 @@ def replay(
         for node, own in nodes.get(site, {}).items():
             catalogue.set(Place(site, node), {**values, **own})
     past = {name: SitePast(layers=layers) for name, layers in recorded.layers.items()}
-    grid = Grid(recorded.sites, policy, recorded.usage, recorded.at, catalogue, past)
+    grid = Grid(recorded.sites, policy, recorded.usage, recorded.at, catalogue, past, ready=recorded.ready)
     by_id = {job.id: job for job in jobs}
     seekers = [Seeker(_as_it_asked(by_id[a.job], a), frozenset(a.refused), frozenset(a.left)) for a in recorded.asked]
     return {job: choice.site for job, choice in place_all(seekers, grid).items() if choice.site is not None}

@@ -99,7 +99,9 @@ class Succession(Suspension):
         if choice.site is None:
             self.wakes.append(min(choice.again or math.inf, self.now + LOOK))
             return
-        allocation = self.attempt(choice.site, f"ahead of the end of attempt {self.case.newest.epoch}", ahead=True)
+        allocation = self.attempt(
+            choice.site, f"ahead of the end of attempt {self.case.newest.epoch}", choice.expected, ahead=True
+        )
         self.job = replace(self.job, attempts=self.job.attempts + 1, version=self.case.job.version + 1)
         self.put(self.job)
         self.actions.append(Action(A.PROLOG, allocation))

@@ -14,6 +14,7 @@ import numpy as np
 
 from gridhypervisor.model.expressions.vocabulary import ATTRIBUTES, Nothing, Of
 from gridhypervisor.model.policy import SchedulingPolicy
+from gridhypervisor.model.prediction import Expected
 from gridhypervisor.model.records import Job
 from gridhypervisor.model.spec import JobSpec, ResourcesSpec, parse_duration, parse_size
 from gridhypervisor.model.wire import Share, obstacle
@@ -21,9 +22,13 @@ from gridhypervisor.planning.matching import Catalogue, Place, compile_rank, com
 from gridhypervisor.planning.matching.expression import Booleans, Reals
 from gridhypervisor.planning.past import SitePast
 from gridhypervisor.planning.policies.usage import Usage
-from gridhypervisor.planning.published import own_values
+from gridhypervisor.planning.predictions import Predictions, expected
+from gridhypervisor.planning.published import NOTHING, kinds, own_values
 from gridhypervisor.planning.segments import lasts, outlives, unsegmented
 from gridhypervisor.planning.world import SiteFacts
+
+READY = "readytime"
+"""An attribute that only those pay for who read it, in whatever case they write it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,26 @@ class Grid:
     now: float = 0.0  # seconds since the epoch
     catalogue: Catalogue = field(default_factory=Catalogue)  # what the sites publish; needed for who asks for it
     past: Mapping[str, SitePast] = field(default_factory=dict)  # by site
+    predictions: Predictions = field(default_factory=Predictions)
+    ready: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # by job and site, of a cycle gone through again
+
+
+def outlook(job: Job, facts: SiteFacts, grid: Grid) -> Expected:
+    """What is predicted of an attempt of the job at that site."""
+    past = grid.past.get(facts.name, NOTHING)
+    return expected(job, facts.name, past.layers, kinds(facts, past), grid.predictions)
+
+
+def ready(job: Job, grid: Grid) -> Mapping[str, float]:
+    """By site, seconds until a guest of the job is predicted to be ready there, but for the queue; nothing for a job
+    that does not ask for it."""
+    if READY not in (job.spec.requirements + job.spec.rank).lower():
+        return {}
+    if (told := grid.ready.get(job.id)) is not None:
+        return told
+    return {name: outlook(job, facts, grid).ready for name, facts in grid.sites.items()}
 
 
 class Seeker(NamedTuple):
@@ -136,7 +161,7 @@ class Expressions:
         self._requirements = compile_requirements(spec.requirements) if spec.requirements else None
         ranked = compile_rank(spec.rank) if spec.rank else None
         own = any(each is not None and each.own for each in (self._requirements, ranked))
-        self._given = given = own_values(job, catalogue, grid.past) if own else {}
+        self._given = given = own_values(job, catalogue, grid.past, ready(job, grid)) if own else {}
         self.matches: Booleans = np.ones(len(catalogue), np.bool_)
         if self._requirements is not None:
             self.matches = match(self._requirements, catalogue, given)

@@ -23,6 +23,7 @@ from gridhypervisor.planning.checkpoints import begins, ends, superfluous, unsav
 from gridhypervisor.planning.checkpoints import interval as checkpoint_interval
 from gridhypervisor.planning.draft import OVER
 from gridhypervisor.planning.fate import Fate
+from gridhypervisor.planning.pausing import DOING, DONE, PAUSES, paused
 from gridhypervisor.planning.world import Observed, Result
 
 A = ActionKind
@@ -57,14 +58,22 @@ class Suspension(Fate):
             if self.job.wish is Wish.SUSPEND:
                 self.suspend(a, sight)
             elif not self.hand_over(a, sight):
-                self.save_at_times(a, sight)
+                if paused(sight):
+                    self.waiting = (
+                        f"paused: its guest stands still in its place; `ghv unpause {self.job.id}` has it go on"
+                    )
+                else:
+                    self.save_at_times(a, sight)
             return
         status = sight.view.status if sight.view is not None else None
         saved = status.saved if status is not None else None
         if saved is None or saved.number < saving.number:
             self.want(a, sight, A.SAVE, after=saving.asked)  # what was done before was of an earlier one
-            verb = VERBS[saving.then]
-            self.waiting = self.waiting or f"{verb}: the guest is being saved at {a.site}"
+            self.waiting = self.waiting or DOING[saving.then].format(site=a.site)
+        elif saving.then in PAUSES:
+            self.put(replace(a, saving=replace(saving, answered=True), version=a.version + 1))
+            words = f"it was not done: {saved.why}" if saved.why else DONE[saving.then]
+            self.event("allocation", a.id, a.state, a.state, "", f"{saving.why}: {words}")
         elif saved.checkpoint is not None:
             self.keep(a, saved.checkpoint)
             if saving.then == SAVE_GO_ON:

@@ -49,6 +49,7 @@ from gridhypervisor.model.views import (
     SiteRequest,
     SiteUsage,
     SiteView,
+    WarmRequest,
 )
 from gridhypervisor.model.workflow import Progress, Request
 
@@ -123,6 +124,10 @@ class Access:
     async def save(self, job: str) -> JobView:
         await self._own(job, Scope.WRITE)
         return await self._backend.save(job)
+
+    async def pause(self, job: str, *, undo: bool) -> JobView:
+        await self._own(job, Scope.WRITE)
+        return await self._backend.pause(job, undo=undo)
 
     async def checkpoints(self, job: str) -> list[CheckpointView]:
         """Without a job: of all that the caller sees."""
@@ -240,6 +245,10 @@ class Access:
     async def verify_image(self, reference: str) -> Operation:
         self._may(Scope.ADMIN)
         return await self._backend.verify_image(reference)
+
+    async def warm_image(self, request: WarmRequest) -> Operation:
+        """Its snapshots are the caller's: no user's guest begins with what another's left."""
+        return await self._backend.warm_image(request, self._may(Scope.ADMIN).owner)
 
     async def delete_image(self, reference: str) -> None:
         self._may(Scope.ADMIN)

@@ -18,7 +18,7 @@ from litestar.typing import FieldDefinition
 from gridhypervisor.model import policy
 from gridhypervisor.model.foreign import foreign_inputs, foreign_results
 from gridhypervisor.model.spec import JobSpec, problems
-from gridhypervisor.model.views import JobRequest, Problem, ServiceError
+from gridhypervisor.model.views import JobRequest, Problem, ServiceError, WarmRequest
 
 T = TypeVar("T")
 
@@ -80,6 +80,8 @@ def _check(value: Any) -> Iterator[tuple[str, str]]:
     """What types cannot say: the field, and what is wrong with it."""
     if isinstance(value, JobSpec):
         yield from problems(value)
+    elif isinstance(value, WarmRequest):
+        yield from ((f"like.{field}", problem) for field, problem in problems(value.like))
     elif isinstance(value, policy.SchedulingPolicy):
         yield from policy.problems(value)
     elif isinstance(value, JobRequest):

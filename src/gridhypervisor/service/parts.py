@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import litestar
 from litestar import MediaType, Request, Response
 from litestar.openapi import ResponseSpec
-from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, RequestBody
+from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Parameter, RequestBody
 from litestar.openapi.spec import Operation as OpenAPIOperation
 from litestar.openapi.spec import Schema as OpenAPISchema
 from litestar.params import HeaderParameter, QueryParameter
@@ -38,7 +38,36 @@ _REFUSALS = {
 T = TypeVar("T")
 V = TypeVar("V", SiteView, PolicyView)
 
-get, post = partial(litestar.get, responses=_REFUSALS), partial(litestar.post, responses=_REFUSALS)
+
+@dataclass
+class BytesOperation(OpenAPIOperation):
+    """Of a handler that reads its body itself."""
+
+    def __post_init__(self) -> None:
+        binary = OpenAPIMediaType(OpenAPISchema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY))
+        self.request_body = RequestBody(content={"application/octet-stream": binary}, required=True)
+
+
+@dataclass
+class KeyedOperation(OpenAPIOperation):
+    """Of a handler whose requests may be repeated under an Idempotency-Key (`once.py`)."""
+
+    def __post_init__(self) -> None:
+        said = [each.name for each in self.parameters or () if isinstance(each, Parameter)]
+        if KEY.name not in said:
+            self.parameters = [*(self.parameters or ()), KEY]
+
+
+KEY = Parameter(
+    name="Idempotency-Key",
+    param_in="header",
+    description="Repeated with the same key, for a day, the request is answered as it was first.",
+    schema=OpenAPISchema(type=OpenAPIType.STRING, max_length=200),
+)
+
+
+get = partial(litestar.get, responses=_REFUSALS)
+post = partial(litestar.post, responses=_REFUSALS, operation_class=KeyedOperation)
 delete, patch = partial(litestar.delete, responses=_REFUSALS), partial(litestar.patch, responses=_REFUSALS)
 put = partial(litestar.put, responses=_REFUSALS)
 
@@ -49,15 +78,6 @@ Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="at most so man
 Offset = Annotated[int, QueryParameter(ge=0, description="the byte to start at")]
 After = Annotated[int, QueryParameter(ge=0, description="only events with a higher sequence")]
 IfMatch = Annotated[str, HeaderParameter(name="If-Match", description="an ETag: only if it is of this version")]
-
-
-@dataclass
-class BytesOperation(OpenAPIOperation):
-    """Of a handler that reads its body itself."""
-
-    def __post_init__(self) -> None:
-        binary = OpenAPIMediaType(OpenAPISchema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY))
-        self.request_body = RequestBody(content={"application/octet-stream": binary}, required=True)
 
 
 def begun(operation: Operation) -> Response[Operation]:
@@ -84,4 +104,4 @@ def page(request: Request[Any, Any, Any], found: list[T], limit: int, **cursor: 
 
 
 def _others(request: Request[Any, Any, Any], cursor: Mapping[str, object]) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in request.query_params.multi_items() if name not in cursor]
+    return [pair for pair in parse_qsl(request.url.query, keep_blank_values=True) if pair[0] not in cursor]

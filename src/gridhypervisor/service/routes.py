@@ -38,6 +38,7 @@ from gridhypervisor.model.views import (
     SiteRequest,
     SiteUsage,
     SiteView,
+    WarmRequest,
 )
 from gridhypervisor.model.workflow import Progress
 from gridhypervisor.model.workflow import Request as WorkflowRequest
@@ -184,6 +185,13 @@ def _checkpoints(backend: Access) -> list[HTTPRouteHandler]:
     async def save_job(job: FromPath[str]) -> JobView:
         return await backend.save(job)
 
+    @post(
+        "/jobs/{job:str}/pause", status_code=202, summary="Have a job's guest stand still in its place", tags=["jobs"]
+    )
+    async def pause_job(job: FromPath[str], undo: FromQuery[bool] = False) -> JobView:
+        """`undo`: have it go on."""
+        return await backend.pause(job, undo=undo)
+
     @get("/checkpoints", summary="Checkpoints, newest first", tags=["jobs"])
     async def list_checkpoints(job: FromQuery[str] = "") -> list[CheckpointView]:
         """`job`: of this one alone."""
@@ -198,7 +206,7 @@ def _checkpoints(backend: Access) -> list[HTTPRouteHandler]:
         """Its job goes on from there, and not from a newer one; a suspended one is resumed by it."""
         return await backend.restore(checkpoint)
 
-    return [suspend_job, resume_job, save_job, list_checkpoints, delete_checkpoint, restore_checkpoint]
+    return [suspend_job, resume_job, save_job, pause_job, list_checkpoints, delete_checkpoint, restore_checkpoint]
 
 
 def _groups(backend: Access, closing: asyncio.Event) -> list[HTTPRouteHandler]:
@@ -295,7 +303,12 @@ def _images(backend: Access) -> list[HTTPRouteHandler]:
     async def verify_image(reference: FromPath[str]) -> Response[Operation]:
         return begun(await backend.verify_image(reference))
 
-    return [list_images, get_image, delete_image, build_image, import_image, verify_image]
+    @post("/images/warm", status_code=202, dto=Body[WarmRequest], return_dto=None, tags=["images"])
+    async def warm_image(data: JSONBody[WarmRequest]) -> Response[Operation]:
+        """Have sites make a snapshot ahead of use: one small job at each."""
+        return begun(await backend.warm_image(data))
+
+    return [list_images, get_image, delete_image, build_image, import_image, verify_image, warm_image]
 
 
 def _sites(backend: Access) -> list[HTTPRouteHandler]:

@@ -17,6 +17,8 @@ from gridhypervisor.model.wire import (
     SAVE_END,
     SAVE_GO_ON,
     SAVE_HAND_OVER,
+    SAVE_PAUSE,
+    SAVE_UNPAUSE,
     WRAPPER,
     Checkpoint,
     CpuUsage,
@@ -102,6 +104,7 @@ class Pilot:
         self._saved: Saved | None = None
         self._saving: asyncio.TimerHandle | None = None
         self._saving_by: asyncio.TimerHandle | None = None
+        self._left_still = 0.0  # of its program, while its guest stands still
         self._ran_before = 0.0  # seconds, in the attempts that led to the checkpoint that it went on from
         self._before = b""  # what these have printed
         self._in_guest = False
@@ -283,11 +286,25 @@ class Pilot:
         wanted = min((number for number in entry.saves if number > done), default=None)
         if wanted is None or self._saving is not None or not self._phases:
             return
+        if entry.saves[wanted] in (SAVE_PAUSE, SAVE_UNPAUSE):
+            self._stand_still(wanted, entry.saves[wanted] == SAVE_PAUSE)
+            return
         why = self.cannot_save or ("" if self.executes else f"the guest is not there to be saved: {self.phase}")
         if not why:
             self._saving = self.loop.call_later(self.tempo.save, self._save, wanted, entry.saves[wanted])
         else:
             self._answer(Saved(wanted, None, why))
+
+    def _stand_still(self, number: int, still: bool) -> None:
+        """Have the guest stand still, or go on."""
+        was = self._saved is not None and self._saved.paused
+        why = self.cannot_save or ("" if self.executes else f"its program does not run now: it is at {self.phase}")
+        if not why and still and not was and self._step is not None:
+            self._left_still = self._step.when() - self.loop.time()
+            self._step.cancel()
+        elif not why and was and not still:
+            self._wait(self._left_still)
+        self._answer(Saved(number, None, why, was if why else still))
 
     def _save(self, number: int, then: str, reason: Reason = Reason.SUSPENDED) -> None:
         self._saving = None

@@ -152,7 +152,7 @@ ALLOCATION = Rows(
     "id",
     derived={"alive": lambda allocation: allocation.state is not AllocationState.CLEANED},
     parents={"job": JOB, "vm": VM, "pilot_job": PILOT_JOB},
-    fixed=OWNED | {"job", "vm", "epoch", "pilot_job", "site", "segment", "ahead"},
+    fixed=OWNED | {"job", "vm", "epoch", "pilot_job", "site", "segment", "ahead", "expected"},
 )
 CHECKPOINT = Rows(
     CheckpointRecord,

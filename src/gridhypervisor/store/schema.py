@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0021"
+REVISION = "0015"
 """The newest migration: what a store that is up to date says of itself."""
 
 ALONE, MEMBER = "\"group\" = ''", "\"group\" != ''"
@@ -176,6 +176,7 @@ allocation = Table(
     Column("segment", Text),
     Column("ahead", Boolean, nullable=False, server_default=false()),
     Column("go", Boolean, nullable=False, server_default=false()),
+    Column("expected", Text),
     Column("version", Integer, nullable=False),
     UniqueConstraint("vm", "epoch"),  # the last line of defence of "never two guests"
     Index("ix_allocation_alive", "job", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),
@@ -232,6 +233,7 @@ ledger = Table(
     Column("cpu", Text, nullable=False),
     Column("hypervisor", Text, nullable=False),
     Column("boot", Text, nullable=False, server_default=text("''")),
+    Column("operations", Text, nullable=False, server_default=text("'[]'")),
 )
 
 charge = Table(

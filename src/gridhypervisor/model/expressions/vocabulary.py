@@ -108,6 +108,7 @@ def _table() -> Iterable[Attribute]:
         ("TcgRate", real, "", n, "the same under QEMU's emulator, as measured", ran),
         ("ImageCached", yes, "", j, "whether all of the job's image is in the account's cache", own),
         ("ImageMissing", whole, "MiB", j, "what of the job's image is not there yet", own),
+        ("ReadyTime", real, "s", j, "how long until its guest is predicted to be ready, but for the queue", own),
     ):
         yield Attribute(name, kind, unit, of, meaning, source)
 

@@ -5,6 +5,7 @@ bytes mean; who sends them when is decided in `planning` and carried out in `age
 
     layout      where things lie in an account's workdir, and in an entry of its spool
     states      the closed sets of words: phases, how a pilot ended and why
+    timings     how long what is done with a guest takes
     hypervisors the ways to run a guest, and what each of them can
     manifest    what the controller tells a pilot, once
     network     who is in a private network, and where
@@ -46,17 +47,19 @@ if TYPE_CHECKING:
     from gridhypervisor.model.wire.requests import *  # noqa: F403
     from gridhypervisor.model.wire.sharing import *  # noqa: F403
     from gridhypervisor.model.wire.states import *  # noqa: F403
+    from gridhypervisor.model.wire.timings import *  # noqa: F403
 
 PROTOCOL = 1
 """Version of everything in this package. A relay or pilot of another version is refused, never guessed at."""
 
 _STORIES = {
     "states": "Phase WRAPPER Outcome Reason RETRYABLE MOVES",
+    "timings": "OperationKind Timing",
     "hypervisors": "HypervisorKind Capabilities CAPABILITIES Needs HypervisorUsed",
     "layout": (
         "MANIFEST TICKET OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
-        "BEGIN GANG_MEMBERS GRANT SAVE SAVE_END SAVE_GO_ON SAVE_HAND_OVER NETWORK BURIED SPOOL CACHE BUNDLES CHARGES "
-        "SNAPSHOTS CHECKPOINTS OPEN"
+        "BEGIN GANG_MEMBERS GRANT SAVE SAVE_END SAVE_GO_ON SAVE_HAND_OVER SAVE_PAUSE SAVE_UNPAUSE NETWORK BURIED SPOOL "
+        "CACHE BUNDLES CHARGES SNAPSHOTS CHECKPOINTS OPEN"
     ),
     "manifest": "Layer ImageManifest Input Program Resources MTU MAX_MTU Nic Manifest",
     "network": "Member Lan NetworkTable",

@@ -44,6 +44,7 @@ class Checkpoint:
     stood: float = 0.0  # seconds that the guest stood still, or stands since then
     took: dict[str, float] = field(default_factory=dict)  # seconds, by step: settle, memory, disks, finish
     guest: int = 0  # bytes of its memory, and of what was written on its disks; 0: nobody has said
+    held: int = 0  # bytes that there were to be saved, about: in memory what is not zero, and on its own disks
 
     @property
     def size(self) -> int:
@@ -53,8 +54,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Saved:
-    """What became of a wish that the guest be saved. Where there is no checkpoint, nothing was given up."""
+    """What became of a wish that the guest be saved, or stand still. Where there is no checkpoint, nothing was given
+    up."""
 
     number: int  # N of the wish
     checkpoint: Checkpoint | None = None
-    why: str = ""  # it was not saved
+    why: str = ""  # it was not saved, or does not stand still
+    paused: bool = False  # it stands still since, until it is told to go on

@@ -8,6 +8,7 @@ from gridhypervisor.model.wire.checkpoints import Checkpoint, Saved
 from gridhypervisor.model.wire.hypervisors import HypervisorUsed
 from gridhypervisor.model.wire.node import NodeReport
 from gridhypervisor.model.wire.states import Outcome, Phase, Reason
+from gridhypervisor.model.wire.timings import Timing
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Status:
     saved: Saved | None = None  # what became of the last wish that the guest be saved
     at: str = ""  # HOST:PORT at which it listens for pilots with which its VM has a private network in common
     frames: dict[str, int] = field(default_factory=dict)  # of its private networks: what was counted, see `Count`
+    timings: tuple[Timing, ...] = ()  # of what was done so far
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class ExitRecord:
     checkpoint: Checkpoint | None = None  # of a suspended guest: where it goes on
     host: str = ""  # the entry in whose batch job it ran, where that is another's
     frames: dict[str, int] = field(default_factory=dict)  # as in its last status
+    timings: tuple[Timing, ...] = ()  # of what was done with the guest, but for uploads; of saves each
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class HypervisorUsed:
     why: str  # e.g. "kvm: the micro-guest printed nothing in 3 s"
     boot: str = ""  # "restored from snapshot 0123456789ab", or "cold: " and why
     rates: dict[str, float] = field(default_factory=dict)  # by hypervisor: what a guest gets of this node's own speed
+    snapshot: str = ""  # key of the one from which guests like this one start at the site, once it has ended
 
     def __str__(self) -> str:
         return f"{self.program}, {self.kind}"

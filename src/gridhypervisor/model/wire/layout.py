@@ -45,6 +45,8 @@ SAVE, SAVE_END, SAVE_GO_ON, SAVE_HAND_OVER = "save-", "end", "go-on", "hand-over
 """Before a wish's number, in control/; and how its content begins. Saved to the end, the guest is suspended: its pilot
 ends. To go on: a checkpoint. For a hand-over its pilot ends, too: the next one waits. `cancel` goes before all."""
 
+SAVE_PAUSE, SAVE_UNPAUSE = "pause", "unpause"
+"""Contents of such a wish by which nothing is saved: the guest stands still in its place, or goes on."""
 NETWORK = "network-"
 """Before a version's number, in control/; what stands in it is a `NetworkTable`. Older ones are removed."""
 
