@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ from pathlib import Path
 from benchmarks.report import Report, figure
 from benchmarks.shares import Shares
 from gridhypervisor.execution.controller import Controller
+from gridhypervisor.execution.copies import Copies
 from gridhypervisor.execution.decisions import Decisions
 from gridhypervisor.execution.garbage import spare_records
 from gridhypervisor.execution.logs import Logs
@@ -69,7 +71,8 @@ async def open_grid(
     store = open_store(folder / "store.sqlite")
     logs = Logs(folder / "logs")
     decisions = Decisions(folder / "decisions.jsonl")
-    controller = Controller(store, {}, logs, clock=clock, cpu=time.process_time, decisions=decisions)
+    copies = Copies(folder / "checkpoints", os.urandom)
+    controller = Controller(store, {}, logs, copies, clock=clock, cpu=time.process_time, decisions=decisions)
     nothing = NothingToStage()
     session = kind(
         Site("grid", "me", "default", SiteKind.FORK, max_jobs=max_jobs),
@@ -80,6 +83,7 @@ async def open_grid(
         layers=nothing,
         inputs=nothing,
         logs=logs,
+        copies=copies,
         clock=clock,
         jitter=lambda: 1.0,
     )

@@ -26,6 +26,7 @@ from gridhypervisor import __version__
 from gridhypervisor.agent.bundle import BundleError, BundleInfo
 from gridhypervisor.agent.bundle import build as build_bundle
 from gridhypervisor.execution.controller import Controller
+from gridhypervisor.execution.copies import Copies
 from gridhypervisor.execution.decisions import Decisions
 from gridhypervisor.execution.garbage import spare_records
 from gridhypervisor.execution.logs import Logs
@@ -94,8 +95,9 @@ class App(Users):
         self.clock = open_clock(data / "clock.json", alive=bool(store.jobs(states=states, limit=1)))
         self.started = time.time()
         self.repository = Repository(data / "images")
-        controller = Controller(store, {}, Logs(data / "jobs"), clock=self.clock, cpu=time.process_time, steps=steps,
-                                decisions=Decisions(data / "decisions.jsonl"))  # fmt: skip
+        self.copies = Copies(data / "checkpoints", os.urandom)
+        controller = Controller(store, {}, Logs(data / "jobs"), self.copies, clock=self.clock, cpu=time.process_time,
+                                steps=steps, decisions=Decisions(data / "decisions.jsonl"))  # fmt: skip
         super().__init__(controller, self.resolve_image, os.urandom, owner=getpass.getuser(), project="default")
         self.operations = Operations(describe)
         self.accounts = Sites(controller, self.operations, self, owner=self.owner, project=self.project)
@@ -351,6 +353,7 @@ class App(Users):
             layers=self,
             inputs=self,
             logs=self.logs,
+            copies=self.copies,
             tickets=Authority(self.data / "authority" / f"{site.name}.pem"),
             clock=self.clock,
             jitter=lambda: random.uniform(0.75, 1.25),

@@ -274,7 +274,11 @@ def test_suspend_resume_and_checkpoint(ghv: Ghv) -> None:
     assert all(word in listed for word in ("g1-j1-1-1", "here", "12s", "1.0 MiB", "kept", "to suspend it")), listed
     [kept] = json.loads(ghv("checkpoints", "list", "-o", "json").stdout)
     assert (kept["job"], kept["executed"]) == ("j1", 12.0)
+    assert ghv("checkpoint", "copy", "g1-j1-1-1").stdout == "g1-j1-1-1  a copy is here\n"
+    [kept] = json.loads(ghv("checkpoint", "list", "j1", "-o", "json").stdout)
+    assert kept["copy"] == "kept"
     assert ghv("resume", "j1", "-o", "json").exit_code == 0
+    assert json.loads(ghv("resume", "j1", "--to", "other", "-o", "json").stdout)[0]["site"] == "other"
     assert ghv("checkpoint", "restore", "g1-j1-1-1").exit_code == 0
     assert ghv("checkpoint", "delete", "g1-j1-1-1").stdout == "g1-j1-1-1  deleted\n"
     gone = ghv("checkpoint", "restore", "g1-j1-1-1")
@@ -681,3 +685,87 @@ def test_a_service_elsewhere_is_sent_inputs_and_gives_results(tmp_path: Path, mo
         assert ghv("site", "add", "x", "--kind", "fork").exit_code == 77
         (tmp_path / "tree/out").symlink_to("/etc")
         assert "outside" in ghv("run", "--image", "xmm", "--in", "tree", "--", "exit", "0").stderr
+
+
+LAB = """\
+kind: VirtualInfrastructure
+name: lab
+parameters: {workers: {default: 1, min: 1, max: 4}}
+roles:
+  head: {image: xmm}
+  worker: {image: xmm, count: "${workers}", after: [head]}
+"""
+
+
+def test_an_infrastructure_is_planned_applied_shown_scaled_and_deleted(ghv: Ghv, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(LAB)
+    checked = ghv("validate", "lab.yaml", "-p", "workers=3")
+    assert checked.exit_code == 0 and "1 head, 3 worker" in checked.stdout, checked.stderr
+    planned = ghv("plan", "-f", "lab.yaml")
+    assert planned.exit_code == 0 and "worker-0" in planned.stdout and "does not answer" in planned.stdout
+    applied = ghv("apply", "-f", "lab.yaml")
+    assert applied.exit_code == 0 and "lab ready" in applied.stderr and "2 of 2 VMs ready" in applied.stderr
+    again = ghv("apply", "-f", "lab.yaml", "-p", "workers=2")
+    assert again.exit_code == 0 and "worker: 1 → 2 VMs" in again.stdout
+    assert ghv("apply", "-f", "lab.yaml", "-p", "workers=5").exit_code == 65
+    shown = ghv("show", "lab")
+    assert shown.exit_code == 0 and "lab.worker-1" in shown.stdout and "worker: 2 of 2 ready" in shown.stdout
+    assert [vm["name"] for vm in json.loads(ghv("show", "lab", "-o", "json").stdout)["vms"]] == [
+        "head-0", "worker-0", "worker-1",
+    ]  # fmt: skip
+    scaled = ghv("scale", "lab", "worker=4", "-o", "json")
+    assert scaled.exit_code == 0 and len(json.loads(scaled.stdout)["vms"]) == 5
+    assert ghv("scale", "lab", "worker=many").exit_code == 64
+    wrong = ghv("scale", "lab", "slave=1")
+    assert wrong.exit_code == 65 and "roles are head, worker" in wrong.stderr
+    (tmp_path / "lab.yaml").write_text(LAB.replace("head: {image: xmm}", "head: {image: other}"))
+    refused = ghv("plan", "-f", "lab.yaml")
+    assert refused.exit_code == 78 and "roles.head.image" in refused.stdout
+    missing = ghv("validate", "lab.yaml")
+    assert missing.exit_code == 66 and "lab.yaml:5: roles.head.image: there is no such image" in missing.stderr
+    assert ghv("show", "nowhere").exit_code == 66
+
+
+def test_an_infrastructure_that_is_undone_says_why(ghv: Ghv, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text("name: lab\nroles: {never: {image: xmm}}\nkind: VirtualInfrastructure\n")
+    applied = ghv("apply", "-f", "lab.yaml")
+    assert applied.exit_code == 75
+    assert (
+        "never-0 (j200) was not ready 1m after its start" in applied.stderr and "next: ghv show lab" in applied.stderr
+    )
+
+
+def test_a_file_of_an_infrastructure_with_faults_names_file_line_and_field(ghv: Ghv, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(LAB.replace("after: [head]", "after: [haed], networks: [lan]"))
+    for words in (("validate",), ("apply", "-f"), ("plan", "-f")):
+        told = ghv(*words, "lab.yaml")
+        assert told.exit_code == 65
+        assert told.stderr.splitlines() == [
+            "error: lab.yaml:6: roles.worker.after[0]: there is no role haed; did you mean head?",
+            "error: lab.yaml:6: roles.worker.networks: does nothing yet: there is no private network yet; leave it out",
+        ], told.stderr
+
+
+def test_a_command_in_a_vm_ends_as_it_ended(ghv: Ghv, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(LAB)
+    ghv("apply", "-f", "lab.yaml", "-q")
+    done = ghv("exec", "--limit", "5s", "j200", "--", "echo", "-n", "hello")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "-n hello\n", "limit 5\n")
+    assert ghv("exec", "j200", "exit", "7").exit_code == 7
+    assert ghv("exec", "j7", "true").exit_code == 78
+    assert ghv("exec", "j200").exit_code == 64
+
+
+def test_files_are_copied_into_a_vm_and_out_of_one(ghv: Ghv, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(LAB)
+    (tmp_path / "page").write_bytes(b"\0\xff page")
+    ghv("apply", "-f", "lab.yaml", "-q")
+    assert ghv("cp", "page", "j200:kept").exit_code == 0
+    assert ghv("cp", "j200:kept", "copy").exit_code == 0
+    assert (tmp_path / "copy").read_bytes() == b"\0\xff page"
+    missing = ghv("cp", "j200:nowhere", ".")
+    assert missing.exit_code == 66 and "nowhere" in missing.stderr
+    for wrong in (("a", "b"), ("j200:a", "j200:b")):
+        assert ghv("cp", *wrong).exit_code == 64
+    (tmp_path / "large").write_bytes(bytes(300 << 10))
+    assert "larger than 256 KiB" in ghv("cp", "large", "j200:x").stderr

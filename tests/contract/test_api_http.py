@@ -73,7 +73,9 @@ def test_a_jobs_life_through_the_api(http: httpx.Client) -> None:
     assert http.post(f"/v1/jobs/{job}/suspend").json()["state"] == "suspended"
     [kept] = http.get("/v1/checkpoints", params={"job": job}).json()
     assert http.post(f"/v1/checkpoints/{kept['id']}/restore").json()["state"] == "running"
+    assert http.post(f"/v1/checkpoints/{kept['id']}/copy").json()["copy"] == "kept"
     assert http.post(f"/v1/jobs/{job}/resume").status_code == 202
+    assert http.post(f"/v1/jobs/{job}/resume", params={"to": "other"}).json()["site"] == "other"
     assert http.delete(f"/v1/checkpoints/{kept['id']}").status_code == 204
     assert problem(http.post(f"/v1/checkpoints/{kept['id']}/restore"))["code"] == "not-found"
     assert http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"

@@ -25,6 +25,7 @@ from tests.contract.real_service import RealService
 
 JOB: dict[str, Any] = {"spec": {"image": "xmm", "command": ["adasprogram"], "name": "adasname"}}
 BOBS: dict[str, Any] = {"spec": {"image": "xmm", "command": ["true"]}}
+LAB: dict[str, Any] = {"name": "adaslab", "roles": {"adasrole": {"image": "xmm"}}}
 SHA = hashlib.sha256(b"data").hexdigest()
 
 
@@ -59,10 +60,13 @@ def test_on_every_route_another_user_finds_nothing(service: RealService, ada: ht
     job = ada.post("/v1/jobs", json=JOB).json()["id"]
     group = ada.post("/v1/groups", json={"spec": JOB["spec"] | {"array": "1-3"}}).json()["id"]
     installation = service.app.store.installation
-    names = {"job": job, "group": group, "checkpoint": f"{installation}-{job}-1-1", "name": "1", "reference": "xmm",
+    with service.local() as me:
+        lab = me.post("/v1/infrastructures", json={"spec": LAB, "folder": "/"}).json()["id"]
+    names = {"job": job, "group": group, "checkpoint": f"{installation}-{job}-1-1", "name": lab, "reference": "xmm",
              "operation": "op1", "sha256": SHA, "token": "0" * 12, "path": "x"}  # fmt: skip
-    nothing = names | {"job": "j99999", "group": "a99999", "checkpoint": f"{installation}-j99999-1-1"}
-    bodies = {"/v1/jobs": BOBS, "/v1/match": BOBS["spec"]}
+    nothing = names | {"job": "j99999", "group": "a99999", "checkpoint": f"{installation}-j99999-1-1", "name": "i99999"}
+    bodies = {"/v1/jobs": BOBS, "/v1/match": BOBS["spec"], "/v1/jobs/{job}/exec": {"command": ["true"]},
+              "/v1/infrastructures/{name}/scale": {"counts": {"adasrole": 9}}}  # fmt: skip
     before = ada.get(f"/v1/jobs/{job}").json(), ada.get("/v1/events").json()
     walked = 0
     for path, methods in ada.get("/openapi.json").json()["paths"].items():
@@ -77,13 +81,14 @@ def test_on_every_route_another_user_finds_nothing(service: RealService, ada: ht
                 answer = bob.request(method, place, params=query, json=body)
                 assert "adas" not in answer.text, place
                 answers.append((answer.status_code, _without_names(answer.text, given)))
-            if re.search(r"\{(job|group|checkpoint)\}", path):
+            if re.search(r"\{(job|group|checkpoint)\}|infrastructures/\{", path):
                 assert answers[0] == answers[1], f"{method} {path} tells what is there"
                 assert answers[0][0] in (403, 404), f"{method} {path} answers {answers[0]}"
             walked += 1
     assert walked > 60
     assert (ada.get(f"/v1/jobs/{job}").json(), ada.get("/v1/events").json()) == before
-    for listed in ("/v1/jobs", "/v1/groups", "/v1/events", "/v1/plan", "/v1/checkpoints", f"/v1/jobs?group={group}"):
+    for listed in ("/v1/jobs", "/v1/groups", "/v1/events", "/v1/plan", "/v1/checkpoints", "/v1/infrastructures",
+                   f"/v1/jobs?group={group}"):  # fmt: skip
         owners = {item.get("owner") for item in bob.get(listed).json()}
         assert owners <= {"bob"}, listed
     assert f'"{job}"' not in bob.get("/v1/events", params={"job": job}).text
@@ -93,6 +98,19 @@ def _without_names(text: str, names: dict[str, str]) -> str:
     for name in sorted(names.values(), key=len, reverse=True):
         text = re.sub(rf"\b{re.escape(name)}\b", "NAME", text)
     return text
+
+
+def test_infrastructures_are_the_service_users_alone(service: RealService, bob: httpx.Client) -> None:
+    asked = {"spec": LAB | {"name": "mine"}, "folder": "/"}
+    for route in ("/v1/infrastructures", "/v1/infrastructures/plan"):
+        assert "on the service's own machine" in problem(bob.post(route, json=asked), 403)["detail"]
+    with service.local() as me:
+        made = me.post("/v1/infrastructures", json=asked).json()
+        assert me.get("/v1/infrastructures/mine").json()["id"] == made["id"]
+        problem(bob.get("/v1/infrastructures/mine"), 404)
+        problem(bob.delete("/v1/infrastructures/mine"), 404)
+        assert me.get(f"/v1/groups/{made['id']}").json()["wish"] == "run"
+        assert me.post("/v1/infrastructures", json=asked).json()["id"] == made["id"], "it is as it should be already"
 
 
 def test_another_users_stream_ends_before_it_begins(ada: httpx.Client, bob: httpx.Client) -> None:

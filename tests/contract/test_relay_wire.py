@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gridhypervisor.agent import relayfiles
+from gridhypervisor.agent.cipher import unseal
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Op
 from tests.contract.relay_peer import Peer, Refusal, manifest, write
@@ -536,3 +537,31 @@ def test_what_was_cut_short_long_ago_is_swept_at_hello(workdir: Path) -> None:
         while (workdir / "cache/old.part").exists():
             assert time.monotonic() < end
             peer.ask(Op.USAGE)
+
+
+def test_a_part_of_a_checkpoint_leaves_its_site_sealed(quiet: Peer, workdir: Path) -> None:
+    folder, key = workdir / wire.CHECKPOINTS / "e-1", os.urandom(wire.KEY_BYTES)
+    folder.mkdir(parents=True)
+    data = os.urandom(wire.FRAME + 10)
+    (folder / "memory.zst").write_bytes(data)
+    asked: dict[str, Any] = {"checkpoint": "e-1", "part": "memory.zst", "key": key.hex()}
+    found = b""
+    for number in (0, 1):
+        reply, frame = quiet.reply(quiet.send(Op.SEAL, frame=number, **asked))
+        assert reply == {"size": len(data)}
+        found += unseal(key, frame, wire.bound_to("e-1", "memory.zst", len(data), number))
+    assert found == data
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"frame": 2}, "offset"),
+        ({"frame": -1}, "offset"),
+        ({"frame": 0, "part": "none"}, "missing"),
+        ({"frame": 0, "part": "../e-1/memory.zst"}, "path"),
+        ({"frame": 0, "checkpoint": ".."}, "path"),
+        ({"frame": 0, "key": "00"}, "request"),
+        ({"frame": 0, "key": "no hex"}, "request"),
+    ]
+    for request, kind in wrong:
+        with pytest.raises(Refusal) as refusal:
+            quiet.ask(Op.SEAL, **{**asked, **request})
+        assert refusal.value.kind == kind
+        assert key.hex() not in str(refusal.value)

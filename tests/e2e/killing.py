@@ -122,26 +122,33 @@ def gang_of_two(lab: Installation, *words: str) -> None:
         assert lab.ghv("logs", f"{gang}.{member}").out == b"begun\nbegun\n"
 
 
-SUSPENSION = ("wish-suspend", "saving", "checkpoint", "wish-run"), ("save", "discard")
-"""The commits and actions of a job that is suspended and resumed."""
+SUSPENSION = ("wish-suspend", "saving", "checkpoint", "wish-run"), ("save", "discard", "copy", "erase")
+"""The commits and actions of a job that is suspended, copied and resumed."""
 
 
 def suspended_and_resumed(lab: Installation, *words: str) -> None:
-    """A program that counts stands still, goes on, and is cancelled; then its checkpoint is removed."""
+    """A program that counts stands still, is copied, goes on, and is cancelled; then its checkpoint is removed."""
     program = "i=0; while :; do i=$((i + 1)); echo $i; sleep 0.2; done"
     job = lab.detach(*words, "--hypervisor", "tcg", "--", "sh", "-c", program)
 
     def counted() -> int:
         return len(lab.ghv("logs", job).out.splitlines())
 
-    def insist(verb: str) -> None:
-        wait_for(f"{job} to be heard: {verb}", lambda: lab.ghv(verb, job, check=False).code == 0)
+    def insist(*words: str) -> None:
+        wait_for(f"it to be heard: {words}", lambda: lab.ghv(*words, check=False).code == 0)
+
+    def kept() -> dict[str, str]:
+        done = lab.ghv("checkpoint", "list", job, "-o", "json", check=False)
+        return {each["id"]: each.get("copy", "none") for each in done.json} if done.code == 0 else {}
 
     wait_for("it to count", counted, 300)
-    insist("suspend")
+    insist("suspend", job)
     wait_for("it to stand still", lambda: lab.job(job)["job"]["state"] == "suspended", 300)
     stood = counted()
-    insist("resume")
+    [checkpoint] = wait_for("its checkpoint", kept)
+    insist("checkpoint", "copy", checkpoint)
+    wait_for("its copy", lambda: kept() == {checkpoint: "kept"}, 300)
+    insist("resume", job)
     wait_for("it to count on", lambda: counted() > stood, 300)
     lab.ghv("cancel", job)
     found = lab.wait(job, 300)

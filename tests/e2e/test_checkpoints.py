@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gridhypervisor.agent import spool
+from gridhypervisor.agent.cipher import seal
 from gridhypervisor.model import wire
 from gridhypervisor.model.wire import Checkpoint, HandOver, Outcome, Phase, Reason, Resources, Saved
 from tests.e2e import guestkit
@@ -219,7 +220,21 @@ def test_a_whole_disk_goes_on_at_another_node(site: Site, tmp_path: Path) -> Non
         site.scratch = here
 
 
-@pytest.mark.parametrize("fault", ["truncated", "flipped", "missing", "unrecorded", "program", "memory", "processor"])
+FAULTS = ("truncated", "flipped", "missing", "unrecorded", "program", "memory", "processor", "wrong key", "no key")
+
+
+def sealed(entry: Path, folder: Path, checkpoint: Checkpoint, key: bytes) -> None:
+    """Put the parts of a checkpoint into an entry as they come with one that goes on from a copy."""
+    (entry / wire.SEALED).mkdir(mode=0o700)
+    for part in checkpoint.parts:
+        data, out = (folder / part.name).read_bytes(), b""
+        for number in range(wire.frames_of(part.size)):
+            bound = wire.bound_to(checkpoint.id, part.name, part.size, number)
+            out += seal(key, os.urandom(wire.NONCE), data[number * wire.FRAME :][: wire.FRAME], bound)
+        (entry / wire.SEALED / part.name).write_bytes(out)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_what_cannot_be_taken_up_is_refused_before_anything_runs(site: Site, saved: Checkpoint, fault: str) -> None:
     entry = site.prepare("", **(restore := {"restore": dataclasses.replace(saved, id=f"{fault}-1")}))  # type: ignore[arg-type]
     folder = site.workdir / wire.CHECKPOINTS / f"{fault}-1"
@@ -247,6 +262,12 @@ def test_what_cannot_be_taken_up_is_refused_before_anything_runs(site: Site, sav
         case "memory":
             asked = dataclasses.replace(asked, memory=1 << 30)
             words = "its guest has 1073741824 bytes of memory, the job asks for 268435456"
+        case "wrong key" | "no key":
+            sealed(entry, folder, asked, os.urandom(wire.KEY_BYTES))
+            words = "the key of its copy cannot be read"
+            if fault == "wrong key":
+                (entry / wire.KEY).write_text(os.urandom(wire.KEY_BYTES).hex())
+                words = "cannot be opened at frame 0: it was altered, or sealed with another key"
         case _:
             asked = dataclasses.replace(asked, processor="vendor_id : another")
             words = "it was made on another processor model"
@@ -254,7 +275,8 @@ def test_what_cannot_be_taken_up_is_refused_before_anything_runs(site: Site, sav
         spool.write_durable(folder / "checkpoint.json", wire.canonical(asked))
     manifest = spool.read_json(entry / wire.MANIFEST, wire.Manifest)
     assert manifest is not None
-    spool.write_durable(entry / wire.MANIFEST, wire.canonical(dataclasses.replace(manifest, restore=asked)))
+    changed = dataclasses.replace(manifest, restore=asked, sealed=fault.endswith("key"))
+    spool.write_durable(entry / wire.MANIFEST, wire.canonical(changed))
     record = site.run(entry)
     assert (record.outcome, record.reason) == (Outcome.FAILED, Reason.CHECKPOINT), record
     assert words in record.message, record.message

@@ -91,7 +91,8 @@ def test_jobs_leave_a_site_for_another(installation: Installation) -> None:
     # Its user asks; a place where it is already, or that is not there, is no place to go to.
     lab.ghv("move", stays, "--to", "second")
     runs_at(lab, stays, "second")
-    assert been(lab, stays)[0] == ("local", "moved")
+    # Whether its guest goes along depends on what runs it.
+    assert been(lab, stays)[0] in (("local", "moved"), ("local", "suspended"))
     there = lab.ghv("move", stays, "--to", "second", check=False)
     assert there.code == Exit.CONFLICT and "it is at second already" in there.err
     nowhere = lab.ghv("move", stays, "--to", "third", check=False)

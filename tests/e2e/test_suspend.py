@@ -1,4 +1,5 @@
-"""A program is suspended, stands still without a place at its site, and goes on where it stood: real guests."""
+"""A program is suspended, stands still without a place at its site, and goes on where it stood, there and at another
+site: real guests."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import Any
 
 from gridhypervisor.cli.exits import Exit
 from tests.e2e.installation import Installation, wait_for
+from tests.e2e.test_faults_disk import tmpfs
 
 TINY = ("--image", "tiny", "--memory", "96M", "--scratch", "32M", "--retry", "1", "--hypervisor", "tcg")
 
@@ -14,6 +16,7 @@ FREE = ("upload", "prepare")
 
 COUNTS = """\
 echo begun
+grep -m 1 ^flags /proc/cpuinfo >flags
 i=0
 while :; do i=$((i + 1)); echo $i > counted; echo $i; sleep 0.3; done
 """
@@ -34,15 +37,31 @@ def kept(lab: Installation, job: str) -> list[dict[str, Any]]:
 
 
 def test_a_suspended_program_goes_on_where_it_stood(installation: Installation) -> None:
-    lab = installation
+    lab, second = installation, installation.folder / "second"
+    lab.ghv("site", "add", "second", "--kind", "fork", "--workdir", str(second), "--scratch", str(lab.scratch))
+    lab.ghv("site", "drain", "second")
     # Its guest starts from a snapshot, though none of its kind has run.
     warmed = lab.ghv(
-        "image", "warm", "tiny", "--memory", "96M", "--scratch", "32M", "--hypervisor", "tcg", "-o", "json"
+        "image",
+        "warm",
+        "tiny",
+        "--memory",
+        "96M",
+        "--scratch",
+        "32M",
+        "--hypervisor",
+        "tcg",
+        "--cpu",
+        "x86-64-v2",
+        "-o",
+        "json",
     )
     assert [(check["holds"], check["claim"].rpartition(" ")[2]) for check in warmed.json] == [(True, "local")]
     assert "made just now" in warmed.json[0]["evidence"]
     assert not lab.ghv("list", "-o", "json").json, "the job that did it is gone"
-    job = lab.detach(*TINY, "--out", "counted", "--to", "results", "--", "sh", "-c", COUNTS)
+    job = lab.detach(
+        *TINY, "--cpu", "x86-64-v2", "--out", "counted", "--out", "flags", "--to", "results", "--", "sh", "-c", COUNTS
+    )
     wait_for("it to count", lambda: len(printed(lab, job)) > 3, 300)
 
     # A checkpoint is made while it runs.
@@ -71,6 +90,13 @@ def test_a_suspended_program_goes_on_where_it_stood(installation: Installation) 
     assert folders == {newest["id"]: 0o700, older["id"]: 0o700}
     wait_for("its place to be free", lambda: lab.ghv("site", "show", "local", "-o", "json").json["running"] == 0, 120)
 
+    # A copy of the older one comes here as soon as there is room for it.
+    with tmpfs(lab.data / "checkpoints", "4m"):
+        lab.ghv("checkpoint", "copy", older["id"])
+        full = wait_for("it to be said", lambda: [c["note"] for c in kept(lab, job) if "too little" in c["note"]], 120)
+        assert str(lab.data / "checkpoints") in full[0]
+    wait_for("the copy", lambda: [c for c in kept(lab, job) if c.get("copy") == "kept"], 120)
+
     # The newest is damaged: it goes on from the one before, and says so.
     memory = max((lab.workdir / "checkpoints" / newest["id"]).iterdir(), key=lambda path: path.stat().st_size)
     data = bytearray(memory.read_bytes())
@@ -80,6 +106,21 @@ def test_a_suspended_program_goes_on_where_it_stood(installation: Installation) 
     wait_for("it to count on", lambda: int(printed(lab, job)[-1]) > int(stood[-1]), 600)
     assert [each.get("restored", "") for each in shown(lab, job)["attempts"]] == ["", newest["id"], older["id"]]
     assert b"it goes on from checkpoint " + older["id"].encode() in lab.ghv("events", job).out
+
+    # It goes on at another site as it runs, by way of this machine; nobody can read what lies here.
+    lab.ghv("site", "drain", "second", "--undo")
+    lab.ghv("move", job, "--to", "second")
+    wait_for("it to be there", lambda: len(shown(lab, job)["attempts"]) == 4, 300)
+    *_, before, there = shown(lab, job)["attempts"]
+    assert (there["site"], there["restored"]) == ("second", f"{before['entry']}-1")
+    copies = [path for path in (lab.data / "checkpoints").rglob("*") if path.is_file()]
+    assert copies and all(path.stat().st_mode & 0o777 == 0o600 for path in copies)
+    assert not any(b"begun" in path.read_bytes() for path in copies), "what it printed is sealed, too"
+    keys = [path.read_bytes() for path in (lab.data / "checkpoints/keys").iterdir()]
+    left = len(printed(lab, job))
+    wait_for("it to count on there", lambda: len(printed(lab, job)) > left + 3, 600)
+    told = [*lab.data.glob("*.log"), *lab.data.glob("store.sqlite*"), *second.glob("spool/*/*.log")]
+    assert len(keys) == 2 and not [path for path in told for key in keys if key in path.read_bytes()]
     lab.ghv("cancel", job)
     ended = lab.wait(job, 300)
     assert ended["job"]["state"] == "cancelled"
@@ -104,8 +145,11 @@ def test_a_suspended_program_goes_on_where_it_stood(installation: Installation) 
     again = [int(line) for line in lines[len(stood) :]]
     assert again == list(range(again[0], again[-1] + 1)) and 1 < again[0] <= int(stood[-1])
     assert int((lab.work / "results/counted").read_text()) >= again[-1]
+    seen = (lab.work / "results/flags").read_text().split()
+    assert "sse4_2" in seen and "avx" not in seen, "it saw the processor that was asked for"
 
     late = lab.ghv("suspend", job, check=False)
     assert late.code == Exit.CONFLICT and "it has ended" in late.err
-    wait_for("the checkpoints to be removed", lambda: not list((lab.workdir / "checkpoints").iterdir()), 120)
+    places = lab.workdir / "checkpoints", lab.data / "checkpoints/keys", lab.data / "checkpoints/copies"
+    wait_for("the checkpoints to be removed", lambda: not any(list(place.iterdir()) for place in places), 120)
     lab.assert_clean()

@@ -98,7 +98,8 @@ def test_the_controller_dies_at_every_step_with_a_hundred_jobs_in_flight(seed: i
 
 DEEDS = ("cancel one that runs", "lose a submission", "cancel one as it begins", "end a pilot", "delete", "recover",
          "cancel one in its prolog", "lose answers where nothing is listed", "cut a site off",
-         "hand in an array", "move", "hand in a gang", "end a gang's pilot", "suspend", "save", "resume")  # fmt: skip
+         "hand in an array", "move", "hand in a gang", "end a gang's pilot", "suspend", "save", "copy",
+         "resume")  # fmt: skip
 LENGTHS = (2.0, 10.0, 40.0)
 """Seconds that programs take."""
 SEGMENTS = (None, None, "40s")
@@ -149,6 +150,8 @@ async def befalls(world: World, random: Random, deed: str) -> None:
             await world.suspend(random.choice(programs))
         case "save" if programs := executing(world):
             await world.checkpoint(random.choice(programs))
+        case "copy" if kept := [c.id for case in world.controller.cases.values() for c in case.checkpoints]:
+            await world.copy(random.choice(kept))
         case "resume":
             await world.resume_all()
         case "hand in an array":

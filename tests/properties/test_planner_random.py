@@ -51,6 +51,10 @@ def deeds() -> st.SearchStrategy[list[Deed]]:
             "suspend",
             "resume",
             "checkpoint",
+            "copy",
+            "send",
+            "resume-elsewhere",
+            "spoil",
             "drain",
             "undrain",
         )
@@ -154,6 +158,16 @@ async def do(world: World, deed: Deed) -> None:
             await world.resume(job)
         case "checkpoint":
             await world.checkpoint(job)
+        case "copy":
+            found = world.store.job(job)
+            for checkpoint in found.checkpoints if found is not None else ():
+                await world.copy(checkpoint.id)
+        case "spoil":
+            world.spoil()
+        case "send":
+            await world.send(job, site.name)
+        case "resume-elsewhere":
+            await world.resume(job, site.name)
         case "drain" | "undrain":
             world.drain(site.name, undo=deed.what == "undrain")
         case "restart":

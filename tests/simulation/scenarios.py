@@ -10,7 +10,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from gridhypervisor.model.records import JobState, Wish
+import msgspec
+
+from gridhypervisor.model.infrafile import load
+from gridhypervisor.model.infrastructure import InfrastructureSpec, ProbeSpec
+from gridhypervisor.model.records import (
+    CheckpointRecord,
+    CheckpointState,
+    CopyState,
+    InfrastructureState,
+    JobState,
+    Wish,
+)
 from gridhypervisor.model.wire import Phase, Terms
 from gridhypervisor.simulation.batch import BatchEntry
 from gridhypervisor.simulation.pilot import Pilot
@@ -199,6 +210,40 @@ async def a_checkpoint_outlives_its_node(world: World) -> None:
     await world.until(lambda: bool(world.records(job).checkpoints) or _at_rest(world, job), 300.0, "it is saved")
     for pilot in pilots(world):
         pilot.destroy()
+    await world.settled()
+
+
+async def goes_on_at_another_site(world: World) -> None:
+    job = await world.submit(30.0, retry=0)
+    await reaches(world, job, "running")
+    await world.suspend(job)
+    await suspended(world, job)
+    been = {a.site for a in world.records(job).allocations}
+    await world.resume(job, next(site for site in world.sites if site not in been))
+    await world.settled()
+
+
+async def a_copy_outlives_its_site(world: World) -> None:
+    job = await world.submit(60.0, retry=3)
+    await reaches(world, job, "running")
+    await executes(world, job)
+    await world.checkpoint(job)
+
+    def kept() -> list[CheckpointRecord]:
+        return [c for c in world.records(job).checkpoints if c.state is CheckpointState.KEPT]
+
+    await world.until(lambda: bool(kept()) or _at_rest(world, job), 300.0, "it is saved")
+    for checkpoint in kept():
+        await world.copy(checkpoint.id)
+
+    def copied() -> bool:
+        return not any(c.copy is CopyState.WANTED for c in kept())
+
+    await world.until(lambda: copied() or _at_rest(world, job), 300.0, "it is copied")
+    for pilot in pilots(world):
+        pilot.destroy()
+    for checkpoint in kept():
+        world.sites[checkpoint.site].way.cut(100.0)
     await world.settled()
 
 
@@ -529,16 +574,74 @@ async def a_gang(world: World) -> None:
 
 
 async def a_gang_of_which_one_fails(world: World) -> None:
-    """While it runs: whenever its controller dies, there is a second round, and one only."""
+    """While it runs: whenever its controller dies, there is another round, and one only."""
     group = await world.submit_gang(2, 60.0, retry=10)
     await world.until(lambda: len(executing(world)) == 2, 2000.0, "its programs run")
+    present = max(world.records(job.id).vm.epoch for job in world.tasks(group))  # 2, if a submission was never sent
     executing(world)[0].kill()
     await world.settled()
     jobs = world.tasks(group)
     world.jobs += [job.id for job in jobs]
     assert [job.state for job in jobs] == [JobState.DONE] * 2, world.story()
     rounds = [[a.epoch for a in world.records(job.id).allocations] for job in jobs]
-    assert rounds == [[1, 2]] * 2, world.story()
+    assert rounds == [[*range(1, present + 2)]] * 2, world.story()
+
+
+def infrastructure(text: str) -> InfrastructureSpec:
+    """One of two roles, with these lines added."""
+    return load("lab.yaml", LAB + text)
+
+
+LAB = """\
+name: lab
+lease: {duration: 1h}
+patience: 5m
+roles:
+  head: {image: image}
+  worker: {image: image, count: 2, after: [head]}
+"""
+
+
+async def an_infrastructure(world: World) -> None:
+    """It is made, grows, shrinks and is deleted: never are there more VMs, or others, than there should be."""
+    name = await world.apply(infrastructure(""))
+    await world.until(lambda: standing(world, name) is InfrastructureState.READY, 1000.0, "all are ready")
+    await world.scale(name, worker=3)
+    await world.until(
+        lambda: members(world, name) == ["head-0", "worker-0", "worker-1", "worker-2"], 1000.0, "it grows"
+    )
+    await world.until(lambda: standing(world, name) is InfrastructureState.READY, 1000.0, "all are ready again")
+    await world.scale(name, worker=1)
+    await world.until(lambda: members(world, name) == ["head-0", "worker-0"], 1000.0, "it shrinks")
+    await world.until(lambda: standing(world, name) is InfrastructureState.READY, 1000.0, "that is all")
+    await world.wish_group(name, Wish.DELETE)
+    await world.settled()
+    assert world.group(name) is None and not world.tasks(name), world.story()
+
+
+async def an_infrastructure_that_is_undone(world: World) -> None:
+    spec = infrastructure("").roles
+    spec = {
+        **spec,
+        "worker": msgspec.structs.replace(spec["worker"], command=("refuse",), ready=ProbeSpec(tcp=80, timeout="20s")),
+    }
+    name = await world.apply(msgspec.structs.replace(infrastructure(""), roles=spec))
+    await world.settled()
+    ended = world.group(name)
+    assert ended is not None and ended.state is JobState.FAILED, world.story()
+    assert ended.standing.state is InfrastructureState.FAILED and "was not ready 20s" in ended.standing.why
+    world.jobs += [job.id for job in world.tasks(name)]
+    assert [job.state for job in world.tasks(name)] == [JobState.CANCELLED] * 3, world.story()
+
+
+def standing(world: World, name: str) -> InfrastructureState | None:
+    """How an infrastructure is; None: it is not there any more."""
+    found = world.group(name)
+    return found.standing.state if found is not None else None
+
+
+def members(world: World, name: str) -> list[str]:
+    return sorted(job.member for job in world.tasks(name))
 
 
 def executing(world: World) -> list[Pilot]:
@@ -549,6 +652,8 @@ SCENARIOS = [
     Scenario(a_normal_run),
     Scenario(a_gang),
     Scenario(a_gang_of_which_one_fails),
+    Scenario(an_infrastructure),
+    Scenario(an_infrastructure_that_is_undone),
     Scenario(an_array_two_at_a_time),
     Scenario(an_array_deleted_halfway),
     Scenario(a_workflow_with_a_second_try),
@@ -576,6 +681,8 @@ SCENARIOS = [
     Scenario(suspended_while_its_site_is_silent),
     Scenario(a_checkpoint_outlives_its_node, LAGS),
     Scenario(a_damaged_checkpoint),
+    Scenario(goes_on_at_another_site, LAGS),
+    Scenario(a_copy_outlives_its_site),
     Scenario(a_pilot_is_faster_than_its_revocation, {"spool_lag": 30.0}),
     Scenario(a_pilot_is_faster_than_the_answer_to_its_submission, {"listing_lag": 30.0}),
     Scenario(a_submission_is_lost, LAGS),

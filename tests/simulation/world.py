@@ -17,13 +17,17 @@ from typing import Any, TypeVar
 import msgspec
 
 from gridhypervisor.execution.controller import Controller
+from gridhypervisor.execution.copies import Copies
 from gridhypervisor.execution.decisions import Decisions
+from gridhypervisor.execution.infrajobs import InfrastructureJobs
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.ports import StagedInput
 from gridhypervisor.execution.session import Session
 from gridhypervisor.execution.suspending import SuspendableJobs
 from gridhypervisor.model.commit import Birth, JobRecords
 from gridhypervisor.model.dagman import parse
+from gridhypervisor.model.infrastructure import InfrastructureSpec
+from gridhypervisor.model.infraviews import InfrastructureRequest
 from gridhypervisor.model.policy import SchedulingPolicy
 from gridhypervisor.model.records import Event, Group, Job, JobState, Site, SiteKind, Vm, Wish
 from gridhypervisor.model.spec import GangSpec, JobSpec, ResourcesSpec, RetrySpec
@@ -91,7 +95,8 @@ class World:
         self.crashed.clear()
         self.store = open_store(self.folder / "store.sqlite")
         logs = Logs(self.folder / "logs")
-        self.controller = Controller(self.store, {}, logs, clock=self.clock, cpu=lambda: 0.0, steps=self._step,
+        copies = Copies(self.folder / "checkpoints", self.random.randbytes)
+        self.controller = Controller(self.store, {}, logs, copies, clock=self.clock, cpu=lambda: 0.0, steps=self._step,
                                      decisions=Decisions(self.folder / "decisions.jsonl"))  # fmt: skip
         self.controller.groups.workflows.describe = self.describe
         await self.controller.load()
@@ -106,6 +111,7 @@ class World:
                 layers=self,
                 inputs=self,
                 logs=logs,
+                copies=copies,
                 clock=self.clock,
                 jitter=lambda: self.random.uniform(0.75, 1.25),
             )
@@ -264,6 +270,21 @@ class World:
         runs = (await self.controller.groups.workflows.runs(found)).runs
         return {name: str(run.state) for name, run in runs.items()}
 
+    async def apply(self, spec: InfrastructureSpec) -> str:
+        """Have an infrastructure that is so. Its id."""
+        key, request = f"request {next(self._requests)}", InfrastructureRequest(spec, str(self.folder))
+        return (await self._ask(lambda: self.infrastructures.apply(request, key))).id
+
+    async def scale(self, name: str, **counts: int) -> None:
+        await self._ask(lambda: self._if_able(self.infrastructures.scale(name, counts)))
+
+    @property
+    def infrastructures(self) -> InfrastructureJobs:
+        """What users ask of infrastructures, of the controller of the moment."""
+        backend = InfrastructureJobs(self.controller, lambda image: ("0" * 64, ImageManifest(())), "me", "default")
+        self.controller.groups.workflows.describe = self.describe  # ours, not the backend's
+        return backend
+
     async def wish_group(self, group: str, wish: Wish) -> None:
         await self._ask(lambda: self.controller.groups.wish(group, wish))
 
@@ -291,8 +312,27 @@ class World:
     async def suspend(self, job: str) -> None:
         await self._ask(lambda: self._if_able(self.backend.suspend(job)))
 
-    async def resume(self, job: str) -> None:
-        await self._ask(lambda: self._if_able(self.backend.resume(job)))
+    async def resume(self, job: str, to: str = "") -> None:
+        await self._ask(lambda: self._if_able(self.backend.resume(job, to)))
+
+    async def send(self, job: str, to: str) -> None:
+        """As `ghv move JOB --to SITE`: a guest that can be saved goes along."""
+        await self._ask(lambda: self._if_able(self.backend.move(job, to)))
+
+    async def copy(self, checkpoint: str) -> None:
+        await self._ask(lambda: self._if_able(self.backend.copy_checkpoint(checkpoint)))
+
+    def spoil(self, checkpoint: str = "") -> None:
+        """A bit of the copy of a checkpoint flips, or ("") of all."""
+        for path in self.copies():
+            if path.parent.name != "keys" and checkpoint in ("", path.parent.name):
+                data = bytearray(path.read_bytes())
+                data[len(data) // 2] ^= 1
+                path.write_bytes(data)
+
+    def copies(self) -> list[Path]:
+        """The parts of all copies, and their keys, as they lie on the service's machine."""
+        return sorted(path for path in (self.folder / "checkpoints").rglob("*") if path.is_file())
 
     async def resume_all(self) -> None:
         """Whatever is suspended, or about to be."""
@@ -430,6 +470,7 @@ class World:
             assert not site.spool.entries, f"left at {site.name}: {list(site.spool.entries)}\n{self.story()}"
             assert not site.unfinished, f"{site.name} still has {site.unfinished}\n{self.story()}"
             assert not site.spool.kept, f"kept at {site.name}: {list(site.spool.kept)}\n{self.story()}"
+        assert not self.copies(), f"left of copies: {self.copies()}\n{self.story()}"
         assert not +self.census.guests, self.census.guests
 
     def _judge_drains(self, found: JobRecords) -> None:

@@ -21,11 +21,24 @@ import msgspec
 from gridhypervisor.model.access import Answer, Caller, Result, TokenRequest, TokenView, Upload
 from gridhypervisor.model.accounts import Account, Accounts, AttemptHistory, By, History, Stage
 from gridhypervisor.model.arrays import parse_array, task, task_values
+from gridhypervisor.model.infraviews import (
+    ExecRequest,
+    ExecView,
+    InfrastructurePlan,
+    InfrastructureRequest,
+    InfrastructureView,
+    PlannedVm,
+    RolePlan,
+    RoleView,
+    VmView,
+)
 from gridhypervisor.model.measures import BOUNDS, Measures, SiteMeasures, Times
 from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
 from gridhypervisor.model.records import (
     AllocationState,
     CheckpointState,
+    CopyState,
+    InfrastructureState,
     JobState,
     Ledger,
     LedgerRow,
@@ -121,6 +134,8 @@ class FakeBackend:
             ),
         }
         self._groups: dict[str, JobRequest] = {}
+        self._infrastructures: dict[str, InfrastructureView] = {}  # by name
+        self._files: dict[str, bytes] = {}  # in its guests
         self._policy = PolicyView(SchedulingPolicy())
         self._callers: dict[str, Caller] = {}
         self._tokens: dict[str, TokenView] = {}
@@ -411,9 +426,11 @@ class FakeBackend:
         found.view = msgspec.structs.replace(found.view, note="" if undo else "paused: its guest stands still")
         return found.view
 
-    async def resume(self, job: str) -> JobView:
+    async def resume(self, job: str, to: str = "") -> JobView:
         found = self._find(job)
-        found.view = msgspec.structs.replace(found.view, state=JobState.RUNNING, wish=Wish.RUN)
+        found.view = msgspec.structs.replace(
+            found.view, state=JobState.RUNNING, wish=Wish.RUN, site=to or found.view.site
+        )
         return found.view
 
     async def save(self, job: str) -> JobView:
@@ -424,6 +441,11 @@ class FakeBackend:
 
     async def delete_checkpoint(self, checkpoint: str) -> None:
         self._checkpoints.pop(checkpoint, None)
+
+    async def copy_checkpoint(self, checkpoint: str) -> CheckpointView:
+        copied = msgspec.structs.replace(self._checkpoints[checkpoint], copy=CopyState.KEPT)
+        self._checkpoints[checkpoint] = copied
+        return copied
 
     async def restore(self, checkpoint: str) -> JobView:
         if checkpoint not in self._checkpoints:
@@ -681,6 +703,107 @@ class FakeBackend:
             raise ServiceError(Problem(f"follow operation {operation}", 404, "not-found", "there is none"))
         for item in self._operations[operation]:
             yield item
+
+    # Virtual infrastructures: each is ready at once, and its VMs' guests say what they are told
+
+    async def apply(self, request: InfrastructureRequest, idempotency_key: str) -> InfrastructureView:
+        spec = request.spec
+        for name, role in spec.roles.items():
+            if role.image == "none":
+                raise ServiceError(Problem(f"apply {spec.name}", 404, "not-found", f"roles.{name}: no image none"))
+        standing = self._infrastructures.get(spec.name)
+        number = standing.id if standing is not None else f"i{100 + len(self._infrastructures)}"
+        state = InfrastructureState.FAILED if "never" in spec.roles else InfrastructureState.READY
+        vms = tuple(
+            VmView(f"{name}-{n}", name, f"j{200 + n}", JobState.RUNNING, Wish.RUN, True, "here", "n1")
+            for name, role in spec.roles.items()
+            for n in range(role.wanted)
+        )
+        roles = tuple(
+            RoleView(name, role.wanted, role.wanted, role.bounds.min, role.bounds.max)
+            for name, role in spec.roles.items()
+        )
+        now = time.time()
+        why = "never-0 (j200) was not ready 1m after its start" if state is InfrastructureState.FAILED else ""
+        view = InfrastructureView(
+            number, spec.name, "me", "default", state, Wish.RUN, now, now, now + 3600, roles, vms, spec, why
+        )
+        self._infrastructures[spec.name] = view
+        return view
+
+    async def scale(self, name: str, counts: dict[str, int]) -> InfrastructureView:
+        view = await self.infrastructure(name)
+        roles = dict(view.spec.roles)
+        for role, count in counts.items():
+            if role not in roles:
+                why = f"there is no role {role}"
+                raise ServiceError(Problem(f"scale {name}", 422, "invalid", why, f"roles are {', '.join(roles)}"))
+            roles[role] = roles[role].scaled(count)
+        return await self.apply(InfrastructureRequest(msgspec.structs.replace(view.spec, roles=roles), "/"), "")
+
+    async def plan_infrastructure(self, request: InfrastructureRequest) -> InfrastructurePlan:
+        spec = request.spec
+        standing = self._infrastructures.get(spec.name)
+        planned = tuple(
+            PlannedVm(f"{name}-{n}", "here", "room for it")
+            for name, role in spec.roles.items()
+            for n in range(role.wanted)
+        )
+        chosen = (Candidate("here", True, "room for it"), Candidate("slurm-a", False, "does not answer"))
+        roles = tuple(RolePlan(name, chosen) for name in spec.roles)
+        if standing is None:
+            return InfrastructurePlan(spec.name, vms=planned, roles=roles)
+        images = [
+            f"roles.{name}.image"
+            for name, role in spec.roles.items()
+            if name in standing.spec.roles and standing.spec.roles[name].image != role.image
+        ]
+        return InfrastructurePlan(spec.name, standing.id, ("worker: 1 → 2 VMs",), tuple(images))
+
+    async def infrastructures(self, *, before: str, limit: int) -> list[InfrastructureView]:
+        return list(self._infrastructures.values())[:limit]
+
+    async def infrastructure(self, name: str) -> InfrastructureView:
+        for view in self._infrastructures.values():
+            if name in (view.id, view.name):
+                return view
+        hint = "ghv list shows what there is."
+        raise ServiceError(Problem(f"find {name}", 404, "not-found", "there is no such infrastructure", hint))
+
+    def follow_infrastructure(self, name: str) -> AsyncIterator[InfrastructureView]:
+        return self._follow_infrastructure(name)
+
+    async def _follow_infrastructure(self, name: str) -> AsyncIterator[InfrastructureView]:
+        yield await self.infrastructure(name)
+
+    async def cancel_infrastructure(self, name: str) -> InfrastructureView:
+        view = await self.infrastructure(name)
+        ended = msgspec.structs.replace(view, state=InfrastructureState.CANCELLED, wish=Wish.CANCEL)
+        self._infrastructures[view.name] = ended
+        return ended
+
+    async def delete_infrastructure(self, name: str) -> None:
+        del self._infrastructures[(await self.infrastructure(name)).name]
+
+    async def execute(self, job: str, request: ExecRequest) -> ExecView:
+        """Its guest knows two commands: `echo WORDS`, to stdout and to stderr, and `exit CODE`."""
+        if not any(vm.job == job for view in self._infrastructures.values() for vm in view.vms):
+            raise ServiceError(Problem(f"run a command in {job}", 409, "conflict", "it is no VM", "ghv list"))
+        match request.command:
+            case ("echo", *words):
+                return ExecView(0, f"{' '.join(words)}\n".encode(), f"limit {request.limit}\n".encode())
+            case ("exit", code):
+                return ExecView(int(code))
+            case ("/run/ghv/busybox", "sh", "-c", _, "sh", place, _, _):  # as `ghv cp` puts a file
+                self._files[place] = request.stdin
+                return ExecView(0)
+            case ("/run/ghv/busybox", "sh", "-c", _, "sh", place):  # and gets one
+                if place not in self._files:
+                    return ExecView(1, b"", f"stat: can't stat '{place}': No such file or directory\n".encode())
+                size = len(self._files[place])
+                return ExecView(0, self._files[place], f"{size} 644 regular file\n".encode())
+            case _:
+                return ExecView(127, b"", b"no such program\n")
 
     async def status(self) -> ServiceView:
         return ServiceView("0.1", self._pid, "g1234abcd", self._started, "/data", len(self._jobs), 1.5, 50 << 20)

@@ -19,8 +19,9 @@ NOTHING = Flags(
     file=None, template=None,
     image=None, command=(), name=None, inputs=(), outputs=(), environment=(), cpus=None, memory=None,
     scratch=None, walltime=None, site=None, requirements=None, rank=None, priority=None, deadline=None, retry=None,
-    network=None, hypervisor=None, instant=None, isolation=None, on_silence=None, silence=None, array=None, gang=None,
-    segment=None, checkpoint_interval=None, spread=False, param=None, after=(), destination=".",
+    network=None, hypervisor=None, cpu=None, copy_checkpoints=None, instant=None, isolation=None, on_silence=None,
+    silence=None, array=None, gang=None, segment=None, checkpoint_interval=None, spread=False, param=None, after=(),
+    destination=".",
 )  # fmt: skip
 
 JOB = """

@@ -191,7 +191,6 @@ def test_what_cannot_apply_is_named_in_a_warning() -> None:
         "3: RANK: replaces what line 2 says",
         "4: INPUT_FILES: /etc/hosts is the guest's own file",
         "5: OUTPUT_FILES: gsiftp://h/out cannot be written to",
-        "6: CHECKPOINT_URL: gsiftp://h/keep cannot be written to",
         "7: RESTART_FILES: gsiftp://h/a is not kept",
         "8: STDOUT_FILE: gsiftp://h/o cannot be written to",
         "9: NAME: a b cannot be a job's name",
@@ -199,6 +198,7 @@ def test_what_cannot_apply_is_named_in_a_warning() -> None:
         "11: PRE_WRAPPER_ARGUMENTS: there is no PRE_WRAPPER",
     ]
     assert made.spec.name == "a-b" and made.extras.rank == "2" and made.extras.restart_files == ("b",)
+    assert made.extras.checkpoint_url == "gsiftp://h/keep"
     assert made.spec.outputs == ("out",) and made.extras.destinations == () and made.extras.stdout == ""
 
 

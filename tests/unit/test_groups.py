@@ -203,7 +203,7 @@ def test_what_a_template_cannot_have_is_named_with_its_line() -> None:
     spec, warnings = template_job("/t/job.jt", text, "xmm")
     assert not warnings and spec.restart_files == ("state",) and spec.environment["GW_RESTARTED"] == "0"
     [warning] = map(str, template_job("/t/job.jt", f"{text}CHECKPOINT_URL = https://a.example.org/x\n", "xmm")[1])
-    assert warning.startswith("/t/job.jt:6: CHECKPOINT_URL: is passed over; restart files are kept by the service")
+    assert warning.startswith("/t/job.jt:6: CHECKPOINT_URL: is passed over; restart files, and checkpoints of")
     assert spec.checkpoint_interval is None
     often, warnings = template_job("/t/job.jt", f"{text}CHECKPOINT_INTERVAL = 3\n", "xmm")
     assert (often.checkpoint_interval, warnings) == ("10s", [])
@@ -215,6 +215,12 @@ def test_what_a_template_cannot_have_is_named_with_its_line() -> None:
     gang, warnings = template_job("/t/job.jt", both, "xmm")
     assert gang.restart_files == () and gang.checkpoint_interval is None
     assert "are not saved" in str(warnings[0]) and "begin anew together" in str(warnings[1])
+
+
+def test_where_a_template_keeps_checkpoints_they_are_copied() -> None:
+    text = "EXECUTABLE = /bin/true\nCHECKPOINT_URL = gsiftp://h/keep\n"
+    copied, [warning] = template_job("/t/job.jt", text, "xmm")
+    assert copied.copy_checkpoints and "go to the service's own machine" in str(warning)
 
 
 def test_gridways_words_on_moving_act() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 def function(name: str) -> str:
     """The text of one of its functions."""
     text = files("gridhypervisor.agent").joinpath("guest/agent.sh").read_text()
-    [found] = re.findall(rf"^{name}\(\) \{{$.*?^\}}$", text, re.DOTALL | re.MULTILINE)
+    [found] = re.findall(rf"^{name}\(\) \{{(?: #[^\n]*)?$.*?^\}}$", text, re.DOTALL | re.MULTILINE)
     return str(found)
 
 
@@ -64,7 +65,7 @@ def test_a_program_asks_to_be_moved_by_writing_why_and_is_heard_in_few_words(tmp
     said = []
     for text in ("", "no licence here\nand more\n", "\n", "x" * 5000):
         (tmp_path / "move").write_text(text)
-        script = f'pipes=$1\nsay() {{ echo "$*"; }}\n{function("asks")}\nasks\n'
+        script = f'pipes=$1\nexec 3>&1\nsay() {{ echo "$*"; }}\n{function("asks")}\nasks\n'
         agent = subprocess.run(
             ["busybox", "sh", "-c", script, "sh", tmp_path], capture_output=True, text=True, timeout=60
         )
@@ -72,3 +73,42 @@ def test_a_program_asks_to_be_moved_by_writing_why_and_is_heard_in_few_words(tmp
         said.append(agent.stdout)
     assert said[:3] == ["", "MOVE no licence here\n", "MOVE \n"]
     assert said[3].startswith("MOVE xxx") and len(said[3]) < 250
+
+
+def execute(pipes: Path, *lines: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """Have the agent run a command whose words are these lines of shell."""
+    text = base64.b64encode("\n".join(lines).encode()).decode()
+    pieces = [base64.b64encode(given[at : at + 1500]).decode() for at in range(0, len(given), 1500)]
+    taking = "".join(f"take 7 {piece}\n" for piece in pieces)
+    script = (
+        f'pipes=$1\nexec 3>&1\nsay() {{ echo "$*"; }}\nbeside() {{ :; }}\nsurroundings() {{ export COLOUR=red; }}\n'
+        f'start() {{ exec "$@"; }}\n{function("printed")}\n{function("execute")}\n{function("take")}\n'
+        f"{taking}execute 7 {text}\n"
+    )
+    shell = ["busybox", "sh", "-c", script, "sh", str(pipes)]
+    return subprocess.run(shell, capture_output=True, text=True, timeout=60, check=True)
+
+
+def told(done: subprocess.CompletedProcess[str], stream: str) -> bytes:
+    lines = (line.split() for line in done.stdout.splitlines())
+    return b"".join(base64.b64decode(words[3]) for words in lines if words[:3] == ["PRINTED", "7", stream])
+
+
+def test_a_command_beside_the_program_says_what_it_printed_and_how_it_ended(tmp_path: Path) -> None:
+    done = execute(tmp_path, "start sh -c 'echo $COLOUR; echo bad >&2; exit 5'")
+    assert (told(done, "out"), told(done, "err")) == (b"red\n", b"bad\n")
+    assert done.stdout.splitlines()[-1] == "EXECUTED 7 5"
+    assert list(tmp_path.iterdir()) == [], "nothing of it is left"
+
+
+def test_a_command_finds_what_it_was_given_byte_for_byte(tmp_path: Path) -> None:
+    given = bytes(range(256)) * 20
+    done = execute(tmp_path, "start cat", given=given)
+    assert told(done, "out") == given and done.stdout.startswith("TOOK 7\n")
+
+
+def test_of_what_a_command_prints_a_part_is_kept_and_all_is_read(tmp_path: Path) -> None:
+    done = execute(tmp_path, "start sh -c 'head -c 3000000 /dev/zero; echo end >&2'")
+    assert told(done, "out") == bytes(1 << 20) and told(done, "err") == b"end\n"
+    assert max(map(len, done.stdout.splitlines())) < 2048, "a longer line would not reach the pilot whole"
+    assert done.stdout.splitlines()[-1] == "EXECUTED 7 0"

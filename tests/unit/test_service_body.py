@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gridhypervisor.model.infraviews import InfrastructureRequest
 from gridhypervisor.model.records import SiteKind
 from gridhypervisor.model.spec import InputSpec, JobSpec
 from gridhypervisor.model.views import JobRequest, ServiceError, SiteRequest
@@ -56,3 +57,17 @@ def test_a_site_is_read() -> None:
     request = SiteRequest("a", SiteKind.SLURM, host="h", options={"partition": "short"})
     assert read_body(msgspec.json.encode(request), SiteRequest) == request
     assert set(errors({"name": "a", "kind": "lsf"}, SiteRequest)) == {"kind"}
+
+
+def test_an_infrastructure_is_read_and_judged() -> None:
+    spec = {"name": "lab", "roles": {"a": {"image": "x", "count": 2, "ready": {"tcp": 80}}}}
+    found = read_body(msgspec.json.encode({"spec": spec, "folder": "/a"}), InfrastructureRequest)
+    assert found.spec.roles["a"].wanted == 2
+    roles = {"a": {"image": "x", "after": ["b"], "networks": ["lan"]}}
+    assert errors({"spec": spec | {"roles": roles}, "folder": "/a"}, InfrastructureRequest) == {
+        "spec.roles.a.networks": "unknown field"
+    }
+    roles["a"].pop("networks")
+    assert set(errors({"spec": spec | {"roles": roles}, "folder": "here"}, InfrastructureRequest)) == {
+        "spec.roles.a.after[0]", "folder",
+    }  # fmt: skip

@@ -111,7 +111,7 @@ def test_the_next_one_is_asked_for_ahead_by_as_much_as_jobs_wait() -> None:
     assert [(x.kind, x.allocation.epoch) for x in asked.actions] == [(A.PROLOG, 2)]
     assert [r.attempts for r in asked.records if isinstance(r, Job)] == [2]
     found = seeker(what, {"here": SITE}, at)
-    assert found is not None and found.spec.site == "here" and seeker(what, {"here": SITE}, at - 1.0) is None
+    assert found is not None and found.job.spec.site == "here" and seeker(what, {"here": SITE}, at - 1.0) is None
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from gridhypervisor.model.records import (
     AllocationState,
     CheckpointRecord,
     CheckpointState,
+    CopyState,
     Job,
     JobState,
     Pause,
@@ -118,7 +119,7 @@ def test_a_job_goes_on_from_its_newest_good_checkpoint() -> None:
 
     assert chosen() == "g-j1-1-2"
     assert chosen(sites=["there"]) == "", "the site that has it was removed"
-    assert chosen(replace(JOB, spec=msgspec.structs.replace(SPEC, site="there"))) == "", "it asks for another site"
+    assert chosen(replace(JOB, spec=msgspec.structs.replace(SPEC, site="there"))) == "g-j1-1-2", "it can be brought"
     moved = attempt(S.COLLECTED, why=Reason.MOVED)
     assert chosen(a=moved) == "", "it has left that site"
     kept[0] = checkpoint(1, since=600.0)
@@ -132,6 +133,12 @@ def test_two_good_checkpoints_are_kept_and_none_of_a_job_that_has_ended() -> Non
     assert superfluous(JOB, [used], kept, OVER) == set(), "an attempt goes on from it"
     over = replace(JOB, state=JobState.DONE)
     assert superfluous(over, [attempt(S.CLEANED)], kept, OVER) == {c.id for c in kept}
+    kept[0], kept[1] = replace(kept[0], copy=CopyState.KEPT), replace(kept[1], copy=CopyState.WANTED)
+    assert superfluous(JOB, [attempt()], kept, OVER) == set(), "of one there is a copy, and one is being copied"
+    kept[1] = replace(kept[1], copy=CopyState.KEPT)
+    assert superfluous(JOB, [attempt()], kept, OVER) == {"g-j1-1-1"}, "there is a copy of a newer one"
+    kept[1] = replace(kept[1], state=K.REFUSED)
+    assert onward(JOB, [], kept[:3], ["there"]) == kept[1], "its copy is good, whatever became of itself"
     assert unknown(attempt(saving=Saving(3, "end", 0.0)), [checkpoint(2)]) == ("g-j1-1-1", "g-j1-1-3")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gridhypervisor.agent.ending import Ending
-from gridhypervisor.model.wire import Nic, Program, Reason
+from gridhypervisor.model.wire import Nic, Program, ReadyProbe, Reason
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 FOLDER = "/scratch/job"
@@ -29,16 +29,18 @@ def quote(word: str) -> str:
 
 
 def job_file(
-    program: Program, *, user: str, path: str, hostname: str = "guest", nics: Sequence[Nic] = ()
+    program: Program, *, user: str, path: str, hostname: str = "guest", nics: Sequence[Nic] = (),
+    ready: ReadyProbe | None = None,
 ) -> str:  # fmt: skip
-    """The shell text that says what the program is; see `guest/agent.sh`.
+    """The shell text that says what the program is; see `guest/agent.sh`. `ready`: how it is found out that it serves.
 
     Raises:
         Ending: a word cannot be said in a shell or must not be asked of one.
     """
     if not program.command:
         raise _refuse("the command is empty", "give the program after `--`")
-    for word in (*program.command, *program.environment.values(), *program.outputs, *program.restart, path):
+    asked = ready.command if ready is not None else ()
+    for word in (*program.command, *program.environment.values(), *program.outputs, *program.restart, *asked, path):
         if "\0" in word:
             raise _refuse(f"{word[:40]!r} holds a NUL character", "no program can be given one; take it out")
     if not _HOST.match(hostname):
@@ -56,7 +58,7 @@ def job_file(
             )
     cards = [f"nic {number} {_card(nic)}" for number, nic in enumerate(nics)]
     words = [f"export {name}={quote(value)}" for name, value in program.environment.items()]
-    words.append("start " + " ".join(map(quote, program.command)))
+    words.append(starting(program.command))
     packs = {"outputs": program.outputs, "restart": program.restart, "both": both(program)}
     return (
         f"user={quote(user)}\nfolder={quote(FOLDER)}\nhost={quote(hostname)}\n"
@@ -64,7 +66,9 @@ def job_file(
         f"resolvers={quote(' '.join(nic.resolver for nic in nics))}\n"
         f"domains={quote(' '.join(nic.domain for nic in nics))}\n"
         "nics() {\n:\n" + "".join(f"{card}\n" for card in cards) + "}\n"
-        "program() {\n" + "\n".join(words) + "\n}\n"
+        "surroundings() {\n" + "\n".join([":", *words[:-1]]) + "\n}\n"
+        f"program() {{\nsurroundings\n{words[-1]}\n}}\n"
+        f"ready() {{\n{_probing(ready)}\n}}\n"
         + "".join(f"{name}() {{\npack {' '.join(map(quote, known))}\n}}\n" for name, known in packs.items())
     )  # fmt: skip
 
@@ -81,6 +85,22 @@ def _card(nic: Nic) -> str:
     if not _DOMAIN.match(nic.domain) or ANYBODY in (address, resolver):
         raise _refuse(f"{nic.domain!r} is no domain for network {nic.network}", "use letters, digits, hyphens and dots")
     return f"{mac.hex(':')} {address_text(address)} {address_text(mask)} {nic.mtu}"
+
+
+def starting(command: tuple[str, ...]) -> str:
+    """The agent's words that run a command as the program is run."""
+    return "start " + " ".join(map(quote, command))
+
+
+def _probing(probe: ReadyProbe | None) -> str:
+    """The agent's words that find out whether the program serves."""
+    if probe is None:
+        return ":"
+    if probe.tcp:
+        return f"knock {probe.limit} {probe.tcp}"
+    if probe.http:
+        return f"fetch {probe.limit} {quote(f'http://127.0.0.1:{probe.http}{probe.path}')}"
+    return f"surroundings\nbefore='/run/ghv/busybox timeout {probe.limit}'\n{starting(probe.command)}"
 
 
 def both(program: Program) -> tuple[str, ...]:

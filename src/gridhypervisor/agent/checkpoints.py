@@ -18,7 +18,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +28,7 @@ from gridhypervisor.agent.processes import Child
 from gridhypervisor.agent.snapshots import extents
 from gridhypervisor.agent.world import World
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import Checkpoint, Part, WireError, canonical, from_plain
+from gridhypervisor.model.wire import Checkpoint, Part, WireError, bound_to, canonical, frames_of, from_plain
 
 RECORD, MEMORY, HEARD, PACKED = "checkpoint.json", "memory", "pilot.json", ".zst"
 
@@ -225,6 +225,13 @@ class Reader:
             Damaged: one is not what the record says.
             OSError: there is no room for it, or it was stopped.
         """
+        self._compare()
+        for part in self._checkpoint.parts:
+            if part.name != MEMORY + PACKED:
+                self._copy(part)
+
+    def _compare(self) -> None:
+        """That it is the one that is meant. Raises: Damaged."""
         try:
             record = from_plain(Checkpoint, json.loads((self._folder / RECORD).read_bytes()))
         except FileNotFoundError as error:
@@ -233,9 +240,6 @@ class Reader:
             raise Damaged(f"its {RECORD} cannot be read: {error}") from error
         if record != self._checkpoint:
             raise Damaged(f"its {RECORD} is that of another, or was changed")
-        for part in self._checkpoint.parts:
-            if part.name != MEMORY + PACKED:
-                self._copy(part)
 
     def fetch(self) -> None:
         """Copy the memory and compare it. Raises: Damaged, OSError: as `bring`."""
@@ -246,12 +250,8 @@ class Reader:
         if "/" in part.name or part.name in (".", ".."):
             raise Damaged(f"a part of it is called {part.name!r}")
         digest, size = hashlib.sha256(), 0
-        try:
-            source = (self._folder / part.name).open("rb")
-        except FileNotFoundError as error:
-            raise Damaged(f"its {part.name} is not there") from error
-        with source, (self._place / part.name).open("xb") as copy:
-            while data := source.read(_PIECE):
+        with (self._place / part.name).open("xb") as copy:
+            for data in self._pieces(part):
                 if self._stop():
                     raise Abandoned(errno.EINTR, "stopped")
                 digest.update(data)
@@ -261,6 +261,18 @@ class Reader:
             raise Damaged(f"its {part.name} has {size} bytes instead of {part.size}")
         if digest.hexdigest() != part.sha256:
             raise Damaged(f"its {part.name} is damaged: the SHA-256 is not {part.sha256[:12]}…")
+
+    def _pieces(self, part: Part) -> Iterator[bytes]:
+        """What there is of a part. Raises: Damaged: there is none."""
+        with self._source(part) as source:
+            while data := source.read(_PIECE):
+                yield data
+
+    def _source(self, part: Part) -> BinaryIO:
+        try:
+            return (self._folder / part.name).open("rb")
+        except FileNotFoundError as error:
+            raise Damaged(f"its {part.name} is not there") from error
 
     def unpack(self, disks: Mapping[str, Path]) -> None:
         """Make the files of these disks anew, by their serials.
@@ -314,3 +326,28 @@ class Reader:
                     os.fchmod(file.fileno(), 0o600)
                     while data := source.read(_PIECE):
                         file.write(data)
+
+
+class SealedReader(Reader):
+    """The same of a copy that came from elsewhere: `folder` holds its sealed parts, and nothing else. That it is the
+    checkpoint that is meant, its key says."""
+
+    def __init__(
+        self, folder: Path, key: bytes, checkpoint: Checkpoint, place: Path, world: World, stop: Callable[[], bool]
+    ) -> None:  # fmt: skip
+        super().__init__(folder.parent, checkpoint, place, world, stop)
+        self._folder, self._key = folder, key
+
+    def _compare(self) -> None:
+        """Each frame is compared when it is opened."""
+
+    def _pieces(self, part: Part) -> Iterator[bytes]:
+        from gridhypervisor.agent.cipher import Forged, unseal  # most guests that are taken up have not travelled
+
+        with self._source(part) as source:
+            for number in range(frames_of(part.size)):
+                bound = bound_to(self._checkpoint.id, part.name, part.size, number)
+                try:
+                    yield unseal(self._key, source.read(wire.FRAME + wire.SEAL), bound)
+                except Forged as error:
+                    raise Damaged(f"the copy of its {part.name} cannot be opened at frame {number}: {error}") from error

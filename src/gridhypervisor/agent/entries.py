@@ -122,9 +122,11 @@ def word_of(entry: str, request: Mapping[str, Any]) -> tuple[str, str]:
             return wire.BEGIN, str(request.get("members", ""))
         case "save" if request.get("then") in _THEN and int(request.get("number", 0)) > 0:
             return f"{wire.SAVE}{int(request['number'])}", f"{request['then']}: {request.get('why', '')}"
-    raise Refused(
-        "request", f"request {request!r:.200} of {entry}: only {wire.CANCEL!r}, {wire.BEGIN!r} and 'save' are known"
-    )
+        case "exec" if int(request.get("number", 0)) > 0:
+            wish = wire.from_plain(wire.Execute, request["execute"])
+            return f"{wire.EXECUTE}{int(request['number'])}", wire.canonical(wish).decode()
+    known = f"{wire.CANCEL!r}, {wire.BEGIN!r}, 'save' and 'exec'"
+    raise Refused("request", f"request {request!r:.200} of {entry}: only {known} are known")
 
 
 def granted(control: Path) -> int | None:

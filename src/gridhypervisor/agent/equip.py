@@ -87,7 +87,8 @@ class Equipper:
         made = scratchdisk.make_scratch(
             world, run, size=manifest.resources.scratch,
             job_file=channel.job_file(
-                manifest.program, user=image.user, path=image.path, hostname=manifest.hostname, nics=manifest.nics
+                manifest.program, user=image.user, path=image.path, hostname=manifest.hostname, nics=manifest.nics,
+                ready=manifest.service.ready if manifest.service is not None else None,
             ),
             inputs=manifest.program.inputs, source=self._entry / wire.INPUTS, stop=stop,
         )  # fmt: skip
@@ -126,7 +127,7 @@ class Equipper:
             raise takeup.refused(checkpoint, f"{used.kind} cannot take up a guest")
         beginning = takeup.prepare(
             checkpoint, likeness.likeness(manifest, machine, used, world, saver), machine, saver, world,
-            self._checkpoints, self._run, self._entry, stop,
+            self._checkpoints, self._run, self._entry, stop, sealed=manifest.sealed,
         )  # fmt: skip
         for disk in machine.disks:
             if disk.format == "qcow2" and not disk.readonly:

@@ -273,7 +273,7 @@ class Freezer:
             parts = writer.parts()
             still.step("finish")
             checkpoint = Checkpoint(
-                id=writer.name, entry=self._manifest.entry, epoch=owner.epoch, **here,
+                id=writer.name, entry=self._manifest.entry, epoch=owner.epoch, cpu=self._manifest.cpu, **here,
                 disks={disk.serial: disk.path.stat().st_size for disk in equipment.disks},
                 parts=parts, streams=streams, executed=executed, made=time.time(), stood=stood,
                 took=still.took, guest=size, held=held,

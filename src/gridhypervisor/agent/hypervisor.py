@@ -59,6 +59,7 @@ class Machine:
     disks: tuple[Disk, ...]
     network: str = "none"  # none | restricted | outbound
     cards: tuple[Card, ...] = ()  # of private networks
+    cpu: str = ""  # that the guest sees: `host`, a baseline, or a model of QEMU's; empty: whichever
     # save | restore: its memory is a file that it is given, for a snapshot; resume: it waits for a checkpoint; else it
     # starts as every machine does.
     start: str = ""
@@ -138,7 +139,7 @@ class Saver(Protocol):
     def layout(self, machine: Machine) -> tuple[str, ...]:
         """All that the guest could see of how it is started: words that are alike for machines that are."""
 
-    def processor(self) -> str:
+    def processor(self, machine: Machine) -> str:
         """What of this node's processor a guest may have found; empty where that is nothing."""
 
     def save(self, state: int) -> tuple[Ask, ...]:

@@ -285,7 +285,7 @@ def key_of(manifest: Manifest, machine: Machine, saver: Saver, used: HypervisorU
         agent=hashlib.sha256(world.guest_archive()).hexdigest(),
         words=saver.layout(machine),
         disks=tuple(disk.path.stat().st_size for disk in machine.disks if not disk.readonly),
-        processor=saver.processor(),
+        processor=saver.processor(machine),
     ).key
 
 

@@ -32,7 +32,7 @@ def likeness(
         "program": used.program,
         "bundle": world.root.name if world.root is not None else "",
         "layout": saver.layout(machine),
-        "processor": saver.processor(),
+        "processor": saver.processor(machine),
         "memory": machine.memory,
     }
 

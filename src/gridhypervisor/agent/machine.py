@@ -48,13 +48,14 @@ def compose(manifest: Manifest, paths: dict[str, Path], run: Path, world: World,
         kernel=paths[kernel.digest], initrd=join(paths[initrd.digest], run, world, modules),
         cmdline=" ".join([*words, manifest.image.cmdline]).strip(), disks=tuple(disks), network=manifest.network,
         cards=tuple(Card(nic.mac, nic.mtu) for nic in manifest.nics),
+        cpu=manifest.cpu,
     )  # fmt: skip
 
 
 def needs(manifest: Manifest) -> Needs:
     """What the job asks of a hypervisor."""
     saved = manifest.checkpoints or manifest.handover is not None
-    asked = Needs(manifest.resources.cpus, network=manifest.network, saved=saved)
+    asked = Needs(manifest.resources.cpus, network=manifest.network, saved=saved, cpu=manifest.cpu)
     return asked.with_image(manifest.image.layers)
 
 

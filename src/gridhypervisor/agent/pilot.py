@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from gridhypervisor.agent.effort import Meter
     from gridhypervisor.agent.instant import Beginning
     from gridhypervisor.agent.network.attachment import Attachment
+    from gridhypervisor.agent.serving import Serving
     from gridhypervisor.agent.vm import Vm
 
 _WARM = {"--pool", "--idle", "--lasts"}  # what lets it serve others afterwards; see `warm`
@@ -418,6 +419,7 @@ class Pilot:
         else:
             vm.run(os.urandom(16).hex())
         self.freezer.begin(vm, equipment)
+        serving = self._serve(vm)
         self._measure()
 
         def ended() -> bool:
@@ -425,6 +427,8 @@ class Pilot:
             if vm.asks and not self.report.asks:
                 self.log(f"the program asks to be moved: {vm.asks}")
                 self._beat()
+            if serving is not None:
+                serving.look()
             return vm.exit is not None and vm.streams_ended
 
         while not ended() and not self.wishes.stopped():
@@ -447,6 +451,16 @@ class Pilot:
                     "see console.log",
                     stopped(stop, "").outcome,
                 )
+
+    def _serve(self, vm: Vm) -> Serving | None:
+        """Of a service: see when it is ready, and run commands in its guest that its user asks for."""
+        if self.manifest.service is None:
+            return None
+        from gridhypervisor.agent.executions import Executions  # not before the guest runs
+        from gridhypervisor.agent.serving import Serving
+
+        Executions(self.entry, vm, self.wishes, self.loop, self.log)
+        return Serving(self.manifest.service.ready, vm, self.loop, self.report, self.log)
 
     def _measure(self) -> None:
         """From now on, until the program ends: what its guest gets of the node's processors."""

@@ -22,7 +22,18 @@ from gridhypervisor.agent.scratchdisk import full
 from gridhypervisor.agent.trial import Trial
 from gridhypervisor.agent.watchdog import Watchdog
 from gridhypervisor.agent.world import World
-from gridhypervisor.model.wire import HypervisorKind, HypervisorUsed, Manifest, Reason, WireError, canonical, from_plain
+from gridhypervisor.model.wire import (
+    BASELINES,
+    HypervisorKind,
+    HypervisorUsed,
+    Manifest,
+    Reason,
+    WireError,
+    baseline_of,
+    canonical,
+    from_plain,
+    reaches,
+)
 
 DOUBT = 600.0
 """Seconds for which a failure is remembered."""
@@ -44,6 +55,9 @@ def settle(
     trial = Trial(watchdog, run)
     key = key_of(world)
     found = {kind: known for kind in HypervisorKind if (known := recall(memory, kind, key)) is not None}
+    if manifest.cpu in BASELINES and not reaches(here := _baseline(), manifest.cpu):
+        why = f"kvm: the job asks for {manifest.cpu}, and this node's processor is {here or 'of no baseline'}"
+        found[HypervisorKind.KVM] = Finding(HypervisorKind.KVM, "", False, why)
     while True:
         step = choice.decide(manifest.hypervisor, needs(manifest), found)
         if isinstance(step, choice.Refused):
@@ -61,6 +75,12 @@ def settle(
             raise full(f"try {step.kind} in {trial.folder}", error) from error
         found[step.kind] = finding
         remember(memory, key, finding)
+
+
+def _baseline() -> str:
+    """Of this node's processor."""
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    return baseline_of(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 def key_of(world: World) -> str:

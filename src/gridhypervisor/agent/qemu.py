@@ -16,7 +16,7 @@ from gridhypervisor.agent.choice import Finding
 from gridhypervisor.agent.hypervisor import CHANNELS, Ask, Command, Descriptors, Disk, Machine
 from gridhypervisor.agent.trial import Trial
 from gridhypervisor.agent.world import World
-from gridhypervisor.model.wire import HypervisorKind
+from gridhypervisor.model.wire import HOST, HypervisorKind, qemu_words
 
 PROGRAM = "qemu-system-x86_64"
 
@@ -62,10 +62,10 @@ def arguments(machine: Machine, kind: HypervisorKind, descriptors: Descriptors) 
         out += ["-incoming", "defer"]
     out += ["-machine", chipset]
     if kind is HypervisorKind.KVM:
-        out += ["-accel", "kvm", "-cpu", "host"]
+        out += ["-accel", "kvm", "-cpu", "host" if own(machine) else qemu_words(machine.cpu, emulated=False)]
     else:
         # Debian's kernel boots as fast on `max` as on `qemu64`, and programs built for newer processors run too.
-        out += ["-accel", "tcg,thread=multi", "-cpu", "max"]
+        out += ["-accel", "tcg,thread=multi", "-cpu", "max" if own(machine) else qemu_words(machine.cpu, emulated=True)]
     out += ["-smp", str(machine.cpus), "-m", f"{machine.memory >> 20}M"]
     out += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd)]
     out += ["-append", f"{CMDLINE} {machine.cmdline}".rstrip()]
@@ -88,6 +88,11 @@ def arguments(machine: Machine, kind: HypervisorKind, descriptors: Descriptors) 
         mac = f",mac={card.mac}" * bool(card.mac)
         out += ["-device", f"virtio-net-pci,netdev=card{number},host_mtu={card.mtu}{mac},romfile="]
     return out
+
+
+def own(machine: Machine) -> bool:
+    """Whether its guest sees what there is, and nothing that was asked for by name."""
+    return machine.cpu in ("", HOST)
 
 
 def _disk(disk: Disk) -> list[str]:
@@ -204,12 +209,15 @@ class Qemu:
         )
         return tuple(arguments(alike, self.kind, Descriptors()))
 
-    def processor(self) -> str:
-        """The first processor's model and features, where guests run on it."""
+    def processor(self, machine: Machine) -> str:
+        """The first processor's model and features, where guests run on it; of one that was asked for by name, whose
+        features QEMU has compared, only who made it: programs may ask for that."""
         if self.kind is HypervisorKind.TCG:
             return ""
         lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
-        wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
+        wanted = ["vendor_id"]
+        if own(machine):
+            wanted += ["cpu family", "model", "model name", "stepping", "microcode", "flags"]
         return "\n".join(line for line in lines if line.partition("\t")[0].rstrip(" :") in wanted)
 
     def save(self, state: int) -> tuple[Ask, ...]:

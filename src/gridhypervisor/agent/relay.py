@@ -75,7 +75,7 @@ class Relay:
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch_output, Op.LIST_OUT: self._list_out,
             Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage, Op.OFFER: self._offer,
             Op.LENT: self._lent, Op.LISTEN: self._listen, Op.GRANT: self._grant, Op.FETCH: self._fetch,
-            Op.FRAMES: self._frames,
+            Op.FRAMES: self._frames, Op.SEAL: self._seal,
         }  # fmt: skip
 
     async def run(self) -> int:
@@ -291,6 +291,15 @@ class Relay:
 
     async def _evict(self, request: dict[str, Any], _: bytes) -> Answer:
         return {"freed": await asyncio.to_thread(self._files.evict, request["paths"])}, b""
+
+    async def _seal(self, request: dict[str, Any], _: bytes) -> Answer:
+        checkpoint, part, number = str(request["checkpoint"]), str(request["part"]), int(request["frame"])
+        if not _is_name(checkpoint) or not _is_name(part):
+            raise Refused("path", f"seal {part!r} of checkpoint {checkpoint!r}: these are no names")
+        key = bytes.fromhex(request["key"])
+        size, frame = await asyncio.to_thread(self._files.seal, checkpoint, part, number, key)
+        await self._keep_pace(len(frame))
+        return {"size": size}, frame
 
     async def _usage(self, request: dict[str, Any], _: bytes) -> Answer:
         own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -137,6 +137,18 @@ class Files:
             data = file.read(max(0, min(length, wire.MAX_PAYLOAD)))
             return os.fstat(file.fileno()).st_size, data
 
+    def seal(self, checkpoint: str, part: str, number: int, key: bytes) -> tuple[int, bytes]:
+        """A part's size now, and one frame of it as it may leave the site."""
+        from gridhypervisor.agent.cipher import seal  # few relays do
+
+        name = f"{wire.CHECKPOINTS}/{checkpoint}/{part}"
+        with self.existing(name).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not 0 <= number < wire.frames_of(size):
+                raise Refused("offset", f"seal {name}: it has no frame {number}, with {size} bytes")
+            data = os.pread(file.fileno(), wire.FRAME, number * wire.FRAME)
+        return size, seal(key, os.urandom(wire.NONCE), data, wire.bound_to(checkpoint, part, size, number))
+
     def fetch(self, entry: Path, names: list[str], most: int, outputs: bool) -> dict[str, bytes | None]:
         """Files of the entry, and (`outputs`) those that its sentinel lists, by name; None where there is none.
 

@@ -46,6 +46,7 @@ class Report:
         self.grant: Grant | None = None  # that answers to the beats renew
         self.effort: Effort | None = None  # of the guest, while its program runs
         self.saved: Saved | None = None  # what became of the last wish to save the guest
+        self.serves = False  # of a service: it is ready
         self.asks = ""  # why the program asked to be moved, if it did
         self.attachment: Attachment | None = None  # to private networks
         self.timings: list[Timing] = []
@@ -107,7 +108,7 @@ class Report:
             entry=self.entry.name, epoch=self.owner.epoch, claim=self.owner.claim, sequence=self._sequence,
             phase=self._phases[-1].phase, phases=tuple(self._phases), elapsed=self.elapsed, node=self.owner.node,
             pid=os.getpid(), hypervisor=self.hypervisor, note=self.note, ready_at=self.ready_at,
-            effort=self.effort, asks=self.asks, saved=self.saved, timings=tuple(self.timings),
+            effort=self.effort, asks=self.asks, serves=self.serves, saved=self.saved, timings=tuple(self.timings),
             at=self.attachment.at if self.attachment is not None else "",
             frames=self.attachment.counts if self.attachment is not None else {},
         )  # fmt: skip

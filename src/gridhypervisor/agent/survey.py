@@ -19,7 +19,7 @@ from gridhypervisor.agent.scratchdisk import full
 from gridhypervisor.agent.trial import Trial
 from gridhypervisor.agent.watchdog import Watchdog
 from gridhypervisor.agent.world import World
-from gridhypervisor.model.wire import HypervisorKind, NodeReport, Proven
+from gridhypervisor.model.wire import HypervisorKind, NodeReport, Proven, baseline_of
 
 
 def survey(world: World, run: Path, memory: Path, watchdog: Watchdog, entry: Path, scratch: Path) -> NodeReport:
@@ -42,7 +42,7 @@ def survey(world: World, run: Path, memory: Path, watchdog: Watchdog, entry: Pat
         memory=sizes.get("MemTotal", 0), memory_free=sizes.get("MemAvailable", 0), workdir=str(entry.parents[1]),
         scratch=str(scratch), scratch_free=space.f_bavail * space.f_frsize, hypervisors=_proven(found),
         relay=reach(entry), arch=os.uname().machine, mhz=int(clock) if clock.isdecimal() else 0,
-        scratch_size=space.f_blocks * space.f_frsize,
+        scratch_size=space.f_blocks * space.f_frsize, baseline=baseline_of(_first("flags", processor).split()),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gridhypervisor.agent import renewal
 from gridhypervisor.agent.channel import Heard
-from gridhypervisor.agent.checkpoints import HEARD, MEMORY, Damaged, Reader, sweep, wide_pipe
+from gridhypervisor.agent.checkpoints import HEARD, MEMORY, Damaged, Reader, SealedReader, sweep, wide_pipe
 from gridhypervisor.agent.ending import Ending, now
 from gridhypervisor.agent.hypervisor import Machine, Saver
 from gridhypervisor.agent.instant import LOST, Beginning, Waiting
@@ -25,7 +25,7 @@ from gridhypervisor.agent.likeness import difference
 from gridhypervisor.agent.verdict import stopped
 from gridhypervisor.agent.vm import Vm
 from gridhypervisor.agent.world import World
-from gridhypervisor.model.wire import Checkpoint, OperationKind, Reason, WireError, from_plain
+from gridhypervisor.model.wire import KEY, SEALED, Checkpoint, OperationKind, Reason, WireError, from_plain
 
 _LIMIT = 60.0  # seconds in which a guest is taken up, and as many as its memory takes at this rate:
 _RATE = 16 << 20  # bytes a second, packed, of a node that does much else
@@ -110,10 +110,10 @@ class TakingUp(Beginning):
 
 def prepare(
     checkpoint: Checkpoint, here: Mapping[str, object], machine: Machine, saver: Saver | None, world: World,
-    folder: Path, run: Path, entry: Path, stop: Callable[[], bool],
+    folder: Path, run: Path, entry: Path, stop: Callable[[], bool], *, sealed: bool,
 ) -> TakingUp:  # fmt: skip
     """Bring all of a checkpoint to this node: the machine's disks are made anew, the entry has what was printed.
-    `here`: what must be alike; `folder`: the account's checkpoints.
+    `here`: what must be alike; `folder`: the account's checkpoints; `sealed`: it came with the entry.
 
     Raises:
         Ending: it cannot be taken up here (checkpoint), there is no room (node-disk), or somebody wants it to end.
@@ -126,7 +126,10 @@ def prepare(
     if disks.keys() != checkpoint.disks.keys():
         raise refused(checkpoint, f"its disks are {sorted(checkpoint.disks)}, the machine's {sorted(disks)}")
     try:
-        reader = Reader(folder, checkpoint, run / "checkpoint", world, stop)
+        place = run / "checkpoint"
+        reader = Reader(folder, checkpoint, place, world, stop) if not sealed else SealedReader(
+            entry / SEALED, _key(entry), checkpoint, place, world, stop
+        )  # fmt: skip
         reader.bring()
         reader.unpack(disks)
         reader.lay(entry)
@@ -142,3 +145,11 @@ def prepare(
     return TakingUp(
         resume, boot, machine, saver, checkpoint=checkpoint, reader=reader, heard=heard, bringing=now() - began
     )  # fmt: skip
+
+
+def _key(entry: Path) -> bytes:
+    """What opens the copy that came with an entry. Raises: Damaged."""
+    try:
+        return bytes.fromhex((entry / KEY).read_text())
+    except (OSError, ValueError) as error:
+        raise Damaged(f"the key of its copy cannot be read: {error}") from error

@@ -72,6 +72,8 @@ class Vm:
         self.free: int | None = None  # bytes left on the scratch disk, at the agent's last word
         self.cannot = ""
         self.asks = ""  # why the program wants to be moved, in its words or else ours
+        self.probed: tuple[int, int, str] | None = None  # the last answer: which, exit code, what it said
+        self.execution: Callable[[list[str]], None] | None = None  # whom to tell what a command beside the program says
         self.running = False
         self.status: int | None = None  # the hypervisor's, as wait() gives it
         self.cpu = 0.0  # seconds of the hypervisor
@@ -331,6 +333,10 @@ class Vm:
                     self.frozen = count, how == "1"
                 case ["RENEWED", word]:
                     self.renewed = number(word)
+                case ["PROBED", word, code, *said] if None not in (numbers := (number(word), number(code))):
+                    self.probed = numbers[0] or 0, numbers[1] or 0, " ".join(said)[:200]
+                case ["TOOK" | "PRINTED" | "EXECUTED", _, *_] if self.execution is not None:
+                    self.execution(words)
                 case ["MOVE", *why]:
                     self.asks = " ".join(why)[:200] or Reason.MOVED
                 case ["CANNOT", *why]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from gridhypervisor.agent.loop import Loop
 from gridhypervisor.agent.verdict import stopped
 from gridhypervisor.agent.watchdog import Watchdog
 from gridhypervisor.model import wire
-from gridhypervisor.model.wire import Reason
+from gridhypervisor.model.wire import Execute, Reason
 
 if TYPE_CHECKING:
     from gridhypervisor.agent.inotify import Inotify
@@ -62,6 +62,8 @@ class Wishes:
         self._saves = 0  # the number of the last one
         self.table: Callable[[str], None] | None = None  # whom to tell who is in the VM's private networks
         self._tables = 0  # the version of the last one
+        self.execute: Callable[[int, Execute], None] | None = None  # whom to tell of a command for the guest
+        self._executes = 0  # the number of the last one
         self.limits, self.grant = limits, grant
         self._control = entry / wire.CONTROL
         self._watchdog, self._loop, self._log = watchdog, loop, log
@@ -112,6 +114,9 @@ class Wishes:
         if self.table is not None and (found := spool.newest_table(self._control)) and found[0] > self._tables:
             self._tables = found[0]
             self.table(found[1])
+        if self.execute is not None:
+            for number, command in self._to_execute():
+                self.execute(number, command)
 
     def stopped(self) -> bool:
         return self.stop is not None
@@ -168,6 +173,19 @@ class Wishes:
         then, _, why = said.partition(":")
         reason = Reason.HAND_OVER if then == wire.SAVE_HAND_OVER else Reason.SUSPENDED
         return SaveWish(self._saves, then, why.strip(), reason)
+
+    def _to_execute(self) -> Iterator[tuple[int, Execute]]:
+        """The commands that are new, in the order of their numbers. What was taken is removed: there may be many."""
+        names = (name.removeprefix(wire.EXECUTE) for name in self._left_in_control() if name.startswith(wire.EXECUTE))
+        for number in sorted(int(name) for name in names if name.isdecimal()):
+            path = self._control / f"{wire.EXECUTE}{number}"
+            with contextlib.suppress(OSError, wire.WireError):
+                command = spool.read_json(path, Execute)
+                if command is not None and number > self._executes:
+                    self._executes = number
+                    yield number, command
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _left_in_control(self) -> list[str]:
         # A listing asks the file server, where a look at one name may be answered from the memory of its absence.

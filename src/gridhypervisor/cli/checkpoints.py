@@ -10,6 +10,7 @@ from gridhypervisor.cli import complete, groups
 from gridhypervisor.cli.output import age as length
 from gridhypervisor.cli.output import ago, dim, doing, echo, emit, format_option, plain, size, table
 from gridhypervisor.client.launcher import connect
+from gridhypervisor.model.states import CopyState
 from gridhypervisor.model.views import JobView
 
 _jobs = click.argument("jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=complete.jobs)
@@ -41,11 +42,17 @@ def suspend(jobs: tuple[str, ...], output: str) -> None:
 
 @click.command()
 @_jobs
+@click.option(
+    "--to", default="", metavar="SITE", shell_complete=complete.sites, help="There, and nowhere else from now on."
+)
 @format_option
-def resume(jobs: tuple[str, ...], output: str) -> None:
-    """Have suspended jobs go on where they stood."""
+def resume(jobs: tuple[str, ...], to: str, output: str) -> None:
+    """Have suspended jobs go on where they stood.
+
+    With --to the saved guest is brought to another site first, by way of the service's machine.
+    """
     client = connect()
-    _say([client.resume(groups.job_of(client, job)) for job in jobs], output)
+    _say([client.resume(groups.job_of(client, job), to) for job in jobs], output)
 
 
 @click.command()
@@ -107,18 +114,37 @@ def list_checkpoints(job: str, output: str) -> None:
         return
     now = time.time()
     rows = [
-        (c.id, c.job, c.site, ago(now - c.made), length(c.executed), size(c.bytes), str(c.state), plain(c.note))
+        (
+            *(c.id, c.job, c.site, ago(now - c.made), length(c.executed), size(c.bytes)),
+            *(str(c.state), "" if c.copy is CopyState.NONE else str(c.copy), plain(c.note)),
+        )
         for c in found
     ]
-    table(("ID", "JOB", "SITE", "MADE", "RAN", "SIZE", "STATE", "NOTE"), rows, right=(5,))
+    table(("ID", "JOB", "SITE", "MADE", "RAN", "SIZE", "STATE", "COPY", "NOTE"), rows, right=(5,))
 
 
 @checkpoint.command(name="delete")
 @_one
 def delete_checkpoint(checkpoint: str) -> None:
-    """Remove a checkpoint from its site. Its job goes on from an older one then, or begins anew."""
+    """Remove a checkpoint, and its copy. Its job goes on from an older one then, or begins anew."""
     connect().delete_checkpoint(checkpoint)
     echo(f"{checkpoint}  deleted")
+
+
+@checkpoint.command(name="copy")
+@_one
+@format_option
+def copy_checkpoint(checkpoint: str, output: str) -> None:
+    """Bring a copy of a checkpoint to the service's machine, so that its job may go on at any site.
+
+    It is sealed before it leaves its site: without its key, which stays with the service, nobody can read it.
+    """
+    found = connect().copy_checkpoint(checkpoint)
+    if output != "table":
+        emit(found, output)
+        return
+    coming = f"is being copied; `ghv checkpoint list {found.job}` shows when that is done"
+    echo(f"{checkpoint}  {'a copy is here' if found.copy is CopyState.KEPT else coming}")
 
 
 @checkpoint.command(name="restore")

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import click
 
 from gridhypervisor.cli.output import GREEN, dim, echo, emit, format_option, paint
+from gridhypervisor.cli.request import PairType
 from gridhypervisor.model.spec import JobSpec, problems
 from gridhypervisor.model.views import ServiceError
-from gridhypervisor.model.yamlspec import Check, json_schema, load
+from gridhypervisor.model.yamlspec import Check, json_schema, load, parse
 
 if TYPE_CHECKING:
     from gridhypervisor.client.sync import Client
+    from gridhypervisor.model.infrastructure import InfrastructureSpec
 
 
 def read_job(path: str, absent: Check[JobSpec] | None = None) -> JobSpec:
@@ -38,28 +40,49 @@ def folder_of(path: str) -> str:
 
 
 @click.command()
-@click.option("-f", "--file", "path", required=True, metavar="FILE", help="The job's YAML file; - for stdin.")
+@click.argument("file", default="", metavar="[FILE]")
+@click.option("-f", "--file", "path", default="", metavar="FILE", help="The same; - for stdin.")
+@click.option(
+    "-p", "--param", "parameters", multiple=True, type=PairType(), metavar="NAME=VALUE",
+    help="A parameter's value, of an infrastructure. May be repeated.",
+)  # fmt: skip
 @format_option
-def validate(path: str, output: str) -> None:
-    """Check a job's file without running it: what it says, its inputs, and while the service runs its image and site.
+def validate(file: str, path: str, parameters: tuple[tuple[str, str], ...], output: str) -> None:
+    """Check the file of a job or of a virtual infrastructure without running it: what it says, its inputs, and while
+    the service runs images and sites.
 
     All that is wrong is told at once, with its line.
     """
     from gridhypervisor.client.launcher import answers, connect, find_paths
 
-    client = (
-        connect() if os.environ.get("GHV_URL") or answers(find_paths()) else None
-    )  # to look at a file starts no service
-    spec = read_job(path, lambda spec: _absent(spec, folder_of(path), client))
+    if bool(file) == bool(path):
+        raise click.UsageError("Say which file, once: ghv validate FILE")
+    path = file or path
+    there = os.environ.get("GHV_URL") or answers(find_paths())
+    client = connect() if there else None  # to look at a file starts no service
+    name, text = ("stdin", sys.stdin.read()) if path == "-" else (path, Path(path).read_text(errors="replace"))
+    document, folder = parse(name, text), folder_of(path)
+    spec: JobSpec | InfrastructureSpec
+    if document.kind == "VirtualInfrastructure":
+        from gridhypervisor.cli.infrastructures import absent_of
+        from gridhypervisor.model import infrafile
+
+        spec = infrafile.read(document, dict(parameters), lambda spec: absent_of(spec, folder, client))
+        told = ", ".join(f"{role.wanted} {name}" for name, role in spec.roles.items())
+    else:
+        if parameters:
+            raise click.UsageError("Only the file of a virtual infrastructure has parameters.")
+        spec = document.convert(JobSpec, problems, lambda spec: absent(spec, folder, client))
+        told = f"{spec.image}: {shlex.join(spec.command)}"
     if output != "table":
         emit(spec, output)
     else:
-        echo(f"{paint('ok', GREEN)}  {path}: {spec.image}: {shlex.join(spec.command)}")
+        echo(f"{paint('ok', GREEN)}  {path}: {told}")
     if client is None:
-        echo(dim("The service does not run, so nobody has looked for the image and the site."), err=True)
+        echo(dim("The service does not run, so nobody has looked for images and sites."), err=True)
 
 
-def _absent(spec: JobSpec, folder: str, client: Client | None) -> Iterator[tuple[str, str]]:
+def absent(spec: JobSpec, folder: str, client: Client | None) -> Iterator[tuple[str, str]]:
     """What a job's file names and is not there."""
     from gridhypervisor.cli.request import missing_inputs
 
@@ -82,6 +105,13 @@ def job_schema() -> str:
     return json.dumps(json_schema(JobSpec, title="GridHypervisor job"), indent=2, ensure_ascii=False) + "\n"
 
 
+def infrastructure_schema() -> str:
+    """The JSON Schema of an infrastructure's file, as docs/infrastructure.schema.json holds it."""
+    from gridhypervisor.model import infrafile
+
+    return json.dumps(infrafile.schema(), indent=2, ensure_ascii=False) + "\n"
+
+
 def policy_schema() -> str:
     """The JSON Schema of a policy's file."""
     from gridhypervisor.model.policy import SchedulingPolicy
@@ -98,13 +128,18 @@ def simulation_schema() -> str:
     )
 
 
-SCHEMAS = {"job": job_schema, "policy": policy_schema, "simulation": simulation_schema}
+SCHEMAS = {
+    "job": job_schema,
+    "infrastructure": infrastructure_schema,
+    "policy": policy_schema,
+    "simulation": simulation_schema,
+}
 
 
 @click.command()
 @click.argument("what", type=click.Choice(list(SCHEMAS)))
 def schema(what: str) -> None:
-    """Print the JSON Schema of a job's file, a policy's, or a simulation's, for editors and checks."""
+    """Print the JSON Schema of a job's file, an infrastructure's, a policy's, or a simulation's, for editors."""
     echo(SCHEMAS[what](), newline=False)
 
 

@@ -1,5 +1,5 @@
-"""What the verbs show and do of arrays, which are named a12, gangs, g12, workflows, w12, and of their jobs: a12[7] or
-a12.7, g12.0, w12.B."""
+"""What the verbs show and do of arrays, which are named a12, gangs, g12, workflows, w12, infrastructures, i12 or as
+their users call them, and of their jobs: a12[7] or a12.7, g12.0, w12.B, i12.worker-0 or slurm-lab.worker-0."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from gridhypervisor.cli.output import (
 )
 from gridhypervisor.cli.progress import Line, Progress
 from gridhypervisor.client.sync import Client
-from gridhypervisor.model.states import JobState
+from gridhypervisor.model.states import InfrastructureState, JobState
 from gridhypervisor.model.views import Explanation, GroupView, JobView
 
-_GROUP = re.compile(r"[agw]\d+")
-_MEMBER = re.compile(r"([agw]\d+)(?:\[(.+)\]|\.(.+))")
+_GROUP = re.compile(r"[agwi]\d+")
+_MEMBER = re.compile(r"([agwi]\d+)(?:\[(.+)\]|\.(.+))")
+_NAMED = re.compile(r"([a-z][a-z0-9-]*)(?:\.([a-z0-9-]+))?")
 
 _ORDER = (
     *(JobState.RUNNING, JobState.EPILOG, JobState.QUEUED, JobState.PROLOG, JobState.SUSPENDED),
@@ -55,12 +56,26 @@ def is_gang(name: str) -> bool:
     return is_group(name) and name.startswith("g")
 
 
+def is_infrastructure(name: str) -> bool:
+    return is_group(name) and name.startswith("i")
+
+
+def known(client: Client, name: str) -> str:
+    """An infrastructure, or a VM of one, that is named as its user calls it, by id; everything else as it is."""
+    match = None if is_job(name) else _NAMED.fullmatch(name)
+    if match is None:
+        return name
+    found = client.infrastructure(match[1]).id
+    return f"{found}.{match[2]}" if match[2] else found
+
+
 def is_job(name: str) -> bool:
     return re.fullmatch(r"j\d+", name) is not None or is_group(name) or _MEMBER.fullmatch(name) is not None
 
 
 def job_of(client: Client, name: str) -> str:
     """The id of a job that is named by its id, or as one of a group's."""
+    name = known(client, name)
     if is_group(name):
         raise click.UsageError(f"{name} is many jobs: name one of them, as {name}.7; ghv list {name} shows them.")
     match = _MEMBER.fullmatch(name)
@@ -68,7 +83,7 @@ def job_of(client: Client, name: str) -> str:
 
 
 def jobs_of(client: Client, names: tuple[str, ...]) -> Iterator[str]:
-    return (name if is_group(name) else job_of(client, name) for name in names)
+    return (name if is_group(name) else job_of(client, name) for name in (known(client, name) for name in names))
 
 
 def counted(group: GroupView) -> str:
@@ -77,6 +92,8 @@ def counted(group: GroupView) -> str:
         from gridhypervisor.cli import dag
 
         return dag.counted(group)
+    if group.infrastructure is not None:
+        return f"{group.well} of {group.total} VMs ready"
     counts = {JobState(state): count for state, count in group.counts.items()}
     bad = sum(count for state, count in counts.items() if state.final) - group.well
     words = [f"{group.well} of {group.total} well"]
@@ -89,6 +106,11 @@ def counted(group: GroupView) -> str:
 
 def state(group: GroupView) -> str:
     """A group's state in its colour; done, with a task that did not end well, is not green."""
+    if group.infrastructure is not None:
+        colours = {InfrastructureState.READY: GREEN, InfrastructureState.FAILED: RED}
+        return paint(
+            str(group.infrastructure), colours.get(group.infrastructure, None if group.state.final else YELLOW)
+        )
     if group.state is JobState.DONE and group.first_bad is not None:
         return paint("done", YELLOW)
     colour = {JobState.DONE: GREEN, JobState.FAILED: RED, JobState.CANCELLED: None}.get(group.state, YELLOW)
@@ -106,6 +128,8 @@ def exit_code(group: GroupView) -> int:
         return exits.Exit.CANCELLED
     if group.exit_code is not None:
         return group.exit_code
+    if group.infrastructure is not None and group.state is JobState.FAILED:
+        return exits.Exit.INFRASTRUCTURE
     return exits.of_job(group.first_bad) if group.first_bad is not None else exits.Exit.OK
 
 

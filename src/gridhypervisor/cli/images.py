@@ -129,6 +129,7 @@ def verify(image: str, output: str) -> int:
 @click.option("--scratch", type=SIZE, metavar="SIZE", help="The guest's scratch disk.  [default: 2Gi]")
 @click.option("--network", type=click.Choice(["none", "restricted", "outbound"]), help="[default: none]")
 @click.option("--hypervisor", type=click.Choice(["auto", "kvm", "tcg"]), help="[default: auto]")
+@click.option("--cpu", metavar="NAME", help="The processor that the guest sees.")
 @click.option(
     "--timeout", type=DURATION, default=f"{PATIENCE // 60}m", show_default=True, help="For each site, with its queue."
 )
@@ -142,8 +143,8 @@ def warm(
     ghv image warm xmm --memory 1G --hypervisor tcg --site cluster
     ghv image warm -f job.yaml
 
-    A snapshot serves jobs of that image, with the same cpus, memory, scratch, network and hypervisor. It is made
-    by a small batch job. Exits with 75 where a site cannot have one, with 69 if nobody can tell yet.
+    A snapshot serves jobs of that image, with the same cpus, memory, scratch, network, hypervisor and cpu. It is
+    made by a small batch job. Exits with 75 where a site cannot have one, with 69 if nobody can tell yet.
     """
     if not image and not file:
         raise click.UsageError("Name an IMAGE, or give a job's file with -f.")

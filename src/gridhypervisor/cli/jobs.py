@@ -36,7 +36,7 @@ from gridhypervisor.cli.progress import Progress
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.client.sync import Client
 from gridhypervisor.model.ledger import Ledger
-from gridhypervisor.model.states import JobState
+from gridhypervisor.model.states import InfrastructureState, JobState
 from gridhypervisor.model.views import (
     CheckpointView,
     EventView,
@@ -47,7 +47,7 @@ from gridhypervisor.model.views import (
     JobView,
 )
 
-_PARTS = {"w": "node", "g": "member", "a": "task"}
+_PARTS = {"w": "node", "g": "member", "a": "task", "i": "VM"}
 """What a job is called in its group, by the first letter of the group's id."""
 
 _one_job = click.argument("job", shell_complete=complete.jobs)
@@ -75,11 +75,14 @@ def list_jobs(group: str, states: tuple[str, ...], site: str, before: str, limit
 
     Also: ghv ls.
     """
+    client = connect()
+    if group and not groups.is_job(group):
+        group = groups.known(client, group)
     if group and not groups.is_group(group):
         raise click.UsageError(
-            f"{group} is no array, like a12, no gang, like g12, and no workflow, like w12. Of a job: ghv show {group}"
+            f"{group} is no array, like a12, no gang, like g12, no workflow, like w12, and no infrastructure. "
+            f"Of a job: ghv show {group}"
         )
-    client = connect()
     if group:
         client.group(group)  # raises that there is none
     found: list[JobView | GroupView] = []
@@ -132,8 +135,15 @@ def _what(job: JobView) -> str:
 @click.option("--dot", is_flag=True, help="Draw a workflow as it is now, for Graphviz.")
 @format_option
 def show(job: str, dot: bool, output: str) -> None:
-    """Show a job, an array, a gang or a workflow: its state, its attempts, and where its time went."""
+    """Show a job, an array, a gang, a workflow or an infrastructure: state, attempts, and where the time went."""
     client = connect()
+    job = groups.known(client, job)
+    if groups.is_infrastructure(job):
+        from gridhypervisor.cli import infrastructures  # what few need
+
+        view = client.infrastructure(job)
+        infrastructures.show(view) if output == "table" else emit(view, output)
+        return
     if groups.is_group(job):
         _show_group(client, job, dot, output)
         return
@@ -233,8 +243,11 @@ def _show_attempts(detail: JobDetail) -> None:
 def _show_checkpoints(checkpoints: Sequence[CheckpointView]) -> None:
     echo(f"\n{bold('Checkpoints')}")
     now = time.time()
-    rows = [(c.id, c.site, ago(now - c.made), length(c.executed), str(c.state)) for c in checkpoints]
-    table(("ID", "SITE", "MADE", "RAN", "STATE"), rows, indent="  ")
+    rows = [
+        (c.id, c.site, ago(now - c.made), length(c.executed), str(c.state), "" if c.copy == "none" else str(c.copy))
+        for c in checkpoints
+    ]
+    table(("ID", "SITE", "MADE", "RAN", "STATE", "COPY"), rows, indent="  ")
 
 
 def _show_ledger(ledger: Ledger) -> None:
@@ -306,6 +319,7 @@ def _write(stream: str, data: bytes) -> None:
 def events(job: str, watch: bool, after: int, output: str) -> None:
     """Print each change of a job, or of all jobs: when, and why."""
     client = connect()
+    job = groups.known(client, job) if job else job
     if job and not groups.is_group(job):
         job = groups.job_of(client, job)
     if job and not client.events(after=0, job=job):
@@ -327,7 +341,7 @@ def events(job: str, watch: bool, after: int, output: str) -> None:
         echo(_event_line(event))
 
 
-_ENDINGS = {state for state in JobState if state.final}
+_ENDINGS = {str(state) for states in (JobState, InfrastructureState) for state in states if state.final}
 
 
 def _event_line(event: EventView) -> str:
@@ -343,7 +357,7 @@ def _event_line(event: EventView) -> str:
 @_some_jobs
 @format_option
 def wait(jobs: tuple[str, ...], output: str) -> int:
-    """Wait until jobs, arrays, gangs and workflows have ended, and exit as they did.
+    """Wait until jobs, arrays, gangs, workflows and infrastructures have ended, and exit as they did.
 
     The exit code is that of the first of them that did not end well.
     """
@@ -374,7 +388,7 @@ def wait(jobs: tuple[str, ...], output: str) -> int:
 @_some_jobs
 @format_option
 def cancel(jobs: tuple[str, ...], output: str) -> None:
-    """End jobs, arrays, gangs or workflows. Results so far come home; the records stay."""
+    """End jobs, arrays, gangs, workflows or infrastructures. Results so far come home; the records stay."""
     client = connect()
     named = groups.jobs_of(client, jobs)
     _say_each([client.cancel_group(job) if groups.is_group(job) else client.cancel(job) for job in named], output)
@@ -401,6 +415,7 @@ def move(jobs: tuple[str, ...], to: str, output: str) -> None:
     """Have jobs leave their sites for others. A program that runs is ended, and begins anew there.
 
     Its inputs go there again, and its `restart_files` as they are then. Of results nothing comes home yet.
+    With --to a guest that can be saved is not ended: it goes on there where it stood.
     """
     client = connect()
     _say_each([client.move(groups.job_of(client, job), to) for job in jobs], output)
@@ -424,7 +439,7 @@ def _say_each(jobs: list[JobView | GroupView], output: str, *, recovered: bool =
 @click.command()
 @_some_jobs
 def delete(jobs: tuple[str, ...]) -> None:
-    """End jobs, arrays, gangs or workflows and forget them; results stay. Also: ghv rm."""
+    """End jobs, arrays, gangs, workflows or infrastructures and forget them; results stay. Also: ghv rm."""
     client = connect()
     for job in groups.jobs_of(client, jobs):
         client.delete_group(job) if groups.is_group(job) else client.delete(job)
@@ -440,6 +455,7 @@ def explain(job: str, output: str) -> None:
     Of an array or a workflow: what its jobs wait for, those that wait for the same in one line.
     """
     client = connect()
+    job = groups.known(client, job)
     if groups.is_group(job) and not groups.is_gang(job):
         groups.explain(client, job, output)
         return

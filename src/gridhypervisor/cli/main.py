@@ -38,6 +38,12 @@ _SECTIONS = {
         "checkpoint": "checkpoints:checkpoint",
         "delete": "jobs:delete",
     },
+    "Virtual infrastructures": {
+        "apply": "infrastructures:apply",
+        "scale": "infrastructures:scale",
+        "exec": "infrastructures:execute",
+        "cp": "infrastructures:cp",
+    },
     "What they run on": {
         "image": "images:image",
         "site": "sites:site",

@@ -25,6 +25,7 @@ from gridhypervisor.cli.output import (
     size,
     table,
 )
+from gridhypervisor.cli.request import PairType
 from gridhypervisor.client.launcher import connect
 from gridhypervisor.model.spec import JobSpec, problems
 from gridhypervisor.model.views import Candidate, MatchView, NodeView
@@ -88,13 +89,23 @@ def _rank(candidate: Candidate) -> str:
 
 @click.command()
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many jobs.")
+@click.option("-f", "--file", "path", metavar="FILE", help="Of this virtual infrastructure, where its VMs would go.")
+@click.option("-p", "--param", "parameters", multiple=True, type=PairType(), metavar="NAME=VALUE",
+              help="A parameter's value in FILE. May be repeated.")  # fmt: skip
 @format_option
-def plan(limit: int, output: str) -> None:
-    """Show where jobs that wait for a site would go, and when.
+def plan(limit: int, path: str | None, parameters: tuple[tuple[str, str], ...], output: str) -> int:
+    """Show where jobs that wait for a site would go, and when; or what applying an infrastructure's FILE would do.
 
     In the order in which they are served, as if what ran took its whole walltime; READY is when the guest is predicted
-    to be. A gang is one line, with the places that all of it gets at once. Nothing is promised.
+    to be. A gang is one line, with the places that all of it gets at once. Of an infrastructure: where each VM would go
+    now, how each site was weighed, and, of one that is there, what would change. Nothing is promised.
     """
+    if path:
+        from gridhypervisor.cli import infrastructures
+
+        return infrastructures.plan(path, parameters, output)
+    if parameters:
+        raise click.UsageError("Parameters are of an infrastructure's file: give it with -f FILE.")
     found = connect().plan(limit)
     if output != "table":
         emit(found, output)
@@ -116,6 +127,7 @@ def plan(limit: int, output: str) -> None:
                 )
             )
         table(("JOB", "NAME", "OWNER", "SITE", "GIVEN", "RUNS", "READY", "WHY"), rows, one_line=True)
+    return exits.Exit.OK
 
 
 def _in(at: float | None, now: float) -> str:

@@ -47,6 +47,8 @@ class Flags(msgspec.Struct, frozen=True):
     retry: int | None
     network: Literal["none", "restricted", "outbound"] | None
     hypervisor: Literal["auto", "kvm", "uml", "tcg"] | None
+    cpu: str | None
+    copy_checkpoints: bool | None
     instant: Literal["auto", "never"] | None
     isolation: Literal["auto", "job"] | None
     on_silence: Literal["keep", "replace"] | None
@@ -143,6 +145,8 @@ def _override(base: JobSpec, flags: Flags) -> JobSpec:
         "retry": msgspec.structs.replace(base.retry, **_present({"times": flags.retry})),
         "network": flags.network,
         "hypervisor": flags.hypervisor,
+        "cpu": flags.cpu,
+        "copy_checkpoints": flags.copy_checkpoints,
         "instant": flags.instant,
         "isolation": flags.isolation,
         "on_silence": flags.on_silence,

@@ -99,6 +99,16 @@ if TYPE_CHECKING:
     help="What runs the guest: kvm and uml compute at native speed, tcg emulates.  [default: auto]",
 )
 @click.option(
+    "--cpu",
+    metavar="NAME",
+    help="The processor that the guest sees: a baseline (x86-64-v2), common, or host; see docs/hypervisors.md.",
+)
+@click.option(
+    "--copy-checkpoints/--no-copy-checkpoints",
+    default=None,
+    help="Bring a sealed copy of each of its checkpoints here, so that it may go on at any site.",
+)
+@click.option(
     "--instant",
     type=click.Choice(["auto", "never"]),
     help="Start from a snapshot of the booted image where there is one, or boot.  [default: auto]",

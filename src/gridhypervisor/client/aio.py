@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from socket import IPPROTO_TCP, SOL_SOCKET
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -48,6 +48,13 @@ from gridhypervisor.model.views import (
 if TYPE_CHECKING:
     from gridhypervisor.model.access import Caller, Result, TokenRequest, TokenView, Upload
     from gridhypervisor.model.accounts import Accounts, By, History
+    from gridhypervisor.model.infraviews import (
+        ExecRequest,
+        ExecView,
+        InfrastructurePlan,
+        InfrastructureRequest,
+        InfrastructureView,
+    )
     from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
     from gridhypervisor.model.workflow import Progress, Request
 
@@ -124,6 +131,41 @@ class AsyncClient:
         """The group as it changes; the last item is of its end."""
         return self._stream(calls.GroupFeed(group))
 
+    async def apply(self, request: InfrastructureRequest, key: str = "") -> InfrastructureView:
+        """Have an infrastructure that is so: a new one, or the one of this name is changed."""
+        return await self._ask(calls.apply(request, key))
+
+    async def plan_infrastructure(self, request: InfrastructureRequest) -> InfrastructurePlan:
+        """What applying it would do now."""
+        return await self._ask(calls.plan_infrastructure(request))
+
+    async def infrastructures(self, *, before: str = "", limit: int = 100) -> tuple[InfrastructureView, ...]:
+        """Newest first, below the id `before`."""
+        return await self._ask(calls.infrastructures(before, limit))
+
+    async def infrastructure(self, name: str) -> InfrastructureView:
+        """By its id, or its name: then the newest of that name."""
+        return await self._ask(calls.infrastructure(name))
+
+    def follow_infrastructure(self, name: str) -> AsyncIterator[InfrastructureView]:
+        """The infrastructure as it changes; the last item is of its end."""
+        return self._stream(calls.InfrastructureFeed(name))
+
+    async def scale(self, name: str, counts: Mapping[str, int]) -> InfrastructureView:
+        """Have so many VMs of each of these roles."""
+        return await self._ask(calls.scale(name, counts))
+
+    async def cancel_infrastructure(self, name: str) -> InfrastructureView:
+        return await self._ask(calls.cancel_infrastructure(name))
+
+    async def delete_infrastructure(self, name: str) -> None:
+        """It is gone when the sites have confirmed that nothing of it is left."""
+        await self._ask(calls.delete_infrastructure(name))
+
+    async def execute(self, job: str, request: ExecRequest) -> ExecView:
+        """Run a command in a VM beside its program, and wait for its end."""
+        return await self._ask(calls.execute(job, request))
+
     async def job(self, job: str) -> JobDetail:
         return await self._ask(calls.job(job))
 
@@ -141,8 +183,9 @@ class AsyncClient:
         """Save its guest and give its place free; what has not begun stands still as it is."""
         return await self._ask(calls.suspend(job))
 
-    async def resume(self, job: str) -> JobView:
-        return await self._ask(calls.resume(job))
+    async def resume(self, job: str, to: str = "") -> JobView:
+        """Have it go on; at the site `to`, if that is given, and from now on only there."""
+        return await self._ask(calls.resume(job, to))
 
     async def pause(self, job: str, *, undo: bool = False) -> JobView:
         """Have its guest stand still in its place; `undo`: have it go on."""
@@ -158,6 +201,10 @@ class AsyncClient:
 
     async def delete_checkpoint(self, checkpoint: str) -> None:
         await self._ask(calls.delete_checkpoint(checkpoint))
+
+    async def copy_checkpoint(self, checkpoint: str) -> CheckpointView:
+        """Have it copied to the service's machine; `checkpoints` tells when that is done."""
+        return await self._ask(calls.copy_checkpoint(checkpoint))
 
     async def restore(self, checkpoint: str) -> JobView:
         """Have its job go on from there, and not from a newer one."""

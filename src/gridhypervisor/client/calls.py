@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -48,6 +48,13 @@ from gridhypervisor.model.views import (
 
 if TYPE_CHECKING:
     from gridhypervisor.model.accounts import Accounts, By, History
+    from gridhypervisor.model.infraviews import (
+        ExecRequest,
+        ExecView,
+        InfrastructurePlan,
+        InfrastructureRequest,
+        InfrastructureView,
+    )
     from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
     from gridhypervisor.model.workflow import Progress, Request
 
@@ -203,8 +210,8 @@ def suspend(job: str) -> Call[JobView]:
     return Call("POST", path_of("jobs", job, "suspend"), JobView)
 
 
-def resume(job: str) -> Call[JobView]:
-    return Call("POST", path_of("jobs", job, "resume"), JobView)
+def resume(job: str, to: str) -> Call[JobView]:
+    return Call("POST", path_of("jobs", job, "resume", to=to), JobView)
 
 
 def pause(job: str, *, undo: bool) -> Call[JobView]:
@@ -221,6 +228,10 @@ def checkpoints(job: str) -> Call[list[CheckpointView]]:
 
 def delete_checkpoint(checkpoint: str) -> Call[None]:
     return Call("DELETE", path_of("checkpoints", checkpoint), type(None))
+
+
+def copy_checkpoint(checkpoint: str) -> Call[CheckpointView]:
+    return Call("POST", path_of("checkpoints", checkpoint, "copy"), CheckpointView)
 
 
 def restore(checkpoint: str) -> Call[JobView]:
@@ -369,6 +380,60 @@ def stop() -> Call[None]:
     return Call("POST", path_of("service", "stop"), type(None), repeatable=False)
 
 
+def _apply(name: str, request: InfrastructureRequest, result: type[T], key: str) -> Call[T]:
+    headers = (("Idempotency-Key", key),) if key else ()
+    return Call(
+        "POST", path_of("infrastructures", *([name] if name else [])), result, msgspec.json.encode(request), headers
+    )
+
+
+def apply(request: InfrastructureRequest, key: str = "") -> Call[InfrastructureView]:
+    from gridhypervisor.model.infraviews import InfrastructureView  # here, as all of these: few commands need them
+
+    return _apply("", request, InfrastructureView, key or os.urandom(16).hex())
+
+
+def plan_infrastructure(request: InfrastructureRequest) -> Call[InfrastructurePlan]:
+    from gridhypervisor.model.infraviews import InfrastructurePlan
+
+    return _apply("plan", request, InfrastructurePlan, "")
+
+
+def infrastructures(before: str, limit: int) -> Call[tuple[InfrastructureView, ...]]:
+    from gridhypervisor.model.infraviews import InfrastructureView
+
+    return Call("GET", path_of("infrastructures", before=before, limit=limit), tuple[InfrastructureView, ...])
+
+
+def infrastructure(name: str) -> Call[InfrastructureView]:
+    from gridhypervisor.model.infraviews import InfrastructureView
+
+    return Call("GET", path_of("infrastructures", name), InfrastructureView)
+
+
+def scale(name: str, counts: Mapping[str, int]) -> Call[InfrastructureView]:
+    from gridhypervisor.model.infraviews import InfrastructureView, ScaleRequest
+
+    body = msgspec.json.encode(ScaleRequest(dict(counts)))
+    return Call("POST", path_of("infrastructures", name, "scale"), InfrastructureView, body)
+
+
+def cancel_infrastructure(name: str) -> Call[InfrastructureView]:
+    from gridhypervisor.model.infraviews import InfrastructureView
+
+    return Call("POST", path_of("infrastructures", name, "cancel"), InfrastructureView)
+
+
+def delete_infrastructure(name: str) -> Call[None]:
+    return Call("DELETE", path_of("infrastructures", name), type(None))
+
+
+def execute(job: str, request: ExecRequest) -> Call[ExecView]:
+    from gridhypervisor.model.infraviews import ExecView
+
+    return Call("POST", path_of("jobs", job, "exec"), ExecView, msgspec.json.encode(request), repeatable=False)
+
+
 class Feed(abc.ABC, Generic[T]):
     """A stream of lines. `path` says where to go on; `take` reads a line; `ended` when there is no more to come.
 
@@ -451,6 +516,24 @@ class GroupFeed(Feed[GroupView]):
         return path_of("groups", self._group, "follow")
 
     def _accept(self, item: GroupView) -> GroupView:
+        self.ended = item.state.final
+        return item
+
+
+class InfrastructureFeed(Feed["InfrastructureView"]):
+    """An infrastructure as it changes. After a break its present view comes, perhaps once more."""
+
+    def __init__(self, name: str) -> None:
+        from gridhypervisor.model.infraviews import InfrastructureView
+
+        super().__init__(InfrastructureView)
+        self._name = name
+
+    @property
+    def path(self) -> str:
+        return path_of("infrastructures", self._name, "follow")
+
+    def _accept(self, item: InfrastructureView) -> InfrastructureView:
         self.ended = item.state.final
         return item
 

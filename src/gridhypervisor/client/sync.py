@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from gridhypervisor.client import calls, usercalls
@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     from gridhypervisor.client.remote import Remote
     from gridhypervisor.model.access import Caller, Result, TokenRequest, TokenView, Upload
     from gridhypervisor.model.accounts import Accounts, By, History
+    from gridhypervisor.model.infraviews import (
+        ExecRequest,
+        ExecView,
+        InfrastructurePlan,
+        InfrastructureRequest,
+        InfrastructureView,
+    )
     from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
     from gridhypervisor.model.workflow import Progress, Request
 
@@ -117,6 +124,41 @@ class Client:
         """The group as it changes; the last item is of its end."""
         return self._stream(calls.GroupFeed(group))
 
+    def apply(self, request: InfrastructureRequest, key: str = "") -> InfrastructureView:
+        """Have an infrastructure that is so: a new one, or the one of this name is changed."""
+        return self._ask(calls.apply(request, key))
+
+    def plan_infrastructure(self, request: InfrastructureRequest) -> InfrastructurePlan:
+        """What applying it would do now."""
+        return self._ask(calls.plan_infrastructure(request))
+
+    def infrastructures(self, *, before: str = "", limit: int = 100) -> tuple[InfrastructureView, ...]:
+        """Newest first, below the id `before`."""
+        return self._ask(calls.infrastructures(before, limit))
+
+    def infrastructure(self, name: str) -> InfrastructureView:
+        """By its id, or its name: then the newest of that name."""
+        return self._ask(calls.infrastructure(name))
+
+    def follow_infrastructure(self, name: str) -> Iterator[InfrastructureView]:
+        """The infrastructure as it changes; the last item is of its end."""
+        return self._stream(calls.InfrastructureFeed(name))
+
+    def scale(self, name: str, counts: Mapping[str, int]) -> InfrastructureView:
+        """Have so many VMs of each of these roles."""
+        return self._ask(calls.scale(name, counts))
+
+    def cancel_infrastructure(self, name: str) -> InfrastructureView:
+        return self._ask(calls.cancel_infrastructure(name))
+
+    def delete_infrastructure(self, name: str) -> None:
+        """It is gone when the sites have confirmed that nothing of it is left."""
+        self._ask(calls.delete_infrastructure(name))
+
+    def execute(self, job: str, request: ExecRequest) -> ExecView:
+        """Run a command in a VM beside its program, and wait for its end."""
+        return self._ask(calls.execute(job, request))
+
     def job(self, job: str) -> JobDetail:
         return self._ask(calls.job(job))
 
@@ -134,8 +176,9 @@ class Client:
         """Save its guest and give its place free; what has not begun stands still as it is."""
         return self._ask(calls.suspend(job))
 
-    def resume(self, job: str) -> JobView:
-        return self._ask(calls.resume(job))
+    def resume(self, job: str, to: str = "") -> JobView:
+        """Have it go on; at the site `to`, if that is given, and from now on only there."""
+        return self._ask(calls.resume(job, to))
 
     def pause(self, job: str, *, undo: bool = False) -> JobView:
         """Have its guest stand still in its place; `undo`: have it go on."""
@@ -151,6 +194,10 @@ class Client:
 
     def delete_checkpoint(self, checkpoint: str) -> None:
         self._ask(calls.delete_checkpoint(checkpoint))
+
+    def copy_checkpoint(self, checkpoint: str) -> CheckpointView:
+        """Have it copied to the service's machine; `checkpoints` tells when that is done."""
+        return self._ask(calls.copy_checkpoint(checkpoint))
 
     def restore(self, checkpoint: str) -> JobView:
         """Have its job go on from there, and not from a newer one."""

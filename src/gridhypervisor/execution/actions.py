@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from gridhypervisor.execution.cases import Cases
+from gridhypervisor.execution.copies import Copies
 from gridhypervisor.execution.ports import Session, Steps
 from gridhypervisor.model.records import ActionKind
 from gridhypervisor.model.replacing import replace
-from gridhypervisor.planning.draft import Action
+from gridhypervisor.planning.draft import HERE, Action
 from gridhypervisor.planning.world import Outcome, Result
 
 
@@ -24,13 +25,14 @@ class Actions:
         self,
         sessions: Mapping[str, Session],
         cases: Cases,
+        copies: Copies,
         touch: Callable[[str], None],
         clock: Callable[[], float],
         steps: Steps,
         count: Counter[tuple[str, str]],
     ) -> None:
         self._sessions, self._cases, self._touch, self._clock, self._steps = sessions, cases, touch, clock, steps
-        self._count = count
+        self._copies, self._count = copies, count
         self._tasks: dict[tuple[str, ActionKind], asyncio.Task[None]] = {}
 
     def start(self, job: str, action: Action) -> None:
@@ -61,7 +63,9 @@ class Actions:
             session, case = self._sessions.get(action.allocation.site), self._cases.get(job)
             if case is None:
                 return  # it was deleted meanwhile
-            if session is None:
+            if kind in HERE:
+                outcome = await self._erase(action)
+            elif session is None:
                 message = f"{kind} {entry}: site {action.allocation.site} was removed"
                 outcome = Outcome(Result.UNKNOWN, self._clock(), message=message, hint="add it again")
             else:
@@ -75,6 +79,23 @@ class Actions:
             self._count[str(kind), str(outcome.result) if outcome is not None else "stopped"] += 1
             if job in self._cases:
                 self._ended(job, entry, kind, outcome)
+
+    async def _erase(self, action: Action) -> Outcome:
+        """Remove the copy of a checkpoint from this machine."""
+        [name] = action.checkpoints
+        try:
+            await asyncio.to_thread(self._copies.erase, name)
+        except OSError as error:
+            words = f"erase the copy of checkpoint {name}: {error.filename}: {error.strerror or error}"
+            return Outcome(Result.UNKNOWN, self._clock(), message=words, copied=name)
+        return Outcome(Result.OK, self._clock(), copied=name)
+
+    def forget(self, job: str, entry: str, kinds: Container[ActionKind]) -> None:
+        """What came of these is written down: asked for again, they are done again."""
+        now = self._cases.observed(job, entry)
+        self._cases.observe(
+            job, entry, replace(now, outcomes={k: o for k, o in now.outcomes.items() if k not in kinds})
+        )
 
     def _ended(self, job: str, entry: str, kind: ActionKind, outcome: Outcome | None) -> None:
         """`outcome`: None where it was stopped."""

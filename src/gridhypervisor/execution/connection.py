@@ -132,6 +132,7 @@ async def greet(
         slots=limits.slots,
         listing_lag=driver.listing_lag,
         spool_lag=driver.spool_lag,
+        bundle=transport.bundle,
     )
     version, lending = limits.version, lending_of(hello)
     throttle = Throttle(driver.rates.commands)

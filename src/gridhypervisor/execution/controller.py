@@ -20,6 +20,7 @@ from gridhypervisor.execution.bill import Bill
 from gridhypervisor.execution.births import Births
 from gridhypervisor.execution.cases import Cases
 from gridhypervisor.execution.choosing import choose
+from gridhypervisor.execution.copies import Copies
 from gridhypervisor.execution.counts import Counts
 from gridhypervisor.execution.decisions import Decisions
 from gridhypervisor.execution.denials import Denials
@@ -48,6 +49,7 @@ from gridhypervisor.model.records import (
     AllocationState,
     CheckpointRecord,
     CheckpointState,
+    CopyState,
     Event,
     Job,
     JobState,
@@ -61,12 +63,11 @@ from gridhypervisor.planning.checkpoints import at_home
 from gridhypervisor.planning.draft import JobPlan
 from gridhypervisor.planning.fate import refusals
 from gridhypervisor.planning.gangs import leads, together, torn
-from gridhypervisor.planning.moves import given_away, left, movable
+from gridhypervisor.planning.moves import given_away, movable
 from gridhypervisor.planning.past import SETTLING
 from gridhypervisor.planning.placement import Choice
 from gridhypervisor.planning.reconcile import plan, seeker
 from gridhypervisor.planning.replay import as_it_is
-from gridhypervisor.planning.suiting import Seeker
 from gridhypervisor.planning.world import Case, Policy, Result, SiteFacts
 
 STORE_PAUSE = 2.0
@@ -94,6 +95,7 @@ class Controller:
         store: Store,
         sessions: Mapping[str, Session],
         logs: Logs,
+        copies: Copies,
         *,
         policy: Policy | None = None,
         clock: Callable[[], float],
@@ -118,7 +120,7 @@ class Controller:
             store, self.in_store, self.scheduling, self._policy_changed, self.followers.announce_events, clock
         )
         self._strays = Strays(store, self.in_store, self.sessions, self.cases)
-        self._actions = Actions(self.sessions, self.cases, self.touch, clock, steps, self.counts.actions)
+        self._actions = Actions(self.sessions, self.cases, copies, self.touch, clock, steps, self.counts.actions)
         self._births = Births(store, self.in_store, self._welcome, steps)
         self.groups = Groups(
             store, self.in_store, self.cases, self._adopt, self.wish, self.touch, self.followers, clock, steps,
@@ -241,6 +243,9 @@ class Controller:
             [accepted] = await self.in_store(self.store.commit, [Commit(records, (event,))])
             if accepted:
                 self.steps(f"after-commit:{step}")
+                for record in records:
+                    if isinstance(record, CheckpointRecord):
+                        self._follow(job, record)
             await self._reload(job)
             self.followers.announce_events()
             if accepted:
@@ -288,7 +293,7 @@ class Controller:
         """Something about it changed: plan it, and tell who follows it."""
         if (case := self.cases.get(job)) is not None:
             self._agenda.add(job)
-            if case.job.spec.gang is not None:
+            if case.job.spec.gang is not None or case.job.service is not None:
                 self.groups.touch(case.job.group)
         self.followers.announce(job)
 
@@ -361,9 +366,7 @@ class Controller:
 
     def _choices(self, cases: Iterable[Case], sites: Mapping[str, SiteFacts], now: float) -> dict[str, Choice]:
         seekers = [
-            Seeker(job, frozenset(refusals(c, self.policy, now)), left(c, now)[0])
-            for c in cases
-            if (job := seeker(c, sites, now)) is not None
+            seeking for c in cases if (seeking := seeker(c, sites, now, refusals(c, self.policy, now))) is not None
         ]
         if not seekers:
             return {}
@@ -415,6 +418,8 @@ class Controller:
             case = _changed(case, step.records)
             self._put(case)
             for record in step.records:
+                if isinstance(record, CheckpointRecord):
+                    self._follow(job, record)
                 if isinstance(record, Allocation) and record.state is not AllocationState.PLANNED:
                     self._actions.stop(record.pilot_job, ActionKind.PROLOG)
                     if record.state is AllocationState.RUNNING and (session := self.sessions.get(record.site)):
@@ -436,10 +441,18 @@ class Controller:
             self._places.leave(job)
         self._agenda.remind(job, step.wake_at)
         over = case.job.state.final and all(a.state is AllocationState.CLEANED for a in case.allocations)
-        over = over and all(c.state is CheckpointState.GONE for c in case.checkpoints)
+        over = over and all(c.over for c in case.checkpoints)
         if over and case.job.wish is not Wish.DELETE:
             restarts.forget(self.logs, case.job)
             self._drop(job)
+
+    def _follow(self, job: str, checkpoint: CheckpointRecord) -> None:
+        """What became of a checkpoint stands: nobody copies what is to go, and what came of earlier copying counts no
+        more."""
+        if checkpoint.state in (CheckpointState.DOOMED, CheckpointState.GONE):
+            self._actions.stop(checkpoint.entry, ActionKind.COPY)
+        if checkpoint.copy is not CopyState.WANTED:
+            self._actions.forget(job, checkpoint.entry, (ActionKind.COPY, ActionKind.ERASE))
 
     def _withdraw(self, case: Case) -> None:
         """Nothing of it that has not been submitted needs to be."""

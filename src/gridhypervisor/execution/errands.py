@@ -16,6 +16,7 @@ from gridhypervisor.execution import restarts
 from gridhypervisor.execution.cancellations import Cancellations
 from gridhypervisor.execution.collect import Collector
 from gridhypervisor.execution.connection import CALL, Connection
+from gridhypervisor.execution.copies import Copies, Unsound
 from gridhypervisor.execution.logs import OUTPUT, Logs
 from gridhypervisor.execution.ports import Listener
 from gridhypervisor.execution.prolog import Damaged, Prolog
@@ -42,6 +43,8 @@ _PURPOSES = {
     ActionKind.BATCH_CANCEL: "end its batch job at",
     ActionKind.BEGIN: "have it begin at",
     ActionKind.SAVE: "have its guest saved at",
+    ActionKind.COPY: "copy its checkpoint from",
+    ActionKind.ERASE: "erase the copy of its checkpoint from",
     ActionKind.LOOK: "look after it at",
     ActionKind.COLLECT: "bring the results from",
     ActionKind.CLEAN: "clean up after it at",
@@ -63,6 +66,7 @@ class Errands:
         connection: Connection,
         prolog: Prolog,
         logs: Logs,
+        copies: Copies,
         listener: Listener,
         *,
         clock: Callable[[], float],
@@ -74,7 +78,8 @@ class Errands:
         room = partial(listener.room_changed, connection.site.name)
         self.submissions = Submissions(connection, jitter=jitter, room=room, tell=progress)
         self._cancellations = Cancellations(connection)
-        self._connection, self._prolog, self._logs, self._listener = connection, prolog, logs, listener
+        self._connection, self._prolog, self._logs, self._copies = connection, prolog, logs, copies
+        self._listener = listener
         self._clock, self._progress, self._ask_listing, self._used = clock, progress, ask_listing, used
         self._measuring: asyncio.Task[None] | None = None
 
@@ -127,6 +132,10 @@ class Errands:
             case ActionKind.DISCARD:
                 await self._discard(action.checkpoints)
                 return replace(self._outcome(Result.OK), discarded=action.checkpoints)
+            case ActionKind.COPY:
+                return await self._copy(action, case)
+            case ActionKind.ERASE:
+                raise AssertionError("what is on this machine is no site's to erase")
             case ActionKind.BATCH_CANCEL:
                 batch_id = case.pilot_jobs[a.pilot_job].batch_id
                 await self._cancellations.cancel(a.pilot_job, batch_id)
@@ -229,6 +238,22 @@ class Errands:
         if checkpoints:
             paths = [f"{CHECKPOINTS}/{checkpoint}" for checkpoint in checkpoints]
             await self._connection.ask(Op.EVICT, {"paths": paths}, timeout=4 * CALL)
+
+    async def _copy(self, action: Action, case: Case) -> Outcome:
+        """Bring a copy of one checkpoint here. What is in its way here is told apart from what a site may mend."""
+        [name], what = action.checkpoints, purpose(action)
+        record = next(c for c in case.checkpoints if c.id == name)
+        tell = partial(self._progress, action.allocation.pilot_job)
+        try:
+            await self._copies.bring(self._connection.link, record.checkpoint, tell)
+            outcome = self._outcome(Result.OK)
+        except Unsound as error:
+            outcome = self._outcome(Result.REFUSED, f"{what}: {error}", reason=Reason.CHECKPOINT)
+        except OSError as error:
+            hint = "free some space; it is tried again by itself"
+            words = f"{what}: keep it in {error.filename}: {error.strerror or error}"
+            outcome = self._outcome(Result.UNKNOWN, words, hint, Reason.STAGING)
+        return replace(outcome, copied=name)
 
     async def _measure(self) -> None:
         """Learn what the relay has used so far; where many ask at a time, one asks for all."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -25,6 +26,8 @@ from gridhypervisor.model.workflow import Node, NodeRun, NodeState, Progress, Re
 from gridhypervisor.model.yamlspec import SpecError
 from gridhypervisor.planning.dagsteps import Described
 from gridhypervisor.planning.workflow import Standing, begin, job_variables
+
+V = TypeVar("V")
 
 PACE = 0.2
 """Seconds between two views of a group for who follows it: its tasks may change much faster than anybody reads."""
@@ -191,19 +194,32 @@ class GroupJobs(SuspendableJobs):
 
     async def follow_group(self, group: str) -> AsyncIterator[GroupView]:
         """The group as it changes, until it has ended."""
+        gone = JobState.CANCELLED
+        async for view in self._follow(
+            group,
+            lambda: self.group(group),
+            lambda view: view.state.final,
+            lambda view: msgspec.structs.replace(view, state=gone, note="it was deleted"),
+        ):
+            yield view
+
+    async def _follow(
+        self, group: str, look: Callable[[], Awaitable[V]], over: Callable[[V], bool], deleted: Callable[[V], V]
+    ) -> AsyncIterator[V]:
+        """What `look` sees of a group as it changes, until it is `over`."""
         changed, clock, took = asyncio.Event(), asyncio.get_running_loop().time, 0.0
         self.controller.followers.follow(group, changed)
         try:
-            yield (view := await self.group(group))
-            while not view.state.final:
+            yield (view := await look())
+            while not over(view):
                 await changed.wait()
                 await asyncio.sleep(max(PACE, SHARE * took))
                 changed.clear()  # before the look: what comes after it is told of again
                 before, began = view, clock()
                 try:
-                    view = await self.group(group)
+                    view = await look()
                 except ServiceError:  # deleted under the follower
-                    view = msgspec.structs.replace(before, state=JobState.CANCELLED, note="it was deleted")
+                    view = deleted(before)
                 took = clock() - began
                 if view != before:
                     yield view
@@ -220,7 +236,15 @@ class GroupJobs(SuspendableJobs):
 
     async def _group_view(self, group: Group) -> GroupView:
         tally = await self.controller.in_store(self.store.tally, group.id)
-        bad = await self._view(tally.first_bad) if tally.first_bad and not group.workflow else None
+        bad = (
+            await self._view(tally.first_bad)
+            if tally.first_bad and not group.workflow and group.blueprint is None
+            else None
+        )
         runs = (await self.workflow(group.id)).runs.values() if group.workflow else ()
         nodes = Counter(str(run.state) for run in runs)
-        return group_view(group, tally, bad, self.controller.groups.trouble.get(group.id, ""), dict(nodes))
+        view = group_view(group, tally, bad, self.controller.groups.trouble.get(group.id, ""), dict(nodes))
+        if group.blueprint is None:
+            return view
+        members = await self.controller.groups.infrastructures.members(group)
+        return msgspec.structs.replace(view, well=sum(m.ready is True for _, m in members))

@@ -16,6 +16,7 @@ from typing import assert_never
 
 from gridhypervisor.execution.cases import Cases
 from gridhypervisor.execution.followers import Followers
+from gridhypervisor.execution.infrastructures import Infrastructures
 from gridhypervisor.execution.ports import Steps, Store
 from gridhypervisor.execution.steps import Still
 from gridhypervisor.execution.storing import StoreThread
@@ -26,6 +27,7 @@ from gridhypervisor.model.records import Event, Group, JobState, Wish
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.planning.arrays import births, to_make, verdict
 from gridhypervisor.planning.gangs import decide, standing
+from gridhypervisor.planning.infrastructures import births as infrastructure_births
 from gridhypervisor.planning.packing import prepare
 from gridhypervisor.planning.world import Case, Gang
 
@@ -65,6 +67,7 @@ class Groups:
         self._wake = asyncio.Event()
         self.trouble: dict[str, str] = {}  # group -> what keeps it, in words for the user
         self.workflows = Workflows(store, in_store, cases, clock, self.touch)
+        self.infrastructures = Infrastructures(store, in_store, cases, clock)
 
     async def load(self) -> None:
         """Take up what the store knows; after the jobs."""
@@ -163,7 +166,7 @@ class Groups:
         step: Still = Still.GROUP,
     ) -> bool:
         after = replace(after, version=before.version + 1)
-        events = [_event(after, self._clock(), before.state, after.state, message)] if message else []
+        events = [_event(after, self._clock(), _state(before), _state(after), message)] if message else []
         self._steps(f"before-commit:{step}")
         if not await self._in_store(self._store.put_group, after, new, events, nodes):
             standing = await self._in_store(self._store.groups, ids=[before.id])
@@ -187,7 +190,9 @@ class Groups:
             return
         if group.wish is Wish.CANCEL:
             await self._cancel(self._cases.members(name))
-        if group.workflow:
+        if group.blueprint is not None:
+            await self._advance_infrastructure(group)
+        elif group.workflow:
             await self._advance_workflow(group)
         elif not await self._advance_gang(group):
             await self._advance_array(group)
@@ -203,6 +208,39 @@ class Groups:
         if what is not None and await self._put(group, what.group, [*what.births.values()], what.message, what.nodes):
             self.workflows.committed(what)
 
+    async def _advance_infrastructure(self, group: Group) -> None:
+        what = await self.infrastructures.next(group)
+        self._remind(group.id, what.wake_at)
+        new: Sequence[Birth] = ()
+        if what.births:
+            number = await self._in_store(self._store.reserve, len(what.births))
+            new = infrastructure_births(group, what.births, number, self._clock())
+        if new or what.standing is not None:
+            after = replace(group, standing=what.standing or group.standing, made=group.made + len(new))
+            if what.over is not None:
+                after = replace(after, state=what.over, ended=self._clock(), message=what.message)
+            if not await self._put(group, after, new, what.message):
+                return
+        for job, wish in what.ends:
+            await self._wish(job, wish)
+
+    async def change(self, group: str, change: Callable[[Group], Group], message: str) -> Group | None:
+        """Commit what `change` makes of it as it stands then; what that raises, is raised, with nothing done. None:
+        there is no such group (any more)."""
+        while (before := await self.find(group)) is not None:
+            after = change(before)
+            if after == before or await self._put(before, after, message=message):
+                return after
+        return None
+
+    def _remind(self, group: str, at: float | None) -> None:
+        """Look at it again then at the latest."""
+        if (earlier := self._reminders.pop(group, None)) is not None:
+            earlier.cancel()
+        if at is not None:
+            later = asyncio.get_running_loop().call_later
+            self._reminders[group] = later(max(0.0, at - self._clock()), self.touch, group)
+
     async def _advance_gang(self, group: Group) -> bool:
         """Whether something was committed: that the programs may begin, or that a round is given up."""
         if group.spec is None or group.spec.gang is None or group.wish is not Wish.RUN or not group.made:
@@ -213,11 +251,7 @@ class Groups:
             return True
         now = self._clock()
         decision = decide(group, cases, now)
-        if (earlier := self._reminders.pop(group.id, None)) is not None:
-            earlier.cancel()
-        if decision.wake_at is not None:
-            later = asyncio.get_running_loop().call_later
-            self._reminders[group.id] = later(max(0.0, decision.wake_at - now), self.touch, group.id)
+        self._remind(group.id, decision.wake_at)
         if decision.rounds is None:
             told = standing(group, cases)
             if self._told.get(group.id) != told:
@@ -267,7 +301,7 @@ class Groups:
         for records in page:
             await self._wish(records.job.id, Wish.DELETE)
         if not page:
-            event = _event(group, self._clock(), group.state, "deleted", "none of its jobs is left")
+            event = _event(group, self._clock(), _state(group), "deleted", "none of its jobs is left")
             self._steps(f"before-commit:{Still.GROUP}")
             await self._in_store(self._store.delete_group, group.id, event)
             self._steps(f"after-commit:{Still.GROUP}")
@@ -279,13 +313,18 @@ class Groups:
         self._alive.pop(group, None)
         self._arrays.pop(group, None)
         self._told.pop(group, None)
-        if (reminder := self._reminders.pop(group, None)) is not None:
-            reminder.cancel()
+        self._remind(group, None)
         self.workflows.drop(group)
+        self.infrastructures.drop(group)
         self.trouble.pop(group, None)
         self._ended(group)
         self._followers.announce(group)
 
 
-def _event(group: Group, at: float, before: JobState, after: str, message: str) -> Event:
-    return Event(at, group.owner, group.project, group.id, "group", group.id, str(before), str(after), message=message)
+def _state(group: Group) -> str:
+    """How it is, in the words that its user sees."""
+    return str(group.standing.state if group.blueprint is not None else group.state)
+
+
+def _event(group: Group, at: float, before: str, after: str, message: str) -> Event:
+    return Event(at, group.owner, group.project, group.id, "group", group.id, before, after, message=message)

@@ -235,17 +235,28 @@ class Jobs:
 
     async def move(self, job: str, to: str) -> JobView:
         """Asked for again while it leaves, it leaves once."""
+        case = await self._movable(job, to)
+        await self._leave(case, to, f"the user asked to move it{f' to {to}' if to else ''}")
+        return await self._view(job)
+
+    async def _leave(self, case: Case, to: str, why: str) -> None:
+        await self.controller.move(case.job.id, why, to)
+
+    async def _movable(self, job: str, to: str) -> Case:
+        """The job, which can be moved to that site, or ("") to any other."""
         case = await self._case(job)
         what = f"move job {job}" + (f" to {to}" if to else "")
-        if to and to not in self.controller.sessions:
-            raise _no_site(what, to, self.controller.sessions)
+        self._known_site(what, to)
         now = self.controller.clock()
         facts, asked = self.controller.facts(), replace(case.job, spec=msgspec.structs.replace(case.job.spec, site=to))
         grid = self.controller.scheduling.grid(facts, (asked,), now)
         if (refusal := immovable(case, to, grid)) is not None:
             raise ServiceError(Problem(what, 409, "conflict", *refusal))
-        await self.controller.move(job, f"the user asked to move it{f' to {to}' if to else ''}", to)
-        return await self._view(job)
+        return case
+
+    def _known_site(self, what: str, site: str) -> None:
+        if site and site not in self.controller.sessions:
+            raise _no_site(what, site, self.controller.sessions)
 
     async def explain(self, job: str) -> Explanation:
         case = await self._case(job)

@@ -81,10 +81,12 @@ class Observer:
         if news and now.status is not None and now.exit is None:
             self._beat(site, job, view.entry, now.status.sequence)
         # A beat alone decides nothing; it is shown to who follows, and matters to a pending verdict on silence. That a
-        # guest is ready matters to its gang, that its program runs to who would save it, and what came of that too.
+        # guest is ready matters to its gang, that its program runs to who would save it, and what came of that too; and
+        # that a service is ready to its infrastructure.
         was = old.status if old is not None else None
         told = now.status is not None and (now.status.asks != (was.asks if was else "") or
-                                           now.status.saved != (was.saved if was else None))  # fmt: skip
+                                           now.status.saved != (was.saved if was else None) or
+                                           now.status.serves != (was.serves if was else False))  # fmt: skip
         changed = old is None or now.owner != old.owner or now.exit != old.exit or _stage(now) != _stage(old)
         if changed or isinstance(before.batch, Absent) or told:
             self._touch(job)

@@ -31,6 +31,7 @@ from gridhypervisor.model.views import (
 from gridhypervisor.model.wire import MOVES, Outcome, Phase
 from gridhypervisor.planning.checkpoints import THERE, newest_first
 from gridhypervisor.planning.forecast import Forecast
+from gridhypervisor.planning.infrastructures import wanted
 from gridhypervisor.planning.ledger import HandOvers, handovers
 from gridhypervisor.planning.world import Case, Observed, Seen
 
@@ -89,20 +90,27 @@ def group_view(group: Group, tally: Tally, first_bad: JobView | None, note: str,
         image=group.spec.image if group.spec is not None else "",
         command=group.spec.command if group.spec is not None else (),
         destination=group.destination,
-        total=len(tasks_of(group.spec)) if group.spec is not None else sum(nodes.values()),
+        total=_total(group, nodes),
         made=group.made,
         counts={str(state): count for state, count in tally.states.items()},
         well=tally.well,
         array=group.spec.array if group.spec is not None else "",
         gang=group.spec.gang if group.spec is not None else None,
+        infrastructure=group.standing.state if group.blueprint is not None else None,
         nodes=nodes,
         first_bad=first_bad,
-        note=note or group.message or group.rounds.why,
+        note=note or group.message or group.rounds.why or group.standing.why,
         rescue=group.rescue,
         exit_code=group.exit_code,
         ended=group.ended,
         version=group.version,
     )
+
+
+def _total(group: Group, nodes: dict[str, int]) -> int:
+    if group.blueprint is not None:
+        return len(wanted(group.blueprint.spec))
+    return len(tasks_of(group.spec)) if group.spec is not None else sum(nodes.values())
 
 
 def member_view(case: Case) -> MemberView:
@@ -138,7 +146,7 @@ def job_detail(
 
 def checkpoint_view(c: CheckpointRecord) -> CheckpointView:
     hypervisor = f"{c.checkpoint.program}, {c.checkpoint.kind}"
-    return CheckpointView(c.id, c.job, c.site, c.made, c.bytes, c.executed, c.state, hypervisor, c.note)
+    return CheckpointView(c.id, c.job, c.site, c.made, c.bytes, c.executed, c.state, hypervisor, c.note, c.copy)
 
 
 def _stranded(case: Case) -> bool:

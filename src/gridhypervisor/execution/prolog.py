@@ -14,6 +14,7 @@ from pathlib import Path
 from gridhypervisor.execution import restarts
 from gridhypervisor.execution.collect import BULK
 from gridhypervisor.execution.connection import CALL, Connection
+from gridhypervisor.execution.copies import Copies, Unsound
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.ports import Inputs, Layers, StagedInput
 from gridhypervisor.model.errors import InputError, LinkError, LinkLost
@@ -46,18 +47,19 @@ from gridhypervisor.planning.world import Case
 class Damaged(Exception):
     """What was to be placed at the site is not what it should be."""
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.reason = reason
-        self.hint = "see `ghv image verify`; if it is damaged, build or import the image again"
+        self.reason, self.hint = reason, hint
 
 
 class Prolog:
     """Over one connection, for all entries. `progress` is told of each what is being done for it."""
 
     def __init__(
-        self, connection: Connection, layers: Layers, inputs: Inputs, logs: Logs, progress: Callable[[str, str], None]
-    ) -> None:
+        self, connection: Connection, layers: Layers, inputs: Inputs, logs: Logs, copies: Copies,
+        progress: Callable[[str, str], None],
+    ) -> None:  # fmt: skip
+        self._copies = copies
         self._connection, self._link, self._site = connection, connection.link, connection.site.name
         self._layers, self._inputs, self._logs, self._progress = layers, inputs, logs, progress
         self._mended: set[str] = set()  # entries for whose sake layers were placed anew
@@ -68,7 +70,7 @@ class Prolog:
         """Bring everything there.
 
         Raises:
-            Damaged: a layer, here already.
+            Damaged: a layer, or the copy of a checkpoint, here already.
             InputError: one of the inputs.
             LinkLost, LinkError: the site; LinkLost also where the bundle has to be placed anew, which is done when the
                 relay is started again.
@@ -95,6 +97,11 @@ class Prolog:
         await self._connection.ask(Op.PREPARE, {"entry": entry, "manifest": to_plain(manifest)})
         if job.probe or manifest.nics:
             await self._let_in(entry)
+        if restore is not None and a.copied:
+            try:
+                await self._copies.send(self._link, restore, entry, lambda words: self._progress(entry, words))
+            except Unsound as error:
+                raise Damaged(Reason.CHECKPOINT, str(error)) from error
         for i in inputs:
             path = f"{SPOOL}/{entry}/{INPUTS}/{i.described.path}"
             self._progress(entry, f"input {i.described.path}")
@@ -147,7 +154,8 @@ class Prolog:
                     await self._link.upload(local, path, proof, mode=0o600, timeout=BULK)
                 except LinkError as error:
                     if error.kind == "digest":
-                        raise Damaged(Reason.IMAGE, f"{error}; the copy here is {local}") from error
+                        hint = "see `ghv image verify`; if it is damaged, build or import the image again"
+                        raise Damaged(Reason.IMAGE, f"{error}; the copy here is {local}", hint) from error
                     raise
             self._present.add(path)
         finally:
@@ -184,6 +192,7 @@ class Prolog:
             beat=beat_of(job),
             grant=grant_of(job),
             hypervisor=spec.hypervisor,
+            cpu=a.cpu,
             instant=spec.instant,
             hold=spec.gang is not None,
             hostname=hostname(job),
@@ -192,5 +201,7 @@ class Prolog:
             checkpoints=spec.checkpoint_interval is not None,
             handover=handover(spec, a),
             successor=a.ahead,
+            sealed=a.copied,
             probe=job.probe,
+            service=job.service,
         )

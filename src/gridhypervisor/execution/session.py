@@ -13,6 +13,7 @@ from math import inf
 from typing import Any
 
 from gridhypervisor.execution.connection import CALL, Connection, greet, lending_of
+from gridhypervisor.execution.copies import Copies
 from gridhypervisor.execution.errands import Errands, purpose
 from gridhypervisor.execution.logs import OUTPUT, Logs
 from gridhypervisor.execution.meter import Meter
@@ -27,6 +28,7 @@ from gridhypervisor.model.wire import (
     MAX_PAYLOAD,
     SPOOL,
     EntryView,
+    Execute,
     Lending,
     Note,
     Op,
@@ -34,6 +36,7 @@ from gridhypervisor.model.wire import (
     Use,
     WireError,
     from_plain,
+    to_plain,
 )
 from gridhypervisor.planning.draft import Action
 from gridhypervisor.planning.probes import FrontEnd, answering, no_relay, reading, room
@@ -68,6 +71,7 @@ class Session:
         layers: Layers,
         inputs: Inputs,
         logs: Logs,
+        copies: Copies,
         tickets: Tickets | None = None,
         clock: Callable[[], float],
         jitter: Callable[[], float],
@@ -76,6 +80,7 @@ class Session:
     ) -> None:
         self.site, self.transport, self.listener = site, transport, listener
         self.installation, self.layers, self.inputs, self.logs = installation, layers, inputs, logs
+        self.copies = copies
         self.tickets = tickets  # None: its relay never listens
         self.clock, self.jitter, self.progress, self.report = clock, jitter, progress, report
         self.health, self.why, self.since = SiteHealth.CONNECTING, "", clock()
@@ -217,8 +222,9 @@ class Session:
             await connection.scan(self.listener, self.clock())
             self._errands = Errands(
                 connection,
-                Prolog(connection, self.layers, self.inputs, self.logs, self.progress),
+                Prolog(connection, self.layers, self.inputs, self.logs, self.copies, self.progress),
                 self.logs,
+                self.copies,
                 self.listener,
                 clock=self.clock,
                 jitter=self.jitter,
@@ -383,6 +389,15 @@ class Session:
             await connection.ask(Op.WATCH, args | (offsets or {}))
         except (LinkLost, LinkError):
             pass  # said again at the next connection; an entry that is gone has nothing more to say
+
+    async def execute(self, entry: str, number: int, command: Execute) -> None:
+        connection = self._connection
+        if connection is None:
+            raise LinkLost(f"{self.site.name} does not answer")
+        if carried(self.site):
+            raise LinkError(f"nodes of {self.site.name} do not see the workdir, and no commands are brought there yet")
+        args = {"entry": entry, "what": "exec", "number": number, "execute": to_plain(command)}
+        await connection.ask(Op.REQUEST, args)
 
     async def peek(self, entry: str, name: str, offset: int, limit: int) -> bytes:
         connection = self._connection

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gridhypervisor.execution.answers import Answers
 from gridhypervisor.execution.controller import Controller
-from gridhypervisor.execution.groupjobs import GroupJobs
+from gridhypervisor.execution.infrajobs import InfrastructureJobs
 from gridhypervisor.execution.jobs import job_of
 from gridhypervisor.execution.tokens import Tokens
 from gridhypervisor.model.access import Answer, Caller, Result, TokenRequest, TokenView
@@ -15,7 +15,7 @@ from gridhypervisor.model.views import Problem, ServiceError
 from gridhypervisor.model.wire import ImageManifest
 
 
-class Users(GroupJobs):
+class Users(InfrastructureJobs):
     """The part of the API's backend that is about users. `chance`: so many bytes that nobody can guess."""
 
     def __init__(

@@ -30,7 +30,7 @@ class Charge:
     owner: str
     project: str
     site: str
-    profile: str  # what the job was handed in as: single, array, gang, workflow, or a probe of the site
+    profile: str  # what the job was handed in as: single, array, gang, workflow, infrastructure, or a probe of the site
     reason: str  # why the attempt ended, a `Reason`; empty: none was told
     completed: bool  # its program came to an end of its own, with whatever exit code
     ended: float  # since the epoch

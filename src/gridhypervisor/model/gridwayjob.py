@@ -48,7 +48,7 @@ class Extras(msgspec.Struct, frozen=True):
     cpuload_threshold: int | None = None  # percent of a processor; with less it is moved
     restart_files: tuple[str, ...] = ()  # kept from one attempt to the next
     checkpoint_interval: int | None = None  # how often the guest is saved while the job runs
-    checkpoint_url: str = ""  # where to; empty: the controller
+    checkpoint_url: str = ""  # where to: to the service's own machine, whatever it says
     stdout: str = ""  # files for the streams: absolute, or below the template's folder
     stderr: str = ""
     destinations: tuple[Pair, ...] = ()  # outputs that go elsewhere: name in the job's folder, and where to
@@ -118,12 +118,6 @@ class _Maker:
                 self._warn("restart_files", f"{own} is not kept", "a restart file has a plain name in the job's folder")
             else:
                 restart.append(own)
-        url = self._own(t.checkpoint_url)
-        if url and urlsplit(url).scheme not in ("http", "https", "s3"):
-            self._warn("checkpoint_url", f"{url} cannot be written to", "restart files are kept by the service instead")
-            url = ""
-        if url and not restart:
-            self._warn("checkpoint_url", "there is nothing to keep", "name the files in RESTART_FILES")
         for keyword in ("wrapper", "monitor", "pre_wrapper"):
             if getattr(t, keyword):
                 self._warn(keyword, "runs in the guest, beside the program", "there is no other place at the site")
@@ -142,7 +136,7 @@ class _Maker:
             cpuload_threshold=t.cpuload_threshold,
             restart_files=tuple(restart),
             checkpoint_interval=t.checkpoint_interval,
-            checkpoint_url=url,
+            checkpoint_url=self._own(t.checkpoint_url),
             stdout=self._local("stdout_file", self._own(t.stdout_file)),
             stderr=self._local("stderr_file", self._own(t.stderr_file)),
             destinations=tuple(destinations),

@@ -15,7 +15,7 @@ from gridhypervisor.model.spec import LEAST_INTERVAL, GangSpec, JobSpec, MovesSp
 from gridhypervisor.model.yamlspec import Problem, SpecError, load
 
 NOT_YET = {
-    "checkpoint_url": "restart files are kept by the service",
+    "checkpoint_url": "restart files, and checkpoints of its guest, go to the service's own machine",
 }
 """What of a template is passed over, by its field in `Extras`, and what is so instead."""
 
@@ -39,6 +39,7 @@ def template_job(path: str, text: str, image: str) -> tuple[JobSpec, list[Proble
         gang=GangSpec(extras.gang) if extras.gang > 1 else None,
         restart_files=extras.restart_files if extras.gang <= 1 else (),
         checkpoint_interval=_interval(extras),
+        copy_checkpoints=bool(extras.checkpoint_url) and extras.gang <= 1,
         stdout=_beside(folder, extras.stdout),
         stderr=_beside(folder, extras.stderr),
         destinations={name: _beside(folder, place) for name, place in extras.destinations},

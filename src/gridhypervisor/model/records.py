@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gridhypervisor.model.infrastructure import InfrastructureSpec
 from gridhypervisor.model.ledger import Ledger as Ledger
 from gridhypervisor.model.ledger import LedgerRow as LedgerRow
 from gridhypervisor.model.ledger import OperationRow as OperationRow
@@ -33,11 +34,13 @@ from gridhypervisor.model.spec import JobSpec
 from gridhypervisor.model.states import ActionKind as ActionKind
 from gridhypervisor.model.states import AllocationState as AllocationState
 from gridhypervisor.model.states import CheckpointState as CheckpointState
+from gridhypervisor.model.states import CopyState as CopyState
+from gridhypervisor.model.states import InfrastructureState as InfrastructureState
 from gridhypervisor.model.states import JobState as JobState
 from gridhypervisor.model.states import SiteHealth as SiteHealth
 from gridhypervisor.model.states import SiteKind as SiteKind
 from gridhypervisor.model.states import Wish as Wish
-from gridhypervisor.model.wire import Checkpoint, ExitRecord, ImageManifest, NodeReport, Reason
+from gridhypervisor.model.wire import Checkpoint, ExitRecord, ImageManifest, NodeReport, Reason, Service
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,10 @@ class Job:
     attempts: int = 0
     excluded: tuple[str, ...] = ()  # sites that failed it
     recover: int = 0  # how often the user asked to try again what is stuck
-    group: str = ""  # what it was submitted with: an array, a gang or a workflow
-    member: str = ""  # which of it: the number of a task, the name of a node
+    group: str = ""  # what it was submitted with: an array, a gang, a workflow or an infrastructure
+    member: str = ""  # which of it: the number of a task, the name of a node or of a VM
     pauses: tuple[Pause, ...] = ()  # when it was suspended, in order
+    service: Service | None = None  # of a VM of an infrastructure: it runs until it is stopped
     version: int = 0
 
     @property
@@ -94,14 +98,53 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Jobs that were submitted as one: an array, a gang, or a workflow. Each is made as its time comes.
+class RoleImage:
+    """What a role's VMs boot, found when it was applied."""
 
-    DONE: of an array or a gang, each task ran to an end of its program's own, whatever its exit code; of a workflow, it
-    succeeded as DAGMan counts. FAILED: not so.
+    digest: str
+    manifest: ImageManifest
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What an infrastructure is to be. A change replaces it whole."""
+
+    spec: InfrastructureSpec
+    images: dict[str, RoleImage] = field(default_factory=dict)  # by role
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far an infrastructure is.
+
+                 all are ready             changed            not all are ready in time, or one is lost
+    CREATING ───────────────────▶ READY ◀──────────▶ CHANGING ──────────────────────────────────────▶ DEGRADED
+       │ one fails, or not in time  ▲ └───────────────── one is lost ────────────────────────────────▶ │ ▲
+       ├────────── keep ────────────┼──────────────────────────────────────────────────────────────────┼─┘
+       ▼ rollback, retry            └────────────── all are ready (again) ◀────────────────────────────┘
+    UNDOING ──▶ FAILED (or CREATING, once more)            any of them ── its lease is over, its user ends it ──▶
+                                                           ENDING ──▶ EXPIRED, CANCELLED
     """
 
-    id: str  # "a12" an array, "g12" a gang, "w12" a workflow: counted by the store, with the jobs
+    state: InfrastructureState = InfrastructureState.CREATING
+    since: float = 0.0  # when it was entered
+    expires: float = 0.0  # when its lease is over
+    deadline: float | None = None  # of CREATING and CHANGING: until when all must be ready
+    why: str = ""  # what is wrong, or was
+    tries: int = 1  # creations
+    repaired: float = 0.0  # when a VM that had ended was replaced last
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that were submitted as one: an array, a gang, a workflow, or the VMs of a virtual infrastructure. Each is
+    made as its time comes.
+
+    DONE: of an array or a gang, each task ran to an end of its program's own, whatever its exit code; of a workflow, it
+    succeeded as DAGMan counts; of an infrastructure, its lease is over. FAILED: not so.
+    """
+
+    id: str  # "a12" an array, "g12" a gang, "w12" a workflow, "i12" an infrastructure: counted with the jobs
     owner: str
     project: str
     name: str
@@ -116,6 +159,8 @@ class Group:
     wish: Wish = Wish.RUN
     made: int = 0  # of an array or a gang: how many of the tasks have been made, in their order
     rounds: Rounds = Rounds()  # of a gang
+    blueprint: Blueprint | None = None  # of an infrastructure
+    standing: Standing = Standing()  # of an infrastructure
     aborted: int | None = None  # of a workflow: a node ended it, with this exit code
     rescue: str = ""  # of a workflow: the file that says what of it was done
     exit_code: int | None = None  # of a workflow
@@ -178,6 +223,7 @@ class Saving:
     asked: float  # seconds since the epoch
     why: str = ""
     answered: bool = False  # what came of it is known, or nothing can any more
+    to: str = ""  # the site where it is to go on; empty: that is not decided by it
 
 
 @dataclass(frozen=True)
@@ -204,6 +250,8 @@ class Allocation:
     note: str = ""  # the words for it
     exit: ExitRecord | None = None
     restore: str = ""  # the checkpoint that it goes on from; empty: it begins at the beginning
+    cpu: str = ""  # the processor that its guest sees; empty: whichever
+    copied: bool = False  # not from the checkpoint itself, but from its copy on the service's machine
     saving: Saving | None = None  # the last one that was asked for
     segment: Segment | None = None  # None: its batch job is as long as the job
     ahead: bool = False  # asked for while the one before may still run: no guest before its word
@@ -234,7 +282,13 @@ class CheckpointRecord:
     checkpoint: Checkpoint  # as the pilot described it
     state: CheckpointState = CheckpointState.KEPT
     note: str = ""  # why it was made; or why it could not be taken up
+    copy: CopyState = CopyState.NONE
     version: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left of it anywhere."""
+        return self.state is CheckpointState.GONE and self.copy is CopyState.NONE
 
 
 @dataclass(frozen=True)

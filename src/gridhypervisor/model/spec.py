@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from gridhypervisor.model.wire import HypervisorKind, Layer, Needs
+from gridhypervisor.model.wire import BASELINES, COMMON, UNKNOWN, HypervisorKind, Layer, Needs
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B?)?", re.IGNORECASE)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -33,6 +33,13 @@ JobId = Annotated[
 ]
 Tasks = Annotated[str, msgspec.Meta(description="the tasks of an array: 1-100, 1-100%10")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Cpu = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="a baseline (x86-64-v1 to x86-64-v4), common, host, or a processor's model as QEMU calls it",
+    ),
+]
 
 
 SILENCE = "5m"
@@ -128,6 +135,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     resources: ResourcesSpec = ResourcesSpec()
     network: Literal["none", "restricted", "outbound"] = "none"
     hypervisor: Literal["auto", "kvm", "uml", "tcg"] = "auto"
+    cpu: Cpu = ""  # the processor that the guest sees; empty: the node's own, or all that is emulated
     instant: Literal["auto", "never"] = "auto"  # start from a snapshot where there is one
     isolation: Literal["auto", "job"] = "auto"  # job: a batch job of its own, which serves no other
     site: str = ""  # only there
@@ -143,6 +151,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     after: tuple[JobId, ...] = ()  # begin only when these have ended well
     checkpoint_interval: Duration | None = None  # its guest is saved so often while its program runs
     restart_files: tuple[str, ...] = ()  # taken along to the next attempt by a job that is moved or evicted
+    copy_checkpoints: bool = False  # each, to the service's machine, so that the job may go on at another site
     stdout: str = ""  # a file for what the program prints, besides its logs: in the results' folder, or absolute
     stderr: str = ""
     destinations: dict[str, str] = msgspec.field(default_factory=dict)  # results that go elsewhere: name -> file
@@ -181,6 +190,11 @@ def problems(spec: JobSpec) -> list[tuple[str, str]]:
                 found.append((f"{field}[{i}]", why))
     if spec.restart_files and spec.gang is not None:
         found.append(("restart_files", "cannot be of a gang, which begins anew as a whole: leave one of the two out"))
+    if spec.copy_checkpoints and (spec.gang is not None or spec.hypervisor == "uml"):
+        what = "of a gang, whose members" if spec.gang is not None else "under uml, whose guests"
+        found.append(("copy_checkpoints", f"has no effect {what} cannot be saved: leave it out"))
+    if spec.cpu.startswith("x86-64-") and spec.cpu not in BASELINES:
+        found.append(("cpu", f"{spec.cpu} is no baseline: there are {', '.join(BASELINES)}"))
     for name in spec.destinations:
         if name not in spec.outputs:
             found.append((f"destinations.{name}", "is none of the outputs; name it there too, as it is here"))
@@ -248,7 +262,8 @@ def unsuited(spec: JobSpec, layers: Sequence[Layer] = ()) -> tuple[str, str] | N
     """Why the hypervisor that a job asks for cannot run an image of these layers, and what to ask for; None: it can."""
     if spec.hypervisor == "auto":
         return None
-    needs = Needs(cpus=spec.resources.cpus, network=spec.network).with_image(layers)
+    cpu = spec.cpu if spec.cpu != COMMON else UNKNOWN
+    needs = Needs(cpus=spec.resources.cpus, network=spec.network, cpu=cpu).with_image(layers)
     unmet = needs.unmet(HypervisorKind(spec.hypervisor))
     able = [kind for kind in HypervisorKind if not needs.unmet(kind)]
     return (unmet, f"ask for {' or '.join(['auto', *able])}") if unmet else None

@@ -39,6 +39,29 @@ class Wish(enum.StrEnum):
         return self in (Wish.CANCEL, Wish.DELETE)
 
 
+class InfrastructureState(enum.StrEnum):
+    """How a virtual infrastructure is; `records.Standing` has the diagram. The last three are ends."""
+
+    CREATING = "creating"  # for the first time not all of its VMs are ready yet
+    READY = "ready"  # all of them are
+    CHANGING = "changing"  # it was changed: VMs are made, or ended
+    DEGRADED = "degraded"  # one is missing, and it is left so, or another is on its way
+    UNDOING = "undoing"  # its creation failed: what there is of it is ended
+    ENDING = "ending"  # its lease is over, or its user wants it to end
+    FAILED = "failed"  # its creation was undone
+    EXPIRED = "expired"  # its lease is over
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self in (InfrastructureState.FAILED, InfrastructureState.EXPIRED, InfrastructureState.CANCELLED)
+
+    @property
+    def transient(self) -> bool:
+        """Whether it has a deadline of its own, or ends as soon as the sites let it."""
+        return not self.final and self not in (InfrastructureState.READY, InfrastructureState.DEGRADED)
+
+
 class AllocationState(enum.StrEnum):
     PLANNED = "planned"  # the intent is written; the prolog may be under way; nothing was submitted
     SUBMITTING = "submitting"  # the intent to submit is written; whether the site has it is not known
@@ -63,6 +86,8 @@ class ActionKind(enum.StrEnum):
     BATCH_CANCEL = "batch-cancel"  # ask the batch system to end the job
     BEGIN = "begin"  # tell the pilot that all of its gang are ready, and who they are
     SAVE = "save"  # have the pilot save its guest, to end then or to go on
+    COPY = "copy"  # bring a copy of a checkpoint to the service's own machine
+    ERASE = "erase"  # remove such a copy, and its key first
     LOOK = "look"  # at the entry, through the site's file system, after a given time
     COLLECT = "collect"  # results to the user's folder, logs to the service's
     CLEAN = "clean"  # remove the entry from the site, and checkpoints of it that nobody knows
@@ -74,6 +99,15 @@ class CheckpointState(enum.StrEnum):
     REFUSED = "refused"  # an attempt could not go on from it: it is not tried again unless its user says so
     DOOMED = "doomed"  # nobody needs it any more: it is removed as soon as its site answers
     GONE = "gone"  # it is not there any more
+
+
+class CopyState(enum.StrEnum):
+    """What there is of a checkpoint on the service's own machine."""
+
+    NONE = "none"
+    WANTED = "wanted"  # it is to be made, or is being made
+    KEPT = "kept"  # it was whole, and what the checkpoint's record says, when it was made
+    REFUSED = "refused"  # an attempt could not go on from it
 
 
 class SiteHealth(enum.StrEnum):

@@ -12,7 +12,16 @@ import msgspec
 
 from gridhypervisor.model.ledger import Ledger
 from gridhypervisor.model.spec import GangSpec, JobSpec
-from gridhypervisor.model.states import AllocationState, CheckpointState, JobState, SiteHealth, SiteKind, Wish
+from gridhypervisor.model.states import (
+    AllocationState,
+    CheckpointState,
+    CopyState,
+    InfrastructureState,
+    JobState,
+    SiteHealth,
+    SiteKind,
+    Wish,
+)
 from gridhypervisor.model.wire import HypervisorKind, NodeReport, Phase, Reason, Terms, Use
 
 PATIENCE = 600
@@ -65,7 +74,7 @@ class JobView(msgspec.Struct, frozen=True):
 
 
 class GroupView(msgspec.Struct, frozen=True):
-    """An array, a gang or a workflow, as one."""
+    """An array, a gang, a workflow or an infrastructure, as one."""
 
     id: str
     name: str
@@ -77,13 +86,14 @@ class GroupView(msgspec.Struct, frozen=True):
     image: str
     command: tuple[str, ...]
     destination: str
-    total: int  # tasks, or nodes
+    total: int  # tasks, nodes, or VMs
     made: int  # tasks that have become jobs so far
     counts: dict[str, int]  # of its jobs: how many are in which state
-    well: int  # how many are done with exit code 0
+    well: int  # how many are done with exit code 0; of an infrastructure: are ready
     array: str = ""  # its tasks, as they were written
     gang: GangSpec | None = None
     nodes: dict[str, int] = msgspec.field(default_factory=dict)  # of a workflow: how many are in which state
+    infrastructure: InfrastructureState | None = None  # of one: how it is
     first_bad: JobView | None = None  # the first that ended otherwise
     note: str = ""  # what keeps it, or went wrong
     rescue: str = ""  # of a workflow that did not succeed: the file that says what of it was done
@@ -104,7 +114,8 @@ class CheckpointView(msgspec.Struct, frozen=True):
     executed: float  # seconds that the program had run
     state: CheckpointState
     hypervisor: str = ""
-    note: str = ""  # why it was made; or why it could not be taken up
+    note: str = ""  # why it was made; or why it could not be taken up, or not copied yet
+    copy: CopyState = CopyState.NONE  # sealed, on the service's machine: with it the job may go on at any site
 
 
 class HandOverView(msgspec.Struct, frozen=True):

@@ -118,8 +118,9 @@ def show(value: object) -> str:
 class Document:
     """A YAML document that still knows where each value was written."""
 
-    def __init__(self, path: str, node: yaml.Node) -> None:
-        self.path, self._node = path, node
+    def __init__(self, path: str, node: yaml.Node, field: str = "") -> None:
+        """`field`: which part of a file it is; empty: all of it."""
+        self.path, self._node, self._field = path, node, field
 
     def convert(self, schema: type[T], check: Check[T] | None = None, absent: Check[T] | None = None) -> T:
         """The document as a `schema`, which also passes `check`, and of which nothing is `absent`.
@@ -130,7 +131,7 @@ class Document:
             SpecError: it is not one.
         """
         reader = _Reader(self.path)
-        value = reader.read(self._node, schema, "")
+        value = reader.read(self._node, schema, self._field)
         found = reader.problems
         if value is _WRONG:
             raise SpecError(found)
@@ -147,6 +148,70 @@ class Document:
         if found:
             raise SpecError(found)
         return record
+
+    @property
+    def kind(self) -> str:
+        """What its field of this name holds; empty: nothing."""
+        found = self.part("kind")
+        return str(found._node.value) if found is not None and isinstance(found._node, yaml.ScalarNode) else ""
+
+    def part(self, key: str) -> Document | None:
+        """What stands under one of its keys; None: nothing does."""
+        if not isinstance(self._node, yaml.MappingNode):
+            return None
+        found = [value for name, value in self._node.value if name.value == key]
+        return Document(self.path, found[0], _join(self._field, key)) if found else None
+
+    def without(self, why: Callable[[str], str]) -> tuple[Document, list[Problem]]:
+        """The same without the fields that `why` has something against (`problem; what is allowed`), and these."""
+        found: list[Problem] = []
+
+        def keep(node: yaml.Node, field: str) -> yaml.Node:
+            if not isinstance(node, yaml.MappingNode):
+                return node
+            pairs = []
+            for key, value in node.value:
+                inner = _join(field, str(key.value))
+                if words := why(inner):
+                    found.append(_problem(self.path, key, inner, *_split(words)))
+                else:
+                    pairs.append((key, keep(value, inner)))
+            return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark, node.flow_style)
+
+        return Document(self.path, keep(self._node, self._field), self._field), found
+
+    def rewrite(self, change: Callable[[str, str], str]) -> Document:
+        """The same with each scalar as `change` makes it of its field and its text. What one is that is not in quotes,
+        or was a name alone, is found out anew: in `{count: "${n}"}` YAML wants the quotes.
+
+        Raises:
+            SpecError: `change` raised ValueError (`problem; what is allowed`) for some.
+        """
+        found: list[Problem] = []
+
+        def written(node: yaml.Node, field: str) -> yaml.Node:
+            if isinstance(node, yaml.MappingNode):
+                pairs = [(key, written(value, _join(field, str(key.value)))) for key, value in node.value]
+                return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark, node.flow_style)
+            if isinstance(node, yaml.SequenceNode):
+                items = [written(item, f"{field}[{i}]") for i, item in enumerate(node.value)]
+                return yaml.SequenceNode(node.tag, items, node.start_mark, node.end_mark, node.flow_style)
+            assert isinstance(node, yaml.ScalarNode), "there are no other nodes"
+            try:
+                text = change(field, node.value)
+            except ValueError as error:
+                found.append(_problem(self.path, node, field, *_split(str(error))))
+                return node
+            if text == node.value:
+                return node
+            plain = (node.style is None or _NAME_ALONE.fullmatch(node.value)) and node.tag in _TAGS
+            tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False)) if plain else node.tag  # type: ignore[no-untyped-call]
+            return yaml.ScalarNode(tag, text, node.start_mark, node.end_mark, node.style)
+
+        document = Document(self.path, written(self._node, self._field), self._field)
+        if found:
+            raise SpecError(found)
+        return document
 
     def problem(self, field: str, problem: str, allowed: str = "") -> Problem:
         """A problem that the caller found in `field`, e.g. that a file which it names is missing, with its place."""
@@ -188,6 +253,8 @@ def _scalar(node: yaml.Node) -> object:
         case _:
             return str(node.value)
 
+
+_NAME_ALONE = re.compile(r"\$\{[^{}]*\}")
 
 _WRONG: Any = object()
 """In a value's place: it is not what it should be, and that has been told."""

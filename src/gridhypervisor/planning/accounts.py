@@ -12,7 +12,7 @@ from gridhypervisor.planning.ledger import beside, ledger, operations
 from gridhypervisor.planning.past import tenure
 from gridhypervisor.planning.world import Case
 
-PROFILES = {"": "single", "a": "array", "g": "gang", "w": "workflow"}
+PROFILES = {"": "single", "a": "array", "g": "gang", "w": "workflow", "i": "infrastructure"}
 """What a job was handed in as, by the first letter of its group."""
 
 

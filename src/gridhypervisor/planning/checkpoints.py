@@ -10,7 +10,15 @@ from dataclasses import replace
 
 import msgspec
 
-from gridhypervisor.model.records import Allocation, AllocationState, CheckpointRecord, CheckpointState, Job, Wish
+from gridhypervisor.model.records import (
+    Allocation,
+    AllocationState,
+    CheckpointRecord,
+    CheckpointState,
+    CopyState,
+    Job,
+    Wish,
+)
 from gridhypervisor.model.spec import parse_duration
 from gridhypervisor.model.wire import MOVES, HypervisorKind, Phase, Status
 from gridhypervisor.planning.sites import carried
@@ -35,19 +43,26 @@ def onward(
 ) -> CheckpointRecord | None:
     """The checkpoint from which its next attempt goes on; None: it begins at the beginning.
 
-    That is the newest good one, at a site that is there, and that it may go to. A job that has left a site for another
-    begins anew there, unless its user has chosen a checkpoint since.
+    That is the newest good one of which there is a copy, which may go to any site, or that is at a site that is there:
+    if it may go to that site, or asks for another one, where a copy can come. A job that has left a site for another
+    does not go back for what is there alone, unless its user has chosen a checkpoint since.
     """
     moved = max((a.times.ended or a.times.since for a in allocations if a.why in MOVES), default=float("-inf"))
-    for c in newest_first(checkpoints):
-        if c.state is CheckpointState.KEPT and c.site in sites and job.spec.site in ("", c.site) and c.since > moved:
+    for c in newest_first(c for c in checkpoints if c.state in THERE):
+        if c.copy is CopyState.KEPT:
             return c
+        if c.state is CheckpointState.KEPT and c.site in sites:
+            stays = job.spec.site in ("", c.site)
+            if c.since > moved if stays else c.copy is not CopyState.REFUSED:
+                return c
     return None
 
 
 def at_home(case: Case, sites: Container[str]) -> Job:
-    """The job as one that asks for the site of the checkpoint from which it goes on, if there is one."""
+    """The job as one that asks for the site of the checkpoint from which it goes on, if that is there alone."""
     if not case.checkpoints or (found := onward(case.job, case.allocations, case.checkpoints, sites)) is None:
+        return case.job
+    if found.copy is CopyState.KEPT or case.job.spec.site:
         return case.job
     return replace(case.job, spec=msgspec.structs.replace(case.job.spec, site=found.site))
 
@@ -60,14 +75,19 @@ def superfluous(
 ) -> set[str]:
     """Checkpoints that nobody needs any more: older ones than are kept, and all, once the job has ended.
 
-    One that an attempt is to go on from is needed until that is over.
+    One that an attempt is to go on from is needed until that is over; while others come, so are the newest of which
+    there is a copy, and one that is being copied.
     """
     used = {a.restore for a in allocations if a.state not in over}
+    newest = newest_first(c for c in checkpoints if c.state in THERE)
+    if not job.state.final:
+        used |= {c.id for c in newest if c.copy is CopyState.WANTED}
+        used |= {c.id for c in [c for c in newest if c.copy is CopyState.KEPT][:1]}
     found, good = set(), 0
-    for c in newest_first(c for c in checkpoints if c.state in THERE):
+    for c in newest:
         if job.state.final or good >= MOST_KEPT:
             found.add(c.id)
-        good += c.state is CheckpointState.KEPT
+        good += c.state is CheckpointState.KEPT or c.copy is CopyState.KEPT
     return found - used
 
 

@@ -59,6 +59,9 @@ TRANSITIONS: frozenset[tuple[AllocationState, AllocationState]] = frozenset(
 OVER = frozenset({S.ENDED, S.COLLECTED, S.REVOKED, S.FENCED, S.CLEANED})
 """States in which an allocation can never run a guest (again)."""
 
+HERE = frozenset({ActionKind.ERASE})
+"""Actions that are done on the service's own machine, whatever their site says."""
+
 HOLDS_PLACE = frozenset({S.PLANNED, S.SUBMITTING, S.QUEUED, S.RUNNING, S.REVOKING, S.FENCING})
 """States in which an allocation counts against its site's limit."""
 
@@ -70,7 +73,7 @@ class Action:
     why: str = ""
     results: bool = True  # of COLLECT: also the outputs, not only the logs
     members: str = ""  # of BEGIN: who they are
-    checkpoints: tuple[str, ...] = ()  # of DISCARD and CLEAN: those that are to go
+    checkpoints: tuple[str, ...] = ()  # of DISCARD and CLEAN: those that are to go; of COPY and ERASE: which
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class Draft:
                 self.waiting = self.waiting or f"{outcome.message}; trying again"
                 return None
         site = self.sites.get(a.site)
-        if site is None or not site.up:
+        if kind not in HERE and (site is None or not site.up):
             self.waiting = f"{a.site} {site.silence_in_short if site is not None else 'does not answer'}"
             return None  # the site's return wakes the planner
         self.actions.append(Action(kind, a, why, results, members, checkpoints))

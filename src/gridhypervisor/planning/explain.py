@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from gridhypervisor.model.records import JobState
 from gridhypervisor.model.views import Candidate, Explanation
-from gridhypervisor.planning.checkpoints import at_home
 from gridhypervisor.planning.moves import left
 from gridhypervisor.planning.placement import weigh
 from gridhypervisor.planning.suiting import Grid, Seeker
+from gridhypervisor.planning.travel import awaited, wanting
 from gridhypervisor.planning.world import Case
 
 
@@ -21,15 +21,18 @@ def explain(case: Case, grid: Grid, waiting: str, turn: str = "") -> Explanation
     hint = job.hint
     if job.state is JobState.PENDING and case.held:
         summary = f"held: {case.held}"
+    elif job.state is JobState.PENDING and awaited(job, case.allocations, case.checkpoints, grid.sites) is not None:
+        summary = waiting or "a copy of its checkpoint has to come first"
+        hint = hint or f"`ghv checkpoint list {job.id}`; without checkpoints it would begin anew"
     elif job.state is JobState.PENDING:
-        home = at_home(case, grid.sites)
-        choice = weigh(Seeker(home, left=left(case, grid.now)[0]), grid)
+        seeks = wanting(case, grid.sites, grid.now)
+        choice = weigh(seeks, grid)
         # What keeps it may be that others are served first, which only the loop knows.
         summary = choice.summary if choice.site is None else waiting or choice.summary
         summary, candidates, warning = f"waiting for a site: {summary}", choice.candidates, choice.warning
         places = choice.places
-        if home is not job:
-            summary += f"; it goes on where its checkpoint is, at {home.spec.site}"
+        if seeks.job is not job:
+            summary += f"; it goes on where its checkpoint is, at {seeks.job.spec.site}"
             hint = hint or f"`ghv checkpoint list {job.id}`; without checkpoints it would begin anew, anywhere"
     elif job.state is JobState.SUSPENDED:
         summary = waiting or "suspended"

@@ -249,7 +249,8 @@ class Fate(Keeping):
         if why in MOVES:
             words = f"it leaves {a.site}: {a.note}"
         elif why is Reason.SUSPENDED:
-            words = f"suspended: it goes on {self.whence()}"
+            to = a.saving.to if a.saving is not None else ""
+            words = f"{f'it leaves {a.site} for {to}' if to else 'suspended'}: it goes on {self.whence()}"
         elif why is Reason.HAND_OVER:
             words = f"its batch job at {a.site} was nearly over: it goes on in another, {self.whence()}"
         elif why is Reason.CHECKPOINT and a.exit is not None:

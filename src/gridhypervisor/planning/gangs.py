@@ -102,7 +102,9 @@ def roster(cases: Sequence[Case]) -> str:
 
 
 def hostname(job: Job) -> str:
-    """What a job's guest calls itself: `g7-0` of a gang's."""
+    """What a job's guest calls itself: `g7-0` of a gang's, `worker-0` a VM of an infrastructure."""
+    if job.service is not None:
+        return job.member
     return f"{job.group}-{job.member}" if job.spec.gang is not None else "guest"
 
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gridhypervisor.model.records import Allocation, CheckpointRecord, CheckpointState
+from gridhypervisor.model.records import Allocation, CheckpointRecord, CheckpointState, CopyState
 from gridhypervisor.model.wire import Checkpoint, ExitRecord, Reason
 from gridhypervisor.planning.checkpoints import onward
 from gridhypervisor.planning.draft import Draft
+
+NOT_YET = "not copied yet: "
+"""How the note of a checkpoint begins that cannot be copied, as long as that is so."""
 
 
 class Keeping(Draft):
@@ -33,7 +36,8 @@ class Keeping(Draft):
     def whence(self) -> str:
         """The same in words, with what is lost where there is none any more."""
         if (found := self.onward()) is not None:
-            return f"from checkpoint {found.id} at {found.site}, after {found.executed:.0f} s of the program"
+            where = f"made at {found.site}, by its copy here" if found.copy is CopyState.KEPT else f"at {found.site}"
+            return f"from checkpoint {found.id} {where}, after {found.executed:.0f} s of the program"
         lost = max((c.executed for c in self.checkpoints.values()), default=0.0)
         return "at the beginning" + (f": {lost:.0f} s of the program are lost" if lost else "")
 
@@ -69,11 +73,26 @@ class Keeping(Draft):
         if exit.checkpoint is not None:
             self.keep(a, exit.checkpoint)
         used = self.checkpoints.get(a.restore)
-        if exit.reason is Reason.CHECKPOINT and used is not None and used.state is CheckpointState.KEPT:
+        if exit.reason is not Reason.CHECKPOINT or used is None:
+            return
+        if a.copied:
+            self.change_copy(used, CopyState.REFUSED, exit.message)
+        elif used.state is CheckpointState.KEPT:
             self.change(used, CheckpointState.REFUSED, exit.message)
 
     def change(self, checkpoint: CheckpointRecord, state: CheckpointState, note: str) -> None:
         """Of one that is known: what becomes of it, which may come to more than one change in a step."""
-        version = next((c.version for c in self.case.checkpoints if c.id == checkpoint.id), 0) + 1
-        self.put(replace(checkpoint, state=state, note=note or checkpoint.note, version=version))
+        self._revise(replace(checkpoint, state=state, note=note or checkpoint.note))
         self.event("checkpoint", checkpoint.id, checkpoint.state, state, "", note)
+
+    def change_copy(self, checkpoint: CheckpointRecord, copy: CopyState, note: str) -> None:
+        """The same of its copy on the service's machine."""
+        # What kept it from being made is over once it is there.
+        kept = "" if copy is CopyState.KEPT and checkpoint.note.startswith(NOT_YET) else checkpoint.note
+        self._revise(replace(checkpoint, copy=copy, note=note or kept))
+        words = f"its copy: {copy}" + (f": {note}" if note else "")
+        self.event("checkpoint", checkpoint.id, checkpoint.state, checkpoint.state, "", words)
+
+    def _revise(self, checkpoint: CheckpointRecord) -> None:
+        version = next((c.version for c in self.case.checkpoints if c.id == checkpoint.id), 0) + 1
+        self.put(replace(checkpoint, version=version))

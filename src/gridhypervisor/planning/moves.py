@@ -21,7 +21,7 @@ import msgspec
 
 from gridhypervisor.model.batch import BatchState
 from gridhypervisor.model.policy import MoveSetting
-from gridhypervisor.model.records import Allocation, AllocationState, Job, JobState, Wish
+from gridhypervisor.model.records import Allocation, AllocationState, CopyState, Job, JobState, Wish
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.spec import MovesSpec, parse_duration
 from gridhypervisor.model.wire import MOVES, HypervisorKind, Needs, Phase, Reason, Status
@@ -94,7 +94,8 @@ def attempt(case: Case) -> Allocation | None:
     a = case.current
     if a is None or case.job.wish is not Wish.RUN or case.job.probe or case.job.spec.gang is not None or a.why in MOVES:
         return None
-    if a.state is S.QUEUED and a.restore:
+    copied = {c.id for c in case.checkpoints if c.copy is CopyState.KEPT}
+    if a.state is S.QUEUED and a.restore and a.restore not in copied:
         return None  # its guest is saved where it waits: elsewhere it would begin anew
     return a if a.state in (S.QUEUED, S.RUNNING) else None
 
@@ -308,7 +309,7 @@ def _without(usage: Usage, cases: Sequence[Case]) -> Usage:
 
 def _suits(job: Job, kind: HypervisorKind) -> bool:
     spec = job.spec
-    needs = Needs(cpus=spec.resources.cpus, network=spec.network).with_image(job.image.layers)
+    needs = Needs(cpus=spec.resources.cpus, network=spec.network, cpu=spec.cpu).with_image(job.image.layers)
     return spec.hypervisor in ("auto", kind) and not needs.unmet(kind)
 
 

@@ -8,7 +8,7 @@ made only when every older one is revoked, fenced, or ended by its own sentinel 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from gridhypervisor.model.batch import BatchState
@@ -16,14 +16,12 @@ from gridhypervisor.model.records import (
     ActionKind,
     Allocation,
     AllocationState,
-    CheckpointState,
-    Job,
+    CopyState,
     JobState,
     Wish,
 )
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.wire import MOVES, ExitRecord, Outcome, Phase, Reason, canonical
-from gridhypervisor.planning.checkpoints import at_home
 from gridhypervisor.planning.draft import OVER, Action, JobPlan
 from gridhypervisor.planning.fate import refusals
 from gridhypervisor.planning.looking import next_look
@@ -33,6 +31,8 @@ from gridhypervisor.planning.placement import Chooser, place
 from gridhypervisor.planning.segments import walltime_of
 from gridhypervisor.planning.silence import Silence
 from gridhypervisor.planning.succession import Succession, beside, due
+from gridhypervisor.planning.suiting import Seeker
+from gridhypervisor.planning.travel import Travel, awaited, wanting
 from gridhypervisor.planning.world import Absent, Case, Observed, Policy, Result, Seen, SiteFacts, Unknown
 
 S = AllocationState
@@ -77,12 +77,15 @@ def plan(
     return step.result()
 
 
-def seeker(case: Case, sites: Mapping[str, SiteFacts], now: float) -> Job | None:
+def seeker(case: Case, sites: Mapping[str, SiteFacts], now: float, refused: Iterable[str] = ()) -> Seeker | None:
     """The job as it asks for a site: for its next attempt, or for the successor of one that runs; None: for neither."""
     if seeks(case):
-        return at_home(case, sites)
+        awaits = case.checkpoints and awaited(case.job, case.allocations, case.checkpoints, sites)
+        return wanting(case, sites, now, refused) if not awaits else None
     current = case.current
-    return beside(case) if current is not None and due(case, sites.get(current.site), now)[0] else None
+    if current is None or not due(case, sites.get(current.site), now)[0]:
+        return None
+    return Seeker(beside(case), frozenset(refused), left(case, now)[0])
 
 
 def seeks(case: Case) -> bool:
@@ -101,7 +104,7 @@ def _phase(sight: Observed) -> Phase | None:
     return sight.view.status.phase if sight.view is not None and sight.view.status is not None else None
 
 
-class _Step(Silence, Member, Succession):
+class _Step(Silence, Member, Succession, Travel):
     """One call of `plan`: the rules."""
 
     def run(self, choose: Chooser) -> None:
@@ -114,10 +117,12 @@ class _Step(Silence, Member, Succession):
             else:
                 self.abandoned(allocation)
         self.tidy()
+        self.travel()
         if self.job.state.final:
             left = [a.site for a in self.case.allocations if a.state is not S.CLEANED]
-            left += [c.site for c in self.checkpoints.values() if c.state is not CheckpointState.GONE]
-            self.delete = self.job.wish is Wish.DELETE and not any(site in self.sites for site in left)
+            left += [c.site for c in self.checkpoints.values() if not c.over]
+            copies = any(c.copy is not CopyState.NONE for c in self.checkpoints.values())
+            self.delete = self.job.wish is Wish.DELETE and not copies and not any(site in self.sites for site in left)
             return
         if newest is not None and self.ganged and self.job.state is not JobState.PENDING:
             self.part(newest)
@@ -144,13 +149,15 @@ class _Step(Silence, Member, Succession):
         if self.case.held:
             self.waiting = self.case.held
             return
+        if self.awaits_copy():
+            return
         refused = refusals(self.case, self.policy, self.now)
         self.wakes.extend(refused.values())
         _, until = left(self.case, self.now)
         if until is not None:
             # Whether another site will do, may change any time.
             self.wakes.append(min(until, next_look(self.job.id, self.now)))
-        choice = self.choose(at_home(self.case, self.sites), refused)
+        choice = self.choose(wanting(self.case, self.sites, self.now).job, refused)
         if choice.site is None:
             self.waiting, self.spurned = f"{self.saved()}{choice.summary}", choice.spurned
             if choice.again is not None:
@@ -245,7 +252,9 @@ class _Step(Silence, Member, Succession):
             self.withdraw(a, f"{a.site} is draining, and had not been given it yet")
             return
         outcome = sight.outcomes.get(A.PROLOG)
-        if outcome is not None and outcome.result is Result.REFUSED:
+        if outcome is not None and outcome.result is Result.REFUSED and outcome.reason is Reason.CHECKPOINT:
+            self.unsound(a, outcome)
+        elif outcome is not None and outcome.result is Result.REFUSED:
             self.give_up(a, outcome.reason or Reason.STAGING, outcome.message, outcome.hint)
         elif outcome is not None and outcome.result is Result.OK:
             moved = self.move(a, S.SUBMITTING)

@@ -33,6 +33,7 @@ class Asked(msgspec.Struct, frozen=True):
     excluded: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    unfit: tuple[tuple[str, str], ...] = ()
     site: str | None = None  # that it asked for, or where its checkpoint was; None: as it asks now
 
 
@@ -88,7 +89,14 @@ def as_it_is(
         at=grid.now,
         version=version,
         asked=tuple(
-            Asked(s.job.id, s.job.excluded, tuple(sorted(s.refused)), tuple(sorted(s.left)), s.job.spec.site)
+            Asked(
+                s.job.id,
+                s.job.excluded,
+                tuple(sorted(s.refused)),
+                tuple(sorted(s.left)),
+                tuple(sorted(s.unfit)),
+                s.job.spec.site,
+            )
             for s in seekers
         ),
         chosen={job: choice.site for job, choice in choices.items() if choice.site is not None},
@@ -117,7 +125,10 @@ def replay(
     past = {name: SitePast(layers=layers) for name, layers in recorded.layers.items()}
     grid = Grid(recorded.sites, policy, recorded.usage, recorded.at, catalogue, past, ready=recorded.ready)
     by_id = {job.id: job for job in jobs}
-    seekers = [Seeker(_as_it_asked(by_id[a.job], a), frozenset(a.refused), frozenset(a.left)) for a in recorded.asked]
+    seekers = [
+        Seeker(_as_it_asked(by_id[a.job], a), frozenset(a.refused), frozenset(a.left), frozenset(a.unfit))
+        for a in recorded.asked
+    ]
     return {job: choice.site for job, choice in place_all(seekers, grid).items() if choice.site is not None}
 
 

@@ -14,7 +14,16 @@ import math
 
 import msgspec
 
-from gridhypervisor.model.records import ActionKind, Allocation, AllocationState, Job, JobState, Saving, Wish
+from gridhypervisor.model.records import (
+    ActionKind,
+    Allocation,
+    AllocationState,
+    CheckpointState,
+    Job,
+    JobState,
+    Saving,
+    Wish,
+)
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.spec import parse_duration
 from gridhypervisor.model.wire import MOVES, SAVE_HAND_OVER, Phase, Reason
@@ -123,8 +132,10 @@ class Succession(Suspension):
             return f"the job leaves {current.site}"
         if current.state in OVER and self.case.job.state is JobState.PENDING:
             found = self.onward()
-            if found is None or found.site != a.site:
+            if found is None or found.site != a.site or found.state is not CheckpointState.KEPT:
                 return "there is nothing at its site to go on from"
+            if self.job.spec.site not in ("", a.site):
+                return f"the job goes on at {self.job.spec.site}"
         return ""
 
     def hand_over(self, a: Allocation, sight: Observed) -> bool:
@@ -154,7 +165,7 @@ class Succession(Suspension):
             self.waiting = f"attempt {s.epoch}, which waited at {s.site}, has nothing to go on from, and ends first"
             return
         found = self.onward()
-        if found is None or found.site != s.site or s.state not in AS_JOB or f"Allocation:{s.id}" in self.records:
+        if found is None or s.state not in AS_JOB or f"Allocation:{s.id}" in self.records:
             return
         self.put(replace(s, go=True, restore=found.id, version=s.version + 1))
         words = f"its word: it goes on {self.whence()}"

@@ -69,6 +69,7 @@ class Seeker(NamedTuple):
     job: Job
     refused: frozenset[str] = frozenset()  # sites whose lender has refused it just now
     left: frozenset[str] = frozenset()  # sites where it does not go again while another will do
+    unfit: frozenset[tuple[str, str]] = frozenset()  # sites that cannot take up its guest, and why
 
 
 def share(job: Job, walltime: int | None = None) -> Share:
@@ -117,6 +118,7 @@ class Key(NamedTuple):
     together: int  # places that are wanted at one site at once
     refused: frozenset[str]
     left: frozenset[str]
+    unfit: frozenset[tuple[str, str]]
 
 
 def key_of(seeker: Seeker) -> Key:
@@ -132,6 +134,7 @@ def key_of(seeker: Seeker) -> Key:
         together(job.spec),
         seeker.refused,
         seeker.left,
+        seeker.unfit,
     )
 
 
@@ -205,7 +208,7 @@ class Group:
     """Jobs that ask for the same: what the sites are to them."""
 
     def __init__(self, seeker: Seeker, grid: Grid, names: Sequence[str]) -> None:
-        self.job, self.refused = seeker.job, seeker.refused
+        self.job, self.refused, self.unfit = seeker.job, seeker.refused, dict(seeker.unfit)
         self.together = together(self.job.spec)
         asks = bool(self.job.spec.requirements or self.job.spec.rank)
         self.expressions = Expressions(self.job, grid) if asks else None
@@ -233,7 +236,7 @@ class Group:
         job = self.job
         if job.spec.site and job.spec.site != facts.name:
             return f"the job asks for {job.spec.site}"
-        if words := beyond(job.spec, facts):
+        if words := beyond(job.spec, facts) or self.unfit.get(facts.name, ""):
             return words
         if facts.draining:
             return f"draining: takes no new work until `ghv site drain {facts.name} --undo`"

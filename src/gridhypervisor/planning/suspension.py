@@ -69,7 +69,11 @@ class Suspension(Fate):
         saved = status.saved if status is not None else None
         if saved is None or saved.number < saving.number:
             self.want(a, sight, A.SAVE, after=saving.asked)  # what was done before was of an earlier one
-            self.waiting = self.waiting or DOING[saving.then].format(site=a.site)
+            self.waiting = self.waiting or (
+                DOING[saving.then].format(site=a.site)
+                if saving.then in PAUSES
+                else f"{_verb(saving)}: the guest is being saved at {a.site}"
+            )
         elif saving.then in PAUSES:
             self.put(replace(a, saving=replace(saving, answered=True), version=a.version + 1))
             words = f"it was not done: {saved.why}" if saved.why else DONE[saving.then]
@@ -79,7 +83,7 @@ class Suspension(Fate):
             if saving.then == SAVE_GO_ON:
                 self.put(replace(a, saving=replace(saving, answered=True), version=a.version + 1))
             else:
-                self.waiting = f"{VERBS[saving.then]}: the guest is saved, and its pilot ends"
+                self.waiting = f"{_verb(saving)}: the guest is saved, and its pilot ends"
         else:
             self.put(replace(a, saving=replace(saving, answered=True), version=a.version + 1))
             self.unsaved(a, saving.then == SAVE_END, saved.why)
@@ -123,6 +127,11 @@ class Suspension(Fate):
             self.job = replace(self.job, wish=Wish.RUN, message=message, version=version)
             self.put(self.job)
             self.event("job", self.job.id, self.job.state, self.job.state, Reason.CHECKPOINT, message)
+        elif a.saving is not None and a.saving.to:
+            message, version = f"it was not moved to {a.saving.to}: {words}", self.case.job.version + 1
+            self.job = replace(self.job, message=message, version=version)
+            self.put(self.job)
+            self.event("job", self.job.id, self.job.state, self.job.state, Reason.CHECKPOINT, message)
         self.waiting = words
 
     def tidy(self) -> None:
@@ -152,3 +161,7 @@ class Suspension(Fate):
                 after = outcome.at if outcome is not None else 0.0
                 self.want(a, sight, A.DISCARD, after=after, checkpoints=tuple(c.id for c in left))
         self.waiting = words
+
+
+def _verb(saving: Saving) -> str:
+    return f"leaving for {saving.to}" if saving.to else VERBS[saving.then]

@@ -72,6 +72,7 @@ class Outcome:
     owner: OwnerRecord | None = None  # of REVOKE: who owns the allocation now
     batch_id: str = ""  # of SUBMIT
     discarded: tuple[str, ...] = ()  # of DISCARD: checkpoints that are gone
+    copied: str = ""  # of COPY and ERASE: the checkpoint whose copy it was about
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ class SiteFacts:
     login: bool = False  # it is not up until a person has logged in
     lending: Lending | None = None  # what its relay said last; None: nobody limits the account
     lacks: frozenset[str] = frozenset()  # hypervisors that did not work on the node that was probed
+    bundle: str = ""  # digest of what guests would be taken up with there; empty: not known
     watched: float = 0.0  # since when this controller looks after it, whether it has answered or not
     site: Site | None = None  # as it is configured, and what the newest probe found; None: nobody says
     capacity: Capacity | None = None  # what it says that it has, and has free; None: it has not said, or long ago

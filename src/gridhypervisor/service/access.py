@@ -19,6 +19,13 @@ import msgspec
 from gridhypervisor.execution.ports import Backend
 from gridhypervisor.model.access import Caller, Result, Scope, TokenRequest, TokenView, Upload
 from gridhypervisor.model.accounts import Accounts, By, History
+from gridhypervisor.model.infraviews import (
+    ExecRequest,
+    ExecView,
+    InfrastructurePlan,
+    InfrastructureRequest,
+    InfrastructureView,
+)
 from gridhypervisor.model.measures import Measures
 from gridhypervisor.model.policy import PolicyView, SchedulingPolicy
 from gridhypervisor.model.spec import JobSpec
@@ -117,9 +124,9 @@ class Access:
         await self._own(job, Scope.WRITE)
         return await self._backend.suspend(job)
 
-    async def resume(self, job: str) -> JobView:
+    async def resume(self, job: str, to: str = "") -> JobView:
         await self._own(job, Scope.WRITE)
-        return await self._backend.resume(job)
+        return await self._backend.resume(job, to)
 
     async def save(self, job: str) -> JobView:
         await self._own(job, Scope.WRITE)
@@ -141,6 +148,10 @@ class Access:
     async def delete_checkpoint(self, checkpoint: str) -> None:
         await self._own(checkpoint, Scope.WRITE)
         await self._backend.delete_checkpoint(checkpoint)
+
+    async def copy_checkpoint(self, checkpoint: str) -> CheckpointView:
+        await self._own(checkpoint, Scope.WRITE)
+        return await self._backend.copy_checkpoint(checkpoint)
 
     async def restore(self, checkpoint: str) -> JobView:
         await self._own(checkpoint, Scope.WRITE)
@@ -214,6 +225,45 @@ class Access:
 
     def follow_group(self, group: str) -> AsyncIterator[GroupView]:
         return self._followed(group, self._backend.follow_group(group))
+
+    # -- infrastructures: of the service's own user as yet --------------------------------------------------------
+
+    async def apply(self, request: InfrastructureRequest, idempotency_key: str) -> InfrastructureView:
+        self._here("apply an infrastructure", "its inputs are read there")
+        self._may(Scope.WRITE)
+        return await self._backend.apply(request, idempotency_key)
+
+    async def plan_infrastructure(self, request: InfrastructureRequest) -> InfrastructurePlan:
+        self._here("plan an infrastructure", "its inputs are read there")
+        return await self._backend.plan_infrastructure(request)
+
+    async def infrastructures(self, *, before: str, limit: int) -> list[InfrastructureView]:
+        sees = self._may(Scope.READ).sees
+        found = await self._backend.infrastructures(before=before, limit=limit)
+        return [each for each in found if sees in ("", each.owner)]
+
+    async def infrastructure(self, name: str) -> InfrastructureView:
+        await self._own(name)
+        return await self._backend.infrastructure(name)
+
+    def follow_infrastructure(self, name: str) -> AsyncIterator[InfrastructureView]:
+        return self._followed(name, self._backend.follow_infrastructure(name))
+
+    async def scale(self, name: str, counts: dict[str, int]) -> InfrastructureView:
+        await self._own(name, Scope.WRITE)
+        return await self._backend.scale(name, counts)
+
+    async def cancel_infrastructure(self, name: str) -> InfrastructureView:
+        await self._own(name, Scope.WRITE)
+        return await self._backend.cancel_infrastructure(name)
+
+    async def delete_infrastructure(self, name: str) -> None:
+        await self._own(name, Scope.WRITE)
+        await self._backend.delete_infrastructure(name)
+
+    async def execute(self, job: str, request: ExecRequest) -> ExecView:
+        await self._own(job, Scope.WRITE)
+        return await self._backend.execute(job, request)
 
     # -- events ---------------------------------------------------------------------------------------------------
 

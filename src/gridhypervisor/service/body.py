@@ -15,8 +15,9 @@ import msgspec
 from litestar.dto import AbstractDTO, DTOFieldDefinition
 from litestar.typing import FieldDefinition
 
-from gridhypervisor.model import policy
+from gridhypervisor.model import infrastructure, policy
 from gridhypervisor.model.foreign import foreign_inputs, foreign_results
+from gridhypervisor.model.infraviews import InfrastructureRequest
 from gridhypervisor.model.spec import JobSpec, problems
 from gridhypervisor.model.views import JobRequest, Problem, ServiceError, WarmRequest
 
@@ -93,6 +94,10 @@ def _check(value: Any) -> Iterator[tuple[str, str]]:
             yield from ((f"spec.{field}", problem) for field, problem in foreign_inputs(value.spec))
         if not value.destination:
             yield from ((f"spec.{field}", problem) for field, problem in foreign_results(value.spec))
+    elif isinstance(value, InfrastructureRequest):
+        yield from ((f"spec.{field}", problem) for field, problem in infrastructure.problems(value.spec))
+        if not value.folder.startswith("/"):
+            yield "folder", "must be an absolute path"
 
 
 def _explain(body: bytes, kind: type[Any]) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ from gridhypervisor.model.workflow import Request as WorkflowRequest
 from gridhypervisor.service import streams
 from gridhypervisor.service.access import Access
 from gridhypervisor.service.body import Body
+from gridhypervisor.service.infraroutes import infrastructures
 from gridhypervisor.service.parts import (
     LOG_LIMIT,
     After,
@@ -72,6 +73,7 @@ def make_router(backend: Access, closing: asyncio.Event) -> Router:
         *_jobs(backend, closing),
         *_checkpoints(backend),
         *_groups(backend, closing),
+        *infrastructures(backend, closing),
         *_images(backend),
         *_sites(backend),
         *_scheduling(backend),
@@ -123,7 +125,8 @@ def _jobs(backend: Access, closing: asyncio.Event) -> list[HTTPRouteHandler]:
 
     @post("/jobs/{job:str}/move", status_code=202, summary="Have a job leave its site for another", tags=["jobs"])
     async def move_job(job: FromPath[str], to: FromQuery[str] = "") -> JobView:
-        """It begins anew there. `to`: from now on it asks for this site."""
+        """`to`: from now on it asks for this site, and a guest that runs, and can be saved, goes on there; else it
+        begins anew."""
         return await backend.move(job, to)
 
     @get("/jobs/{job:str}/explain", summary="Why a job is where it is", tags=["jobs"])
@@ -178,8 +181,9 @@ def _checkpoints(backend: Access) -> list[HTTPRouteHandler]:
         return await backend.suspend(job)
 
     @post("/jobs/{job:str}/resume", status_code=202, summary="Have a suspended job go on", tags=["jobs"])
-    async def resume_job(job: FromPath[str]) -> JobView:
-        return await backend.resume(job)
+    async def resume_job(job: FromPath[str], to: FromQuery[str] = "") -> JobView:
+        """`to`: from now on it asks for this site, where a copy of its checkpoint is brought."""
+        return await backend.resume(job, to)
 
     @post("/jobs/{job:str}/checkpoint", status_code=202, summary="Save a job's guest, which goes on", tags=["jobs"])
     async def save_job(job: FromPath[str]) -> JobView:
@@ -201,12 +205,18 @@ def _checkpoints(backend: Access) -> list[HTTPRouteHandler]:
     async def delete_checkpoint(checkpoint: FromPath[str]) -> None:
         await backend.delete_checkpoint(checkpoint)
 
+    @post("/checkpoints/{checkpoint:str}/copy", status_code=202, summary="Copy a checkpoint here", tags=["jobs"])
+    async def copy_checkpoint(checkpoint: FromPath[str]) -> CheckpointView:
+        """To the service's machine, sealed before it leaves its site; its `copy` says how far that is."""
+        return await backend.copy_checkpoint(checkpoint)
+
     @post("/checkpoints/{checkpoint:str}/restore", status_code=202, summary="Go on from a checkpoint", tags=["jobs"])
     async def restore_checkpoint(checkpoint: FromPath[str]) -> JobView:
         """Its job goes on from there, and not from a newer one; a suspended one is resumed by it."""
         return await backend.restore(checkpoint)
 
-    return [suspend_job, resume_job, save_job, pause_job, list_checkpoints, delete_checkpoint, restore_checkpoint]
+    asked = [suspend_job, resume_job, save_job, pause_job]
+    return [*asked, list_checkpoints, delete_checkpoint, copy_checkpoint, restore_checkpoint]
 
 
 def _groups(backend: Access, closing: asyncio.Event) -> list[HTTPRouteHandler]:

@@ -2,6 +2,7 @@
 
 The watchdog is part of it: what must hold although the pilot is stopped or killed (walltime, grant, a sentinel) is done
 in its name. The guest's program is read from its command: `sleep SECONDS [EXIT-CODE]`; anything else runs one second.
+That of a service runs until it is stopped, unless it is such a sleep; `refuse` is one that is never ready.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from gridhypervisor.execution.copies import unseal
 from gridhypervisor.model.batch import Warm
 from gridhypervisor.model.wire import (
+    KEY,
     SAVE_END,
     SAVE_GO_ON,
     SAVE_HAND_OVER,
     SAVE_PAUSE,
     SAVE_UNPAUSE,
+    SEALED,
+    STDOUT,
     WRAPPER,
     Checkpoint,
     CpuUsage,
@@ -38,13 +43,18 @@ from gridhypervisor.model.wire import (
     Reason,
     Saved,
     Status,
+    bound_to,
     from_plain,
     suits,
 )
-from gridhypervisor.simulation.spool import Entry, Kept, Spool
+from gridhypervisor.simulation.spool import MEMORY, Entry, Kept, Spool, contents
 
 NO_ENTRY = 66
 """Exit code of a pilot that finds no manifest: the entry was removed, or never made."""
+
+
+REFUSE = "refuse"
+"""The command of a service that is never ready."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class Tempo:
     save: float = 1.5
     reserve: float = 5.0  # before the end of a batch job, when a guest that goes on in another is saved
     watchdog: float = 1.0  # until the watchdog has noticed and killed
+    serve: float = 1.0  # until a service is ready
     talks: bool = True  # False: a pilot whose guest needs no grant says nothing until its end; no word decides anything
 
 
@@ -100,6 +111,8 @@ class Pilot:
         self.used: HypervisorUsed | None = None  # what it says of its guest: what runs it, how it fares, what it wants
         self.effort: Effort | None = None
         self.asks = ""
+        self.serves = False  # of a service
+        self._readiness: asyncio.TimerHandle | None = None
         self.cannot_save = ""  # why it refuses to
         self._saved: Saved | None = None
         self._saving: asyncio.TimerHandle | None = None
@@ -190,7 +203,8 @@ class Pilot:
             yield
             self._finish(Outcome.COMPLETED, Reason.EXITED, "")
             return
-        seconds, code = _program(self.manifest.program.command)
+        service = self.manifest.service is not None
+        seconds, code = _program(self.manifest.program.command, service=service)
         self._tick()
         restore = self.manifest.restore
         if self.manifest.successor:
@@ -203,15 +217,14 @@ class Pilot:
                 yield
             restore = from_plain(Checkpoint, json.loads(entry.begin))
         if restore is not None:
-            kept = self.spool.kept.get(restore.id)
-            if kept is None or kept.damaged or kept.checkpoint != restore:
+            found = self._brought(entry, restore) if self.manifest.sealed else self._there(restore)
+            if isinstance(found, str):
                 self._enter(Phase.PREPARE)
                 self._wait(tempo.prepare)
                 yield
-                what = "is not there" if kept is None else "is damaged: memory.zst is not what it was"
-                self._finish(Outcome.FAILED, Reason.CHECKPOINT, f"take up checkpoint {restore.id}: it {what}")
+                self._finish(Outcome.FAILED, Reason.CHECKPOINT, f"take up checkpoint {restore.id}: {found}")
                 return
-            self._ran_before, self._before = restore.executed, kept.printed
+            self._ran_before, self._before = restore.executed, found
             seconds = max(0.0, seconds - restore.executed)
         lengths = (tempo.prepare, tempo.boot, tempo.stage, seconds, tempo.stage, tempo.shut_down)
         for phase, length in zip(WRAPPER, lengths, strict=True):
@@ -230,6 +243,8 @@ class Pilot:
                     yield
                 self.members = entry.begin
             self._enter(phase)
+            if phase is Phase.EXECUTE and service and self.manifest.program.command[0] != REFUSE:
+                self._readiness = self.loop.call_later(tempo.serve, self._ready)
             handover = self.manifest.handover
             left = max(1.0, handover.walltime - self._ran_before) if handover is not None else length
             if phase is Phase.EXECUTE and left < length:
@@ -240,6 +255,34 @@ class Pilot:
             self._wait(length)
             yield
         self._finish(Outcome.COMPLETED, Reason.EXITED, "", code)
+
+    def _ready(self) -> None:
+        if self.executes and not self.paused:
+            self.serves = True
+            self._say()
+
+    def _there(self, restore: Checkpoint) -> bytes | str:
+        """What was printed before a checkpoint at this site; or why it cannot be taken up."""
+        kept = self.spool.kept.get(restore.id)
+        if kept is None:
+            return "it is not there"
+        if kept.damaged or kept.checkpoint != restore:
+            return "it is damaged: memory.zst is not what it was"
+        return kept.printed
+
+    def _brought(self, entry: Entry, restore: Checkpoint) -> bytes | str:
+        """The same of a copy that came with the entry, of which each frame is opened."""
+        parts = {}
+        for part in restore.parts:
+            try:
+                key = bytes.fromhex(entry.files[KEY].data.decode())
+                frame = entry.files[f"{SEALED}/{part.name}"].data  # they are all short enough for one
+                parts[part.name] = unseal(key, frame, bound_to(restore.id, part.name, part.size, 0))
+            except (KeyError, ValueError) as error:
+                return f"the copy of its {part.name} cannot be opened: {error}"
+            if hashlib.sha256(parts[part.name]).hexdigest() != part.sha256:
+                return f"its {part.name} is damaged"
+        return parts[STDOUT]
 
     def _enter(self, phase: Phase) -> None:
         at = self.loop.time() - self._began
@@ -271,6 +314,7 @@ class Pilot:
                 hypervisor=self.used,
                 effort=self.effort,
                 asks=self.asks,
+                serves=self.serves,
                 saved=self._saved,
             ),
         )
@@ -328,7 +372,7 @@ class Pilot:
             processor="",
             memory=m.resources.memory,
             disks={"scratch": m.resources.scratch},
-            parts=(Part("memory.zst", 1000, hashlib.sha256(name.encode()).hexdigest(), m.resources.memory),),
+            parts=(_part(MEMORY, contents(name), m.resources.memory), _part(STDOUT, printed, len(printed))),
             streams={"stdout": len(printed)},
             executed=executed,
         )
@@ -492,7 +536,7 @@ class Pilot:
         if self.spool.take_owner(entry, me) != me:
             return False
         self.claim, self._began, self._sequence, self._phases = claim, self.loop.time(), 0, []
-        self._ending, self.used, self.effort, self.asks, self.members = None, None, None, "", ""
+        self._ending, self.used, self.effort, self.asks, self.members, self.serves = None, None, None, "", "", False
         self._saved, self._ran_before, self._before = None, 0.0, b""
         self.served += 1
         self._begin(entry)
@@ -513,7 +557,8 @@ class Pilot:
             self._done(code)
 
     def _cancel_timers(self) -> None:
-        for timer in (self._step, self._walltime, self._saving_by, self._beat, self._expiry, self._saving):
+        timers = (self._step, self._walltime, self._saving_by, self._beat, self._expiry, self._saving, self._readiness)
+        for timer in timers:
             if timer is not None:
                 timer.cancel()
 
@@ -594,10 +639,10 @@ class Pilot:
                 self._mind_saves()
 
 
-def _program(command: tuple[str, ...]) -> tuple[float, int]:
+def _program(command: tuple[str, ...], *, service: bool) -> tuple[float, int]:
     if command[0] == "sleep":
         return float(command[1]), int(command[2]) if len(command) > 2 else 0
-    return 1.0, 0
+    return (1e9 if service else 1.0), 0
 
 
 def _report(node: str) -> NodeReport:
@@ -614,3 +659,7 @@ def _outputs(manifest: Manifest, patterns: Sequence[str]) -> dict[str, bytes]:
     return {
         pattern.replace("*", "result"): f"{manifest.job} {manifest.epoch} {pattern}\n".encode() for pattern in patterns
     }
+
+
+def _part(name: str, data: bytes, length: int) -> Part:
+    return Part(name, len(data), hashlib.sha256(data).hexdigest(), length)

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gridhypervisor.execution.copies import seal
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.wire import (
     BEGIN,
     CHECKPOINTS,
     EXIT,
+    FRAME,
     NO_SHARE,
+    NONCE,
     OUTPUTS,
     PROTOCOL,
     SPOOL,
@@ -33,7 +36,9 @@ from gridhypervisor.model.wire import (
     Share,
     Terms,
     Use,
+    bound_to,
     encode,
+    frames_of,
     from_plain,
     obstacle,
     to_plain,
@@ -112,6 +117,7 @@ class Relay:
             Op.REQUEST: self._request, Op.SCAN: self._scan, Op.WATCH: self._watch, Op.LIST_OUT: self._list_out,
             Op.REMOVE: self._remove, Op.EVICT: self._evict, Op.USAGE: self._usage,
             Op.LENT: self._lent, Op.GRANT: self._grant, Op.FETCH: self._fetch, Op.OFFER: self._offer,
+            Op.SEAL: self._seal,
         }  # fmt: skip
 
     def close(self) -> None:
@@ -320,6 +326,18 @@ class Relay:
             kept = self._account.spool.kept.pop(path.removeprefix(f"{CHECKPOINTS}/"), None)
             freed += kept.checkpoint.size if kept is not None else len(self._account.files.pop(path, b""))
         return {"freed": freed}, b""
+
+    def _seal(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        name, part, number = str(request["checkpoint"]), str(request["part"]), int(request["frame"])
+        kept = self._account.spool.kept.get(name)
+        data = kept.part(part) if kept is not None else None
+        if data is None:
+            raise Refused("missing", f"no file {CHECKPOINTS}/{name}/{part}", "removed, or not made yet?")
+        if not 0 <= number < frames_of(len(data)):
+            raise Refused("offset", f"seal {part}: it has no frame {number}")
+        nonce = hashlib.sha256(f"{name} {part} {number}".encode()).digest()[:NONCE]  # of bytes that never change
+        bound = bound_to(name, part, len(data), number)
+        return {"size": len(data)}, seal(bytes.fromhex(request["key"]), nonce, data[number * FRAME :][:FRAME], bound)
 
     def _usage(self, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
         return {"cpu_seconds": 0.0, "max_rss_bytes": 0, "free_bytes": 1 << 40}, b""

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 from gridhypervisor.execution.controller import Controller
+from gridhypervisor.execution.copies import Copies
 from gridhypervisor.execution.logs import Logs
 from gridhypervisor.execution.ports import StagedInput, Store
 from gridhypervisor.execution.session import Session
@@ -61,13 +62,14 @@ async def simulate(
         return EPOCH + loop.time()
 
     logs = Logs(folder / "logs")
-    controller = Controller(store, {}, logs, clock=clock, cpu=float)
+    random = Random(f"{spec.seed} jitter")
+    copies = Copies(folder / "checkpoints", random.randbytes)
+    controller = Controller(store, {}, logs, copies, clock=clock, cpu=float)
     await controller.load()
     await controller.policies.set(policy, "simulation", "default")
-    random = Random(f"{spec.seed} jitter")
     tasks = [asyncio.create_task(controller.run(), name="controller")]
     for name, site in sites.items():
-        session = _session(name, site, spec, controller, partial(random.uniform, 0.75, 1.25), logs, clock)
+        session = _session(name, site, spec, controller, partial(random.uniform, 0.75, 1.25), logs, copies, clock)
         controller.add_session(name, session)
         tasks.append(asyncio.create_task(session.run(), name=name))
     try:
@@ -95,6 +97,7 @@ def _session(
     controller: Controller,
     jitter: Callable[[], float],
     logs: Logs,
+    copies: Copies,
     clock: Callable[[], float],
 ) -> Session:
     mine = spec.sites[name]
@@ -108,6 +111,7 @@ def _session(
         layers=bare,
         inputs=bare,
         logs=logs,
+        copies=copies,
         clock=clock,
         jitter=jitter,
     )

@@ -6,12 +6,14 @@ Ownership alone is never stale: `link(2)` asks the file server itself.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gridhypervisor.model.replacing import replace
 from gridhypervisor.model.wire import (
     EXIT,
+    STDOUT,
     Checkpoint,
     EntryView,
     ExitRecord,
@@ -65,6 +67,19 @@ class Kept:
     checkpoint: Checkpoint
     printed: bytes  # so far
     damaged: bool = False
+
+    def part(self, name: str) -> bytes | None:
+        """The bytes of one of its parts, as they lie there."""
+        data = self.printed if name == STDOUT else contents(self.checkpoint.id) if name == MEMORY else None
+        return data[:-1] + bytes([data[-1] ^ 1]) if data and self.damaged and name == MEMORY else data
+
+
+MEMORY = "memory.zst"
+
+
+def contents(checkpoint: str) -> bytes:
+    """What stands for the memory of a guest that was saved."""
+    return hashlib.sha256(checkpoint.encode()).digest() * 32
 
 
 class Spool:

@@ -33,8 +33,7 @@ def create(connection: Connection, group: Group, event: Event, key: str, nodes: 
         known = and_(table.owner == group.owner, table.project == group.project, table.idempotency_key == key)
         if standing := statements.read(connection, GROUP, select(*GROUP.columns).where(known)):
             return standing[0]
-    kind = "w" if group.workflow else "g" if group.spec is not None and group.spec.gang is not None else "a"
-    group = dataclasses.replace(group, id=f"{kind}{born.reserve(connection, 1)}", version=1)
+    group = dataclasses.replace(group, id=f"{letter(group)}{born.reserve(connection, 1)}", version=1)
     connection.execute(insert(schema.group), GROUP.encode(group) | {"idempotency_key": key or None})
     if nodes:
         rows = [{"group": group.id, "name": name, "run": run} for name, run in nodes.items()]
@@ -42,6 +41,15 @@ def create(connection: Connection, group: Group, event: Event, key: str, nodes: 
     event = dataclasses.replace(event, job=group.id, subject=group.id)
     connection.execute(insert(schema.event), statements.event_row(event))
     return group
+
+
+def letter(group: Group) -> str:
+    """With which its id begins."""
+    if group.blueprint is not None:
+        return "i"
+    if group.workflow:
+        return "w"
+    return "g" if group.spec is not None and group.spec.gang is not None else "a"
 
 
 def put(

@@ -20,7 +20,6 @@ from gridhypervisor.model.records import (
     Allocation,
     AllocationState,
     CheckpointRecord,
-    CheckpointState,
     Denial,
     Event,
     Group,
@@ -33,6 +32,7 @@ from gridhypervisor.model.records import (
     Wish,
 )
 from gridhypervisor.model.token import Token
+from gridhypervisor.store.groups import letter
 from gridhypervisor.store.rows import BY_KIND, number_of
 from gridhypervisor.store.statements import Ident, fitting
 
@@ -127,7 +127,7 @@ class MemoryStore:
     def _left(self, job: Job) -> bool:
         kept = self._checkpoints.get(job.id, {}).values()
         return any(a.state is not AllocationState.CLEANED for a in self._allocations.get(job.id, {}).values()) or any(
-            checkpoint.state is not CheckpointState.GONE for checkpoint in kept
+            not checkpoint.over for checkpoint in kept
         )
 
     def job(self, job: str) -> JobRecords | None:
@@ -250,7 +250,7 @@ class MemoryStore:
         key = f"group {group.owner}", group.project, idempotency_key
         if idempotency_key and (known := self._groups.get(self._keys.get(key, ""))) is not None:
             return known
-        group = dataclasses.replace(group, id=f"{'w' if group.workflow else 'a'}{self.reserve(1)}", version=1)
+        group = dataclasses.replace(group, id=f"{letter(group)}{self.reserve(1)}", version=1)
         self._groups[group.id], self._nodes[group.id] = group, dict(nodes)
         if idempotency_key:
             self._keys[key] = group.id

@@ -21,7 +21,6 @@ from gridhypervisor.model.records import (
     Allocation,
     AllocationState,
     CheckpointRecord,
-    CheckpointState,
     Event,
     Group,
     Job,
@@ -142,7 +141,8 @@ JOB = Rows(
         "number": lambda job: number_of(job.id),
         "alive": lambda job: not job.state.final or job.wish is Wish.DELETE,
     },
-    fixed=OWNED | {"number", "name", "destination", "folder", "image", "image_digest", "created", "group", "member"},
+    fixed=OWNED
+    | {"number", "name", "destination", "folder", "image", "image_digest", "created", "group", "member", "service"},
 )
 VM = Rows(Vm, schema.vm, "id", parents={"job": JOB}, fixed=OWNED | {"job"})
 PILOT_JOB = Rows(PilotJob, schema.pilot_job, "name", fixed=OWNED | {"name", "site"})
@@ -158,7 +158,7 @@ CHECKPOINT = Rows(
     CheckpointRecord,
     schema.checkpoint,
     "id",
-    derived={"alive": lambda checkpoint: checkpoint.state is not CheckpointState.GONE},
+    derived={"alive": lambda checkpoint: not checkpoint.over},
     parents={"job": JOB},
     fixed=OWNED | {"job", "entry", "site", "bytes", "executed", "made", "checkpoint"},
 )
@@ -190,6 +190,6 @@ def number_of(name: str) -> int:
     Raises:
         ValueError: it is no id of either.
     """
-    if not (name[:1] in ("j", "a", "g", "w") and name[1:].isascii() and name[1:].isdecimal() and len(name) < 19):
+    if not (name[:1] in ("j", "a", "g", "w", "i") and name[1:].isascii() and name[1:].isdecimal() and len(name) < 19):
         raise ValueError(f"{name!r} is not a job's id; they look like j12")
     return int(name[1:])

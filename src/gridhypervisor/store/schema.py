@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0015"
+REVISION = "0018"
 """The newest migration: what a store that is up to date says of itself."""
 
 ALONE, MEMBER = "\"group\" = ''", "\"group\" != ''"
@@ -74,6 +74,7 @@ job = Table(
     Column("group", Text, nullable=False, server_default=text("''")),
     Column("member", Text, nullable=False, server_default=text("''")),
     Column("pauses", Text, nullable=False, server_default=text("'[]'")),
+    Column("service", Text),
     Column("version", Integer, nullable=False),
     UniqueConstraint("owner", "project", "idempotency_key"),
     Index(None, "state", "number"),
@@ -113,6 +114,8 @@ group = Table(
     Column("wish", Text, nullable=False),
     Column("made", Integer, nullable=False),
     Column("rounds", Text, nullable=False, server_default=text("'{}'")),
+    Column("blueprint", Text),
+    Column("standing", Text, nullable=False, server_default=text("'{}'")),
     Column("aborted", Integer),
     Column("rescue", Text, nullable=False),
     Column("exit_code", Integer),
@@ -172,6 +175,8 @@ allocation = Table(
     Column("note", Text, nullable=False),
     Column("exit", Text),
     Column("restore", Text, nullable=False, server_default=text("''")),
+    Column("cpu", Text, nullable=False, server_default=text("''")),
+    Column("copied", Boolean, nullable=False, server_default=false()),
     Column("saving", Text),
     Column("segment", Text),
     Column("ahead", Boolean, nullable=False, server_default=false()),
@@ -186,7 +191,7 @@ checkpoint = Table(
     "checkpoint",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("alive", Boolean, nullable=False),  # not gone
+    Column("alive", Boolean, nullable=False),  # something is left of it
     Column("owner", Text, nullable=False),
     Column("project", Text, nullable=False),
     Column("job", Text, ForeignKey("job.id"), nullable=False, index=True),
@@ -199,6 +204,7 @@ checkpoint = Table(
     Column("checkpoint", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("note", Text, nullable=False),
+    Column("copy", Text, nullable=False, server_default=text("'none'")),
     Column("version", Integer, nullable=False),
     Index("ix_checkpoint_alive", "job", sqlite_where=text("alive = 1"), postgresql_where=text("alive")),
 )

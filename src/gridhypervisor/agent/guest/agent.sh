@@ -2,13 +2,15 @@
 # The guest's agent, its first process: obeys the pilot's lines on ghv.ctl, and stays able to whatever the program does.
 #
 # Lines in:  STAGE · MEMBER INDEX NAME SITE NODE (one for each of a gang) · RUN MARKER · STOP SECONDS · PACK FUNCTION ·
-#            PING N · FREEZE N · RENEW DATA · THAW · POWEROFF
+#            PROBE N · INPUT N DATA · EXEC N SCRIPT · END N · PING N · FREEZE N · RENEW DATA · THAW · POWEROFF
 # Lines out: READY UPTIME · STAGED · EXIT CODE CPU_USEC OOM_KILLS FREE_BYTES · NOOUTPUT INDEX · PACKED ·
 #            PACKFAIL WHY · PONG N FREE_BYTES · FROZEN N 1 (or 0: it does not stand still) · RENEWED ERRNO · MOVE WHY ·
-#            CANNOT WHY
+#            PROBED N CODE WORDS · TOOK N · PRINTED N out|err DATA · EXECUTED N CODE · CANNOT WHY
+# SCRIPT and DATA are in base64.
 # What the program is comes on the scratch disk, as the file that init left open on descriptor 7 (written by the pilot,
 # every word of it quoted): it sets $user, $folder, $path, $host, $resolvers and $domains, and defines program, which
-# calls start, nics, which calls nic, and outputs, restart and both, which call pack.
+# calls start, nics, which calls nic, and outputs, restart and both, which call pack; surroundings, which sets the
+# program's environment; and ready, which ends with 0 where the program serves.
 # The program's streams go through pipes, so that their end is seen; MARKER on each port says that all has been sent.
 # It runs in a control group of its own: there it can be signalled whole, its CPU time is known, and when it eats all
 # the memory it is the one that is killed. What it writes into /run/ghv/move is why it wants to go on elsewhere.
@@ -106,15 +108,16 @@ shift
 SHELL=/bin/sh
 exec "$file" "$@"'
 
+before='' # words of a program that is to run what is started, with a limit of its time
 start() { # COMMAND ARGS…; never returns
     cd "$folder" || exit 126
     export PATH="$path"
     if [ "$user" = root ]; then
         export HOME=/root USER=root LOGNAME=root
-        exec /run/ghv/busybox sh -c "$launch" sh "$@"
+        exec $before /run/ghv/busybox sh -c "$launch" sh "$@"
     fi
     # After `--`: su would take the options of the program for its own.
-    exec /run/ghv/busybox su -s /run/ghv/sh -c "$launch" -- "$user" sh "$@"
+    exec $before /run/ghv/busybox su -s /run/ghv/sh -c "$launch" -- "$user" sh "$@"
 }
 
 run() {
@@ -138,6 +141,67 @@ run() {
     while read -r event count; do [ "$event" = oom_kill ] && oom=$count; done <$job/memory.events
     free_bytes
     say "EXIT $code ${cpu:-0} ${oom:-0} $free" # each a number, whatever could not be read
+}
+
+# In the program's control group: what is left of it ends with the program, and so that it is not us whom the kernel
+# kills when it takes all the memory.
+beside() {
+    echo 0 >$job/cgroup.procs
+    echo 0 >/proc/self/oom_score_adj
+    exec 3>&- 5>&- 6>&- 7<&-
+}
+
+knock() { timeout "$1" nc -w "$1" 127.0.0.1 "$2" -e /run/ghv/busybox true; }
+fetch() { timeout "$1" wget -q -O /dev/null "$2"; }
+
+probe() { # NUMBER
+    (
+        beside
+        ready
+    ) </dev/null >$pipes/probed 2>&1
+    code=$?
+    why=''
+    read -r -n 200 why <$pipes/probed
+    say "PROBED $1 $code $why"
+}
+
+printed() { # FILE: what comes, up to a MiB; the rest is dropped, so that it ends of itself
+    head -c 1048576 >"$1"
+    cat >/dev/null
+}
+
+execute() { # NUMBER SCRIPT
+    at=$pipes/exec.$1
+    echo "$2" | base64 -d >$at
+    : >>$at.in
+    {
+        {
+            (
+                read -r process _ </proc/self/stat
+                echo "$process" >$at.process
+                beside
+                surroundings
+                . $at
+            ) <$at.in 2>&9 9>&-
+            echo $? >$at.code
+        } 9>&1 >&8 8>&- | printed $at.err
+    } 8>&1 | printed $at.out
+    for stream in out err; do # each line in one piece: others are written meanwhile
+        base64 -w 1536 <$at.$stream | awk "{ print \"PRINTED $1 $stream \" \$0; fflush() }" >&3
+    done
+    read -r code <$at.code
+    say "EXECUTED $1 $code"
+    rm -f $at $at.in $at.process $at.code $at.out $at.err
+}
+
+take() { # NUMBER DATA: what comes next of its input
+    echo "$2" | base64 -d >>$pipes/exec.$1.in
+    say "TOOK $1"
+}
+
+finish() { # NUMBER: of a command that takes too long
+    process=''
+    read -r process <$pipes/exec.$1.process && kill -TERM "$process"
 }
 
 stop() {
@@ -217,6 +281,10 @@ while :; do
     STAGE) stage 2>/dev/console ;;
     MEMBER) echo "$word" >>$pipes/gang ;;
     RUN) run "$word" 2>/dev/console & ;;
+    PROBE) probe "$word" 2>/dev/console & ;;
+    EXEC) execute $word 2>/dev/console & ;;
+    INPUT) take $word 2>/dev/console ;;
+    END) finish "$word" 2>/dev/null ;;
     STOP) stop "$word" ;;
     PACK) ("$word") 2>/dev/console & ;;
     FREEZE) freeze "$word" 2>/dev/console ;;

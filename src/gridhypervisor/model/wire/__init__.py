@@ -7,12 +7,14 @@ bytes mean; who sends them when is decided in `planning` and carried out in `age
     states      the closed sets of words: phases, how a pilot ended and why
     timings     how long what is done with a guest takes
     hypervisors the ways to run a guest, and what each of them can
+    processors  what processors guests may be shown
     manifest    what the controller tells a pilot, once
     network     who is in a private network, and where
     node        what a probe job says of its node
     entry       what an entry says of its allocation: owner, status, sentinel
     checkpoints a running guest as files, to be taken up again
     handover    how a program goes on beyond its batch job's walltime
+    sealing     the same where they leave their site
     requests    what a relay is asked for, and says unasked
     plain       records as JSON's own types and back, checked
     frames      messages on a pipe
@@ -44,7 +46,9 @@ if TYPE_CHECKING:
     from gridhypervisor.model.wire.node import *  # noqa: F403
     from gridhypervisor.model.wire.outputs import *  # noqa: F403
     from gridhypervisor.model.wire.plain import *  # noqa: F403
+    from gridhypervisor.model.wire.processors import *  # noqa: F403
     from gridhypervisor.model.wire.requests import *  # noqa: F403
+    from gridhypervisor.model.wire.sealing import *  # noqa: F403
     from gridhypervisor.model.wire.sharing import *  # noqa: F403
     from gridhypervisor.model.wire.states import *  # noqa: F403
     from gridhypervisor.model.wire.timings import *  # noqa: F403
@@ -56,17 +60,22 @@ _STORIES = {
     "states": "Phase WRAPPER Outcome Reason RETRYABLE MOVES",
     "timings": "OperationKind Timing",
     "hypervisors": "HypervisorKind Capabilities CAPABILITIES Needs HypervisorUsed",
+    "processors": "HOST COMMON BASELINES EMULATED UNKNOWN baseline_of reaches common qemu_words",
     "layout": (
         "MANIFEST TICKET OWNER STATUS EXIT STDOUT STDERR CONSOLE PILOT_LOG BATCH_LOG INPUTS OUTPUTS CONTROL CANCEL "
-        "BEGIN GANG_MEMBERS GRANT SAVE SAVE_END SAVE_GO_ON SAVE_HAND_OVER SAVE_PAUSE SAVE_UNPAUSE NETWORK BURIED SPOOL "
-        "CACHE BUNDLES CHARGES SNAPSHOTS CHECKPOINTS OPEN"
+        "BEGIN GANG_MEMBERS GRANT SAVE SAVE_END SAVE_GO_ON SAVE_HAND_OVER SAVE_PAUSE SAVE_UNPAUSE NETWORK EXECUTE "
+        "EXECUTIONS BURIED SPOOL CACHE BUNDLES CHARGES SNAPSHOTS CHECKPOINTS OPEN KEY SEALED"
     ),
-    "manifest": "Layer ImageManifest Input Program Resources MTU MAX_MTU Nic Manifest",
+    "manifest": "Layer ImageManifest Input Program Resources MTU MAX_MTU Nic ReadyProbe Service Manifest",
     "network": "Member Lan NetworkTable",
     "node": "Proven Reached NodeReport",
-    "entry": "OwnerRecord PhaseTime Effort LEAST_WANTED Status OutputFile CpuUsage ExitRecord EntryView",
+    "entry": (
+        "OwnerRecord PhaseTime Effort LEAST_WANTED MOST_PRINTED MOST_INPUT LONGEST_COMMAND Execute Executed Status "
+        "OutputFile CpuUsage ExitRecord EntryView"
+    ),
     "checkpoints": "Part Checkpoint Saved",
     "handover": "SETTLE LEAST_RATE HandOver save_seconds",
+    "sealing": "FRAME KEY_BYTES NONCE TAG SEAL frames_of sealed_size bound_to",
     "requests": "Op Note Command CommandResult",
     "plain": "WireError to_plain from_plain is_text canonical one_line",
     "frames": "MAX_LINE MAX_PAYLOAD encode Decoder",

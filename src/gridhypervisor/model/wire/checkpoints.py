@@ -45,6 +45,7 @@ class Checkpoint:
     took: dict[str, float] = field(default_factory=dict)  # seconds, by step: settle, memory, disks, finish
     guest: int = 0  # bytes of its memory, and of what was written on its disks; 0: nobody has said
     held: int = 0  # bytes that there were to be saved, about: in memory what is not zero, and on its own disks
+    cpu: str = ""  # the processor that the guest sees, as its manifest said it
 
     @property
     def size(self) -> int:

@@ -51,6 +51,33 @@ LEAST_WANTED = 10.0
 """Seconds of processor time, below which too little is known to say which share of it a guest got."""
 
 
+MOST_PRINTED = 1 << 20
+"""Bytes of each stream of a command beside the program that are kept; what follows is dropped."""
+
+MOST_INPUT = 256 << 10
+"""Bytes that such a command can be given: they go to the guest in lines, which it reads slowly."""
+
+LONGEST_COMMAND = 2048
+"""Bytes of such a command, its words quoted for a shell: it goes to the guest as one line."""
+
+
+@dataclass(frozen=True)
+class Execute:
+    """A command that is to run in a guest beside its program, as the same user, in the same folder."""
+
+    command: tuple[str, ...]
+    limit: int = 60  # seconds; then it is ended
+    input: str = ""  # base64; what it finds on its standard input
+
+
+@dataclass(frozen=True)
+class Executed:
+    """How it ended."""
+
+    code: int | None = None  # 128 + signal where one ended it; None: it did not run
+    why: str = ""  # it did not
+
+
 @dataclass(frozen=True)
 class Status:
     """`status.json`: the pilot's last word. `sequence` only grows; an older one seen later is a stale look."""
@@ -69,6 +96,7 @@ class Status:
     ready_at: float | None = None  # CLOCK_REALTIME of guest-ready; for benchmarks on one machine only
     effort: Effort | None = None  # of the guest, since its program runs
     asks: str = ""  # the program asked to be moved: why, in its words, or `moved`
+    serves: bool = False  # of a service: it is ready
     saved: Saved | None = None  # what became of the last wish that the guest be saved
     at: str = ""  # HOST:PORT at which it listens for pilots with which its VM has a private network in common
     frames: dict[str, int] = field(default_factory=dict)  # of its private networks: what was counted, see `Count`

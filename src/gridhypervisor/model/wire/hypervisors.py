@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from gridhypervisor.model.wire.manifest import Layer
+from gridhypervisor.model.wire.processors import EMULATED, HOST, reaches
 
 
 class HypervisorKind(enum.StrEnum):
@@ -42,6 +43,7 @@ class Needs:
     network: str = "none"
     whole_disk: bool = False
     saved: bool = False  # its guest is to be saved while its program runs
+    cpu: str = ""  # the processor that the guest is to see; empty: whichever
 
     def with_image(self, layers: Iterable[Layer]) -> Needs:
         """What it comes to with an image of these layers: the VM's own disks (base, scratch, out), and its layers'."""
@@ -61,6 +63,10 @@ class Needs:
             return f"{kind} cannot save a guest, and the job's is to be saved"
         if self.disks > able.disks:
             return f"{kind} gives a guest {able.disks} disks, and the image has layers for {self.disks}"
+        if kind is HypervisorKind.UML and self.cpu not in ("", HOST):
+            return f"{kind} runs programs on the node's own processor, and the job asks for {self.cpu}"
+        if kind is HypervisorKind.TCG and (self.cpu == HOST or not reaches(EMULATED, self.cpu)):
+            return f"{kind} emulates a processor, up to {EMULATED}, and the job asks for {self.cpu}"
         return ""
 
 

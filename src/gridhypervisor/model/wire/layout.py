@@ -5,6 +5,8 @@ One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 0700:
     manifest.json   written by the relay before the submission, never changed after
     ticket.json     where the relay listens, of a probe: by what the node comes in there; and of a VM with a private
                     network: by what its pilot and others know each other; 0600
+    checkpoint.key  where a copy of a checkpoint came along: the key that opens it, in hex; 0600
+    checkpoint/     that copy: its parts, sealed; see sealing
     in/             inputs, as the job names them
     owner           taken once, by link(2): whoever took it may act for the VM (pilot) or has ended it (controller)
     status.json     the pilot's last word, replaced whole at each phase and each beat
@@ -16,8 +18,10 @@ One PilotJob has one folder, its *entry*, `WORKDIR/spool/NAME/`, mode 0700:
                     `moved`, the job is to go on elsewhere); `begin`: all of its gang are ready, and who they are; or of
                     a successor: the checkpoint from which it goes on, as JSON;
                     `grant-N`: the beat of number N was answered; `save-N`: save the guest, and `end: WHY`,
-                    `go-on: WHY` or `hand-over: WHY`; N counts up from 1; and `network-N`: version N of who is in the
-                    VM's private networks
+                    `go-on: WHY` or `hand-over: WHY`; N counts up from 1; `network-N`: version N of who is in the
+                    VM's private networks; and `exec-N`: run a command in the guest, beside its program (`Execute`); N
+                    grows, and the pilot removes it when it has taken it
+    exec/           of each of the last commands N: what it printed, in `N.out` and `N.err`; when it has ended, `N.json`
     out/            the outputs, complete before `exit.json` appears
     exit.json       the exit sentinel: written once, durably, last
 """
@@ -28,6 +32,7 @@ from __future__ import annotations
 MANIFEST, TICKET, OWNER, STATUS, EXIT = "manifest.json", "ticket.json", "owner", "status.json", "exit.json"
 STDOUT, STDERR, CONSOLE, PILOT_LOG, BATCH_LOG = "stdout", "stderr", "console.log", "pilot.log", "batch.log"
 INPUTS, OUTPUTS, CONTROL, CANCEL = "in", "out", "control", "cancel"
+KEY, SEALED = "checkpoint.key", "checkpoint"
 
 BEGIN = "begin"
 """In control/: the guests of all members of the gang are ready. It holds a line for each, which the guest gets as its
@@ -47,6 +52,10 @@ ends. To go on: a checkpoint. For a hand-over its pilot ends, too: the next one 
 
 SAVE_PAUSE, SAVE_UNPAUSE = "pause", "unpause"
 """Contents of such a wish by which nothing is saved: the guest stands still in its place, or goes on."""
+
+EXECUTE, EXECUTIONS = "exec-", "exec"
+"""Before a command's number, in control/; and the folder for what commands have printed and how they ended."""
+
 NETWORK = "network-"
 """Before a version's number, in control/; what stands in it is a `NetworkTable`. Older ones are removed."""
 

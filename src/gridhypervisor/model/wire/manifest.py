@@ -97,6 +97,26 @@ class Nic:
 
 
 @dataclass(frozen=True)
+class ReadyProbe:
+    """How the guest finds out whether its program serves. Exactly one of `tcp`, `http` and `command` is given."""
+
+    tcp: int = 0  # something accepts a connection to this port
+    http: int = 0  # what listens on this port answers the path with success
+    path: str = "/"
+    command: tuple[str, ...] = ()  # it ends with 0
+    interval: int = 2  # seconds between two tries
+    limit: int = 10  # seconds of one try
+    timeout: int = 0  # seconds after which whoever waits for it would know that it is not ready; 0: nobody does
+
+
+@dataclass(frozen=True)
+class Service:
+    """The program is to run until it is stopped, and is of use from when it is ready."""
+
+    ready: ReadyProbe | None = None  # None: it is ready when it has been started
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a pilot must know. Written before the submission; the pilot trusts nothing else."""
 
@@ -119,13 +139,16 @@ class Manifest:
     beat: int = 10  # seconds between heartbeats
     grant: int = 0  # seconds that the guest may run after a beat that was answered; 0: it needs no answers
     hypervisor: str = "auto"  # or a HypervisorKind
+    cpu: str = ""  # the processor that the guest sees: `host`, a baseline, or a model of QEMU's; empty: whichever
     instant: str = "auto"  # or never: the guest boots though a snapshot of it may be there
     successor: bool = False  # wait, ready to begin, for the word which checkpoint to go on from; see `BEGIN` in layout
     hold: bool = False  # with its guest ready, wait for the word to begin; see `BEGIN` in layout
     hostname: str = "guest"  # what the guest calls itself
     owner: str = ""  # whose it is, as the installation calls its user; for the site's accounts
+    service: Service | None = None  # of a VM of a virtual infrastructure
     restore: Checkpoint | None = None  # take this guest up instead of booting; if that cannot be: `checkpoint`
     checkpoints: bool = False  # it is to be saved now and then, so it needs a hypervisor that can
     handover: HandOver | None = None  # save it before the walltime is over, to go on in another batch job
+    sealed: bool = False  # its files came with the entry, sealed; else they are among the account's checkpoints
     probe: bool = False  # boot nothing: look at the node, and report
     debug: dict[str, str] = field(default_factory=dict)  # faults to provoke, in tests only

@@ -61,3 +61,4 @@ class NodeReport:
     arch: str = ""  # the processor's architecture, as `uname -m` says it; of an older report nothing, as below
     mhz: int = 0  # the processor's clock; 0: it does not tell
     scratch_size: int = 0
+    baseline: str = ""  # the highest that the processor has, see `processors`

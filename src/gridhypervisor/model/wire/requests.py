@@ -36,6 +36,7 @@ class Op(enum.StrEnum):
     # each number, from 1 on.
     # {entry, what: 'cancel', why} or {entry, what: 'begin', members}
     # or {entry, what: 'save', number, then: 'end'|'go-on', why}
+    # or {entry, what: 'exec', number, execute: Execute}
     # or {entry, what: 'network', table: NetworkTable}, of which the latest version holds -> {}
     REQUEST = "request"
     # For each entry the number of a beat of its pilot's: answered, so its guest may run on. Entries that are gone are
@@ -50,6 +51,8 @@ class Op(enum.StrEnum):
     # (unless force: the batch system's record says that it is gone); unseen, it has a sentinel of another claim than
     # `known`, whose results nobody has collected (unless discard).
     REMOVE = "remove"  # {entry, known?: claim, force?, discard?} -> {}
+    # One frame of a part of a checkpoint, sealed with the key (hex), which is kept nowhere; `size`: of the part.
+    SEAL = "seal"  # {checkpoint, part, frame, key} -> {size} + payload
     EVICT = "evict"  # {paths: [relative, below cache/, bundle/ or checkpoints/]} -> {freed}
     USAGE = "usage"  # {} -> {cpu_seconds, max_rss_bytes, free_bytes}
     # From now on until the relay ends, couriers of nodes that do not see the workdir are heard. The certificates are
