@@ -305,13 +305,13 @@ def without_its_batch_system_for_a_minute(lab: ClusterLab, away: Callable[[], No
 
 # -- what a guest and a pilot do beside their own job ------------------------------------------------------------------
 
-COUNTS = "i=0; while :; do i=$((i + 1)); echo $i; sleep 0.3; done"
+COUNTS_ON = "i=0; while :; do i=$((i + 1)); echo $i; sleep 0.3; done"
 
 
 def suspended_and_resumed(lab: ClusterLab, gone: Callable[[str], bool]) -> None:
     """A guest is saved at the site and gives its place free; another batch job takes it up, and it goes on where it
     stood. `gone`: whether the batch system has no batch job of that name any more."""
-    job = lab.detach(*tiny(lab.site.kind), "--hypervisor", "tcg", "--retry", "0", "--", "sh", "-c", COUNTS)
+    job = lab.detach(*tiny(lab.site.kind), "--hypervisor", "tcg", "--retry", "0", "--", "sh", "-c", COUNTS_ON)
 
     def counted() -> list[int]:
         return [int(line) for line in lab.ghv("logs", job, "--stream", "stdout").out.split()]

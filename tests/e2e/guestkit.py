@@ -29,7 +29,7 @@ from gridhypervisor.model.wire import (
     Status,
 )
 from tests import making
-from tests.making import BUILD
+from tests.making import BUILD, system_world
 
 HYPERVISORS = ("tcg", "uml")
 """What the tests of one VM run under: all of them everywhere, for KVM is nowhere to be counted on."""
@@ -188,7 +188,7 @@ class Site:
         code = "import sys; from gridhypervisor.agent.pilot import main; sys.exit(main())"
         pilot = subprocess.Popen(
             [sys.executable, "-c", code, "--entry", str(entry), "--scratch", str(self.scratch), *more],
-            env={**os.environ, "GHV_WORLD": "system"}, start_new_session=True, stdin=subprocess.DEVNULL,
+            env=system_world(), start_new_session=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         self.pilots.append(pilot)
         return pilot

@@ -405,7 +405,7 @@ def test_user_mode_linux_says_that_it_cannot(tmp_path: Path) -> None:
         entry = site.prepare("echo started; until [ -e /nowhere ]; do usleep 100000; done")
         pilot = site.start(entry)
         site.wait_for_stdout(entry, "started\n")
-        assert save(site, entry, 1, wire.SAVE_END) == Saved(1, None, "uml cannot save a guest")
+        assert save(site, entry, 1, wire.SAVE_END) == Saved(1, None, "uml can neither save nor stop a guest")
         (entry / wire.CONTROL / wire.CANCEL).touch()
         assert pilot.wait(120) == 1
         record = site.sentinel(entry)

@@ -11,13 +11,13 @@ from tests.e2e.slurmsite import SlurmLab
 
 pytest_plugins = ("tests.e2e.slurmfixtures",)
 
-COUNTS = "i=0; while :; do i=$((i + 1)); echo $i; sleep 0.2; done"
+COUNTS = "grep -m 1 ^flags /proc/cpuinfo >&2; i=0; while :; do i=$((i + 1)); echo $i; sleep 0.2; done"
 
 
 def test_a_guest_goes_to_a_cluster_and_outlives_it(slurm: SlurmLab) -> None:
     lab = slurm
     small = ("--image", "tiny", "--memory", "96M", "--scratch", "32M", "--hypervisor", "tcg", "--retry", "0")
-    job = lab.detach(*small, "--site", "local", "--", "sh", "-c", COUNTS)
+    job = lab.detach(*small, "--cpu", "x86-64-v2", "--site", "local", "--", "sh", "-c", COUNTS)
 
     def counted() -> int:
         return len(lab.ghv("logs", job).out.splitlines())
@@ -52,5 +52,7 @@ def test_a_guest_goes_to_a_cluster_and_outlives_it(slurm: SlurmLab) -> None:
     assert [site for site, _ in been()] == ["local", "slurm", "local"]
     numbers = list(map(int, lab.ghv("logs", job).out.split()))
     assert numbers == list(range(1, len(numbers) + 1)), "none was lost, and none came twice"
+    seen = lab.ghv("logs", job, "--stream", "stderr").err.split()
+    assert "sse4_2" in seen and "avx" not in seen, "the processor that was asked for"
     wait_for("nothing of it there", lambda: not list((lab.workdir / wire.CHECKPOINTS).iterdir()), 240)
     wait_for("nothing of it here", lambda: not [p for p in (lab.data / "checkpoints").rglob("*") if p.is_file()], 60)

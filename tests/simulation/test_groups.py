@@ -9,6 +9,7 @@ from gridhypervisor.execution.places import SPARE
 from gridhypervisor.model.records import JobState, Wish
 from gridhypervisor.model.wire import Reason
 from gridhypervisor.planning.arrays import AHEAD
+from tests.simulation.scenarios import executes, suspended
 from tests.simulation.world import World, in_world
 
 
@@ -70,6 +71,28 @@ def test_a_task_is_a_job_like_all_others() -> None:
         assert states == {"5": JobState.DONE, "7": JobState.CANCELLED, "9": JobState.DONE}
         ended = world.group(group)
         assert ended is not None and ended.state is JobState.FAILED
+
+    in_world(story)
+
+
+def test_a_task_that_stands_still_keeps_its_array_alive_until_it_is_resumed() -> None:
+    async def story(world: World) -> None:
+        group = await world.submit_array("1-3%2", 40.0)
+        await world.until(lambda: len(world.tasks(group)) == 2, 60.0, "the first are made")
+        first = world.tasks(group)[0].id
+        await executes(world, first)
+        await world.suspend(first)
+        await suspended(world, first)
+        await world.until(lambda: sum(job.state.final for job in world.tasks(group)) == 2, 300.0, "the others end")
+        alive = world.group(group)
+        assert alive is not None and not alive.state.final
+        assert f"ghv resume {first}" in world.story()
+        await world.resume_all()
+        await world.settled()
+        ended = world.group(group)
+        assert ended is not None and ended.state is JobState.DONE
+        assert world.records(first).job.state is JobState.DONE
+        world.judge()
 
     in_world(story)
 

@@ -55,6 +55,9 @@ SILENCE = 30
 
 FINAL = {str(state) for state in JobState if state.final}
 
+TOLD = 1000
+"""Events at most, the newest, of which a story tells; where there are more, of those of the jobs that are left."""
+
 
 class Crash(BaseException):
     """The controller dies here. No Exception: nobody may handle it."""
@@ -338,6 +341,8 @@ class World:
         """Whatever is suspended, or about to be."""
         for job in sorted({*self.jobs, *self.controller.cases}):  # the tasks of arrays, too
             await self.resume(job)
+        still = [job for job, case in self.controller.cases.items() if case.job.wish is Wish.SUSPEND]
+        assert not still, f"nobody resumed {still}, which will never end\n{self.story()}"
 
     async def checkpoint(self, job: str) -> None:
         await self._ask(lambda: self._if_able(self.backend.save(job)))
@@ -436,10 +441,23 @@ class World:
         return str(records[0][-1].state if records[0] else records[1].state)
 
     def story(self) -> str:
-        events = [f"{e.at - EPOCH:8.2f} {e.subject:8} {e.before:>10} > {e.after:10} {e.reason} {e.message}"
-                  for e in self.store.events()]  # fmt: skip
-        waiting = [f"{job} {self.state(job)}: {words}" for job, words in self.controller.waiting.items()]
-        return "\n".join([*events, f"{self.loop.time():8.2f} now", *waiting])
+        """What is left, which a log that is cut short shows first; and what happened."""
+        left = self.controller.cases
+        lines = [f"{self.loop.time():8.2f} now; {len(left)} jobs are left"]
+        for job, case in left.items():
+            attempt = f"attempt {a.epoch} {a.state}" if (a := case.current) is not None else "no attempt yet"
+            words = self.controller.waiting.get(job, "")
+            lines.append(f"{job} is {case.job.state}, {attempt}, its user's wish {case.job.wish}: {words}")
+        lines += [
+            f"{group.id} is {group.state}, its user's wish {group.wish}" for group in self.controller.groups.alive()
+        ]
+        events = self.store.events(limit=1 << 20)
+        if len(events) > TOLD:
+            events = ([e for e in events if e.job in left] or events)[-TOLD:]
+        lines += [
+            f"{e.at - EPOCH:8.2f} {e.subject:8} {e.before:>10} > {e.after:10} {e.reason} {e.message}" for e in events
+        ]
+        return "\n".join(lines)
 
     # -- judging ---------------------------------------------------------------------------------------------------
 

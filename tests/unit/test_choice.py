@@ -18,7 +18,7 @@ FAST = Rates((0.6, 0.03, 0.1, 0.02))
 SLOW = Rates((2.0, 0.3, 0.4, 0.3))
 GOOD = {
     KVM: Finding(KVM, "qemu 7", True, "kvm: the micro-guest ran", FAST),
-    UML: Finding(UML, "linux 6", True, "uml: it starts, behind walls", FAST),
+    UML: Finding(UML, "linux 6", True, "uml: a guest runs, behind walls", FAST),
     TCG: Finding(TCG, "qemu 7", True, "tcg: emulated", SLOW),
 }
 NO_KVM = GOOD | {KVM: replace(GOOD[KVM], works=False, why="kvm: this node has no /dev/kvm")}

@@ -80,6 +80,19 @@ def test_an_image_that_boots_slowly_is_told_from_the_others_of_its_site() -> Non
     assert 3.0 < known.predict(K.BOOT, "a", H.TCG, 256 * MB, image="another") < 60.0
 
 
+def test_a_save_of_a_guest_with_a_snapshot_is_told_from_the_others() -> None:
+    known = Predictions()
+    for _ in range(8):
+        known.add("a", H.TCG, "i", [Timing(K.SAVE, 100 * MB, 2.0)], instant=True)
+        known.add("a", H.TCG, "i", [Timing(K.SAVE, 100 * MB, 1.0)])
+    like = job(hypervisor="tcg")
+    like = replace(like, image_digest="i")
+    never = replace(like, spec=job(hypervisor="tcg", instant="never").spec)
+    for wanted, took in ((like, 2.0), (never, 1.0)):
+        found = expected(wanted, "a", (), {H.TCG}, known).of(K.SAVE, H.TCG, 100 * MB, 1.0)
+        assert found == pytest.approx(took, rel=0.1)
+
+
 def test_a_part_of_all_cases_takes_less_than_its_quantile() -> None:
     known = Predictions()
     known.add("a", H.TCG, "i", [Timing(K.SAVE, 100 * MB, 2.0)] * 20)

@@ -42,7 +42,7 @@ from gridhypervisor.planning.sites import changed, still_probed
 from gridhypervisor.planning.suiting import share
 
 KVM = Proven(HypervisorKind.KVM, False, "kvm: this node has no /dev/kvm", "qemu 7.2.22")
-UML = Proven(HypervisorKind.UML, True, "uml: it starts, behind walls", "linux 6.1.176", "25 s (probe: …)")
+UML = Proven(HypervisorKind.UML, True, "uml: a guest runs, behind walls", "linux 6.1.176", "25 s (probe: …)")
 TCG = Proven(HypervisorKind.TCG, True, "tcg: emulated", "qemu 7.2.22")
 REPORT = NodeReport(
     "n1", "6.1.0", "AMD EPYC", 2, 64, 128 << 30, 100 << 30, "/home/ada/.ghv", "/local", 50 << 30, (KVM, UML, TCG)

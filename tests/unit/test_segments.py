@@ -241,6 +241,8 @@ def test_a_save_that_failed_is_tried_again_while_there_is_time() -> None:
 def test_after_a_warning_it_is_saved_at_once_and_tried_once() -> None:
     found = handing(3600)
     assert not found.due(200.0, 128 << 20)
+    assert found.in_time(Reason.EVICTED, 128 << 20) and not found.in_time(Reason.EVICTED, 1 << 30)
+    assert found.in_time(Reason.UNSAVED, 1 << 30), "its time was nearly over, of which enough is left"
     found.warn(Reason.EVICTED, "SIGTERM")
     found.warn(Reason.UNSAVED, "SIGUSR2")
     assert found.due(200.0, 128 << 20)

@@ -7,12 +7,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from gridhypervisor.agent import cpio
 from gridhypervisor.agent.hypervisor import CHANNELS, Card, Descriptors, Disk, Machine
-from gridhypervisor.agent.uml import Voice, arguments, walls
-from gridhypervisor.agent.world import UmlParts
+from gridhypervisor.agent.uml import Uml, Voice, arguments, walls
+from gridhypervisor.agent.world import UmlParts, World
+from tests.making import system_world
 
-PARTS = UmlParts(Path("/w/uml/linux"), (), Path("/w/ld.so"), Path("/w/so/libc.so.6"))
+PARTS = UmlParts(
+    Path("/w/uml/linux"), (), Path("/w/ld.so"), Path("/w/so/libc.so.6"), Path("/w/uml/xstate.so")
+)  # fmt: skip
 
 
 def machine(*disks: Disk) -> Machine:
@@ -55,11 +60,26 @@ def test_behind_the_walls_are_its_own_parts_and_the_guests_disks() -> None:
         "/lib64/ld-linux-x86-64.so.2": ("/w/ld.so", False),
         "/lib/x86_64-linux-gnu/libc.so.6": ("/w/so/libc.so.6", False),
         "/dev/null": ("/dev/null", False),
+        "/xstate.so": ("/w/uml/xstate.so", False),
         "/initrd": ("/r u,n/initrd", False),
         "/disks/base": ("/c, d/a:b", False),
         "/disks/scratch": ("/r u,n/s", True),
     }
     assert behind.size > 512 << 20
+
+
+def test_it_loads_what_completes_its_guests_registers_where_there_is_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("uml", "run"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "uml/linux").touch()
+    asked = replace(machine(), initrd=tmp_path / "run/initrd")
+    assert Uml(World(tmp_path)).command(asked, Descriptors()).environment["LD_PRELOAD"] == "/xstate.so"
+    monkeypatch.delenv("GHV_XSTATE", raising=False)
+    command = Uml(World(None)).command(asked, Descriptors())
+    assert "LD_PRELOAD" not in command.environment
+    assert command.walls is not None and "/xstate.so" not in {item.where for item in command.walls.shown}
 
 
 def test_it_is_heard_on_the_console_whatever_the_pieces_in_which_it_comes() -> None:
@@ -75,20 +95,36 @@ def test_it_is_heard_on_the_console_whatever_the_pieces_in_which_it_comes() -> N
     assert voice.feed(b"\nreboot: Power down\n") == ["shutdown"]
 
 
-def test_a_node_that_lets_its_users_make_no_namespaces_is_told_as_that(tmp_path: Path) -> None:
-    """As an administrator may decide: here for the root of a namespace of its own."""
-    prove = (
-        "import pathlib, sys; from gridhypervisor.agent import trial, uml, watchdog, world; w = watchdog.Watchdog();"
+def prove(folder: Path, *before: str, code: str = "") -> str:
+    """What a process says that proves the system's User-Mode Linux on this node, in `folder`, after some `code`."""
+    code += (
+        "\nimport pathlib, sys; from gridhypervisor.agent import trial, uml, watchdog, world; w = watchdog.Watchdog();"
         " print(uml.Uml(world.World(None)).prove(trial.Trial(w, pathlib.Path(sys.argv[1])))); w.dismiss()"
     )
-    words = [sys.executable, "-c", prove, str(tmp_path)]
-    allowed = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert "works=True" in allowed.stdout
+    words = [*before, sys.executable, "-c", code, str(folder)]
+    return subprocess.run(words, env=system_world(), capture_output=True, text=True, check=True).stdout
+
+
+def test_a_node_is_proven_by_a_guest_that_runs_a_program(tmp_path: Path) -> None:
+    said = prove(tmp_path)
+    assert "works=True" in said
+    assert "uml: a guest runs, behind walls" in said
+
+
+def test_a_node_where_its_kernel_starts_and_no_program_runs_is_found_unfit(tmp_path: Path) -> None:
+    """As it was on processors with AMX. Here by an init that ends at once."""
+    cannot = 'from gridhypervisor.agent import umlproof; umlproof._CODE = bytes.fromhex("6a3c580f05")'
+    said = prove(tmp_path, code=cannot)
+    assert "works=False" in said
+    assert "uml: the micro-guest did not run: Kernel panic - not syncing: Attempted to kill init!" in said
+
+
+def test_a_node_that_lets_its_users_make_no_namespaces_is_told_as_that(tmp_path: Path) -> None:
+    """As an administrator may decide: here for the root of a namespace of its own."""
     forbid = 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"'
-    wrapped = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh", *words]
-    forbidden = subprocess.run(wrapped, capture_output=True, text=True, check=True)
-    assert "works=False" in forbidden.stdout
-    assert "make namespaces (are users of this node allowed to?)" in forbidden.stdout
+    forbidden = prove(tmp_path, "unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh")
+    assert "works=False" in forbidden
+    assert "make namespaces (are users of this node allowed to?)" in forbidden
 
 
 def test_an_archive_is_what_the_kernel_reads(tmp_path: Path) -> None:

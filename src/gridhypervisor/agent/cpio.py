@@ -28,12 +28,12 @@ def guest_archive(folder: Path) -> bytes:
     return _close(out + _member(len(files) + 2, "init", stat.S_IFLNK | 0o777, b"ghv/init"))
 
 
-def archive(files: Mapping[str, bytes]) -> bytes:
-    """These files, by their paths without a leading slash, and the folders that they are in."""
+def archive(files: Mapping[str, bytes], mode: int = 0o644) -> bytes:
+    """These files, by their paths without a leading slash, and the folders that they are in. `mode`: of the files."""
     folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
     out = bytearray()
     for inode, name in enumerate((*sorted(folders), *files), 1):
-        kind = stat.S_IFREG | 0o644 if name in files else stat.S_IFDIR | 0o755
+        kind = stat.S_IFREG | mode if name in files else stat.S_IFDIR | 0o755
         out += _member(inode, name, kind, files.get(name, b""))
     return _close(out)
 

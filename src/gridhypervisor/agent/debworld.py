@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from gridhypervisor.agent.world import UML_MODULES
 
 PACKAGES = (
     "qemu-system-x86", "qemu-utils", "seabios", "user-mode-linux", "python3.11-minimal", "libpython3.11-stdlib",
-    "e2fsprogs", "zstd", "busybox-static",
+    "e2fsprogs", "zstd", "busybox-static", "tcc",
 )  # fmt: skip
 PROGRAMS = {
     "python3.11": "usr/bin/python3.11",
@@ -39,6 +39,8 @@ FIRMWARE = {
 }  # fmt: skip
 UML = "usr/bin/linux.uml"
 UML_MODULES_FOLDER = "usr/lib/uml/modules"
+XSTATE = Path(__file__).with_name("xstate.c")
+COMPILER = "usr/bin/tcc"
 LOADER = "lib64/ld-linux-x86-64.so.2"
 LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 STDLIB = "usr/lib/python3.11"
@@ -88,7 +90,8 @@ def build_world(cache: Path, progress: Callable[[str], None], *, refresh: bool) 
     Raises:
         BundleError: a tool or a package is missing, or a step failed.
     """
-    recipe = hashlib.sha256(Path(__file__).read_bytes() + repr(UML_MODULES).encode()).hexdigest()[:16]
+    sources = Path(__file__).read_bytes() + XSTATE.read_bytes()
+    recipe = hashlib.sha256(sources + repr(UML_MODULES).encode()).hexdigest()[:16]
     made = sorted((cache / "worlds").glob(f"{recipe}-*/done"), key=last_change)
     if made and not refresh:
         return BuiltWorld(made[-1].parent)
@@ -174,6 +177,7 @@ def _gather(root: Path, tree: Path) -> None:
     for module in UML_MODULES:
         [found] = (root / UML_MODULES_FOLDER).rglob(f"{module}.ko")
         _copy(found, tree / "uml" / found.name, root)
+    compile_xstate([*_loader(root), str(root / COMPILER)], tree / "uml/xstate.so")
     for place, names in FIRMWARE.items():
         for name in names:
             _copy(root / place / name, tree / "firmware" / name, root)
@@ -201,10 +205,8 @@ def _gather_tools(root: Path, folder: Path) -> None:
 
 def _copy_libraries(root: Path, loaded_by: Iterable[Path], into: Path) -> None:
     """Copy the shared libraries that those files load, directly or not, as the root's own loader finds them."""
-    folders = [root / folder for folder in LIBRARY_FOLDERS]
-    loader = [str(_inside(root / LOADER, root)), "--library-path", ":".join(map(str, folders)), "--list"]
     for file in loaded_by:
-        for line in _run([*loader, str(file)], f"find the libraries of {file.name}").splitlines():
+        for line in _run([*_loader(root), "--list", str(file)], f"find the libraries of {file.name}").splitlines():
             name, _, path = line.strip().partition(" => ")
             if not path:
                 continue  # the loader itself, and what the kernel brings
@@ -213,6 +215,21 @@ def _copy_libraries(root: Path, loaded_by: Iterable[Path], into: Path) -> None:
                 raise BundleError(f"find the libraries of {file.name}: {name} is in none of the packages ({path})")
             if name != "ld-linux-x86-64.so.2" and not (into / name).exists():
                 _copy(source, into / name, root)
+
+
+def _loader(root: Path) -> list[str]:
+    """The words that start a program with the loader and libraries of an opened root."""
+    folders = [root / folder for folder in LIBRARY_FOLDERS]
+    return [str(_inside(root / LOADER, root)), "--library-path", ":".join(map(str, folders))]
+
+
+def compile_xstate(compiler: Sequence[str], made: Path) -> None:
+    """Compile `xstate.c`, which User-Mode Linux loads first, to a shared library. It needs no headers.
+
+    Raises:
+        BundleError: it does not compile.
+    """
+    _run([*compiler, "-nostdlib", "-nostdinc", "-shared", "-o", str(made), str(XSTATE)], f"compile {XSTATE.name}")
 
 
 def _compile(world: BuiltWorld, folder: Path) -> None:

@@ -85,7 +85,11 @@ class Freezer:
 
     def warn(self, meaning: Reason, signal: str) -> bool:
         """The site has sent a signal. Whether the guest is to be saved, and not just to be stopped."""
-        if self._handing is None or self._obstacle() or (self._handing.warning and self._handing.why):
+        if self._handing is None or self._equipment is None or self._obstacle():
+            return False
+        if (self._handing.warning and self._handing.why) or not self._handing.in_time(
+            meaning, self._size(self._equipment)
+        ):
             return False
         self._handing.warn(meaning, signal)
         self._looked = 0.0
@@ -202,7 +206,7 @@ class Freezer:
             return f"its program does not run now: it is at {self._report.phase}"
         if self._equipment.saver is None:
             return f"{used.kind if used else 'the hypervisor'} can neither save nor stop a guest"
-        if self._carried and then in (wire.SAVE_END, wire.SAVE_GO_ON):
+        if self._carried and then not in (wire.SAVE_PAUSE, wire.SAVE_UNPAUSE):
             return "this node does not see the account's folder, where checkpoints are kept"
         if self._vm.exit is not None:
             return "its program has ended"

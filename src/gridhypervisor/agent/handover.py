@@ -19,6 +19,9 @@ from gridhypervisor.model.wire import HandOver, Reason, save_seconds
 AGAIN = 3.0
 """Seconds before another try."""
 
+GRACE = 30.0
+"""Seconds that a site is taken to give between its signal and the end by force: Slurm's default."""
+
 LEAST = 1.0
 """Seconds for which the program must have run, for a batch job to have been of use."""
 
@@ -40,6 +43,11 @@ class HandingOver:
         """The limits, now that it is known when the program's own time is over: then it is stopped, like any."""
         over = self.began + max(1.0, self.asked.walltime - self.executed)
         return self.limits.ending(over) if over <= self.limits.hard - self.limits.spare else self.limits
+
+    def in_time(self, meaning: Reason, guest: int) -> bool:
+        """Whether a guest of so many bytes may be expected to be saved, once the site has sent a signal that means it.
+        Else its program is stopped, so that it can leave its outputs."""
+        return meaning is not Reason.EVICTED or save_seconds(guest, self.asked.rate) <= GRACE
 
     def warn(self, meaning: Reason, signal: str) -> None:
         if not self.warning:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import struct
 
+from gridhypervisor.agent import elf
+
 RANDOMNESS = 64
 """Bytes of randomness that a guest is given."""
 
@@ -26,16 +28,11 @@ _CODE = (
     )
     + b"/dev/urandom\0"
 )
-_BASE = 0x400000
-_HEADERS = 64 + 56  # of the file, and of its one segment
 
 
 def program() -> bytes:
     """The guest's `renew`: an ELF file for Linux on x86-64, which reads what `line` says from its standard input."""
-    size = _HEADERS + len(_CODE)
-    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
-    head = ident + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    return head + struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000) + _CODE
+    return elf.program(_CODE)
 
 
 def line(moment: int, randomness: bytes) -> str:

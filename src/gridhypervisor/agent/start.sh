@@ -80,7 +80,8 @@ world=$scratch/world-$digest
 # Cleaners of /tmp remove single files: believe a world only with all that this script can name cheaply.
 whole() {
     [ -e "$world/unpacked" ] && [ -e "$world/ld.so" ] && [ -e "$world/so/libc.so.6" ] && [ -e "$world/guest.cpio" ] &&
-        [ -e "$world/bin/python3.11" ] && [ -e "$world/bin/qemu-system-x86_64" ] && [ -e "$world/bin/mke2fs" ] && [ -e "$world/uml/linux" ] &&
+        [ -e "$world/bin/python3.11" ] && [ -e "$world/bin/qemu-system-x86_64" ] && [ -e "$world/bin/mke2fs" ] &&
+        [ -e "$world/uml/linux" ] && [ -e "$world/uml/xstate.so" ] &&
         [ -e "$world/lib/python3.11/os.pyc" ] && [ -e "$world/lib/python3.11/gridhypervisor/agent/main.pyc" ]
 }
 

@@ -10,6 +10,7 @@ Whoever is root in the guest can become that process (load a module, write to /d
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,17 @@ from gridhypervisor.agent import cpio
 from gridhypervisor.agent.choice import Finding
 from gridhypervisor.agent.hypervisor import Ask, Command, Descriptors, Machine
 from gridhypervisor.agent.trial import Trial
+from gridhypervisor.agent.umlproof import micro_guest
 from gridhypervisor.agent.walls import Shown, Walls
 from gridhypervisor.agent.world import UmlParts, World, WorldError
 from gridhypervisor.model.wire import HypervisorKind
 
-_KERNEL, _INITRD = "/linux", "/initrd"  # as seen behind the walls
+_KERNEL, _INITRD, _XSTATE = "/linux", "/initrd", "/xstate.so"  # as seen behind the walls
 _START = 30.0  # seconds for it to say its version, on a node whose disks are busy
 _SLACK = 64 << 20  # bytes: it adds up to 32 MiB to the memory that it was given, for a gap that its loader leaves
 _DEPTH = 64  # frames that it takes or gives at once
+_PRINTED = 4096  # bytes of the proof's console that are kept, to find this:
+_PANIC = re.compile(rb"Kernel panic[^\r\n]{,200}(?=[\r\n])")
 _LINES = ("ttyS0", "ttyS1", "ttyS2")  # as CHANNELS
 
 CMDLINE = (
@@ -59,12 +63,18 @@ def walls(machine: Machine, parts: UmlParts, root: Path) -> Walls:
 
 
 def _own(parts: UmlParts) -> tuple[Shown, ...]:
+    xstate = () if parts.xstate is None else (Shown(str(parts.xstate), _XSTATE),)
     return (
         Shown(str(parts.kernel), _KERNEL),
         Shown(str(parts.loader), "/lib64/ld-linux-x86-64.so.2"),
         Shown(str(parts.libc), "/lib/x86_64-linux-gnu/libc.so.6"),
         Shown("/dev/null", "/dev/null"),  # what `con=null` opens
+        *xstate,
     )
+
+
+def _environment(parts: UmlParts) -> dict[str, str]:
+    return {"TMPDIR": "/tmp"} if parts.xstate is None else {"TMPDIR": "/tmp", "LD_PRELOAD": _XSTATE}
 
 
 def _disk(serial: str) -> str:
@@ -119,17 +129,35 @@ class Uml:
     kind: HypervisorKind = HypervisorKind.UML
 
     def prove(self, trial: Trial) -> Finding:
-        """It starts, behind walls like those of a guest: what a node may forbid are these."""
+        """A guest runs a program, behind walls like those of a job's: what a node may forbid are these, and what its
+        processor or kernel may not get on with is what runs programs."""
         try:
             parts = self.world.uml()
         except WorldError as error:
             return Finding(self.kind, "", False, f"uml: {error}")
         behind = Walls(str(_root(trial.folder)), _own(parts), _SLACK)
-        ended = trial.run(Command((_KERNEL, "--version"), {}, behind), _START)
+        ended = trial.run(Command((_KERNEL, "--version"), _environment(parts), behind), _START)
         version = ended.said.strip()
         if not ended.well or not version or len(version.split()) != 1:
             return Finding(self.kind, "linux", False, f"uml: {ended.why}")
-        return Finding(self.kind, f"linux {version}", True, "uml: it starts, behind walls")
+        failure = self._run_micro_guest(trial)
+        return Finding(self.kind, f"linux {version}", not failure, f"uml: {failure or 'a guest runs, behind walls'}")
+
+    def _run_micro_guest(self, trial: Trial) -> str:
+        """Run the guest of the proof; say what went wrong, in a few words, or nothing."""
+        voice, events, printed = Voice(), list[str](), b""
+
+        def hear(data: bytes) -> bool:
+            nonlocal printed
+            printed = (printed + data)[-_PRINTED - len(data) :]
+            events.extend(voice.feed(data))
+            return _PANIC.search(printed) is not None  # the first process behind walls is deaf to its own abort()
+
+        ended = trial.run(self.command(micro_guest(trial.folder), Descriptors()), _START, hear)
+        if ended.well and "shutdown" in events:
+            return ""
+        panic = _PANIC.search(printed)
+        return f"the micro-guest did not run: {panic[0].decode(errors='replace') if panic else ended.why}"
 
     def modules(self) -> bytes:
         """`/ghv/modules` of the image lists another kernel's; this archive follows it, so this list counts."""
@@ -138,9 +166,10 @@ class Uml:
         return cpio.archive({**files, "ghv/modules": listing})
 
     def command(self, machine: Machine, descriptors: Descriptors) -> Command:
-        behind = walls(machine, self.world.uml(), _root(machine.initrd.parent))
+        parts = self.world.uml()
+        behind = walls(machine, parts, _root(machine.initrd.parent))
         seats = None if self.world.root is None else str(self.world.root.parent / "cpu")
-        return Command(tuple(arguments(machine, descriptors)), {"TMPDIR": "/tmp"}, behind, seats)
+        return Command(tuple(arguments(machine, descriptors)), _environment(parts), behind, seats)
 
     def monitor(self) -> Voice:
         return Voice()

@@ -13,6 +13,9 @@ from pathlib import Path
 SYSTEM = "system"
 """The value of `GHV_WORLD` that means this machine's own programs: for development and tests, never at a site."""
 
+SYSTEM_XSTATE = "GHV_XSTATE"
+"""With this machine's own programs: the variable that names `xstate.c`, compiled. Without it there is none."""
+
 UML_MODULES = ("overlay", "squashfs", "erofs")
 """What User-Mode Linux needs beside what is built in (ext4, its disks and lines)."""
 
@@ -31,6 +34,7 @@ class UmlParts:
     modules: tuple[Path, ...]
     loader: Path
     libc: Path
+    xstate: Path | None  # what it loads first, for processors with AMX (xstate.c); always there in the bundle
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,17 @@ class World:
         """
         if self.root is None:
             found = Path("/usr/lib/uml/modules").glob("*/kernel/fs/*/*.ko")
+            xstate = os.environ.get(SYSTEM_XSTATE)
             parts = UmlParts(
                 Path("/usr/bin/linux.uml"), tuple(path for path in found if path.stem in UML_MODULES),
                 Path("/lib64/ld-linux-x86-64.so.2"), Path("/lib/x86_64-linux-gnu/libc.so.6"),
+                Path(xstate) if xstate else None,
             )  # fmt: skip
         else:
             uml = self.root / "uml"
             modules = tuple(uml / f"{name}.ko" for name in UML_MODULES)
-            parts = UmlParts(uml / "linux", modules, self.root / "ld.so", self.root / "so/libc.so.6")
+            libc = self.root / "so/libc.so.6"
+            parts = UmlParts(uml / "linux", modules, self.root / "ld.so", libc, uml / "xstate.so")
         if not parts.kernel.is_file():
             what = (
                 "not installed" if self.root is None else f"no {parts.kernel}; remove {self.root}, it is unpacked anew"

@@ -83,7 +83,7 @@ class Tenure:
     layers: tuple[Layer, ...] = ()  # of its image, which are at the site since
     save_rate: float | None = None  # bytes a second at which its guest was saved at its end, if it was
     image: str = ""  # its digest
-    restored: bool = False  # its guest began from a snapshot
+    instant: bool = False  # its guest began from a snapshot, or left one
     timings: tuple[Timing, ...] = ()  # of what was done for it
 
 
@@ -114,7 +114,7 @@ def tenure(job: Job, a: Allocation) -> Tenure:
         layers=job.image.layers if t.submitting is not None else (),
         save_rate=_save_rate(a.exit.checkpoint if a.exit is not None else None),
         image=job.image_digest,
-        restored=any(each.kind is OperationKind.RESTORE for each in timings(a)),
+        instant=used is not None and bool(used.snapshot),
         timings=timings(a),
     )
 
@@ -219,7 +219,7 @@ class Past:
             site.layers.pop(layer.digest, None)
             site.layers[layer.digest] = layer.size
         _forget(site.layers, MOST_LAYERS)
-        self.predictions.add(t.site, t.hypervisor, t.image, t.timings, restored=t.restored)
+        self.predictions.add(t.site, t.hypervisor, t.image, t.timings, instant=t.instant)
         if t.well is None:
             return False
         if self._counts:  # else nobody asks

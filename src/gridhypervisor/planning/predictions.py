@@ -155,9 +155,10 @@ class Predictions:
         image: str,
         timings: Iterable[Timing],
         *,
-        restored: bool = False,
+        instant: bool = False,
     ) -> None:
-        """What was done there for a guest of that image, from a snapshot if `restored`; later ones come later."""
+        """What was done there for a guest of that image, that began from a snapshot or left one if
+        `instant`; later ones come later."""
         for timing in timings:
             if timing.seconds < SHORTEST or timing.bytes < 0 or (timing.kind in GUEST and hypervisor is None):
                 continue
@@ -166,7 +167,7 @@ class Predictions:
                 self._loads[site] = self.load(site) + (load - self.load(site)) * SMOOTH
             sort = named(timing.kind, hypervisor)
             seen, fits = self._seen.setdefault(sort, {}), self._fits.setdefault(sort, {})
-            own = saved_as(image, restored=restored) if timing.kind is K.SAVE else image
+            own = saved_as(image, instant=instant) if timing.kind is K.SAVE else image
             for key in {("", ""), (site, ""), (site, own)}:
                 seen.setdefault(key, deque(maxlen=LATEST)).append(Sample(timing.bytes, timing.seconds / load))
             self._count[sort] = count = self._count[sort] + 1
@@ -223,10 +224,10 @@ class Predictions:
         return found
 
 
-def saved_as(image: str, *, restored: bool) -> str:
-    """What saves of such guests are known by: of one that began from a snapshot much is in a sealed file still, of
-    which each page is first fetched when it is saved."""
-    return f"{image}, restored" if restored else image
+def saved_as(image: str, *, instant: bool) -> str:
+    """What saves of such guests are known by: where a guest begins from a snapshot, or leaves one, its memory is that
+    of a file, and its first save takes half as long again."""
+    return f"{image}, instant" if instant else image
 
 
 def expected(
@@ -245,15 +246,9 @@ def expected(
     may = [kind for kind in suit if kind in frozenset(able)] or suit  # the fastest first
     savers = [kind for kind in may if CAPABILITIES[kind].snapshots]
     rates: dict[str, tuple[float, float]] = {}
-
-    def begins(hypervisor: HypervisorKind) -> int | None:
-        """Bytes of the snapshot from which its guest is taken to begin; None: it boots."""
-        return known.last(K.RESTORE, site, hypervisor, image) if spec.instant != "never" else None
-
     for kind in K:
         for hypervisor in (None,) if kind not in GUEST else may if kind is K.BOOT else savers:
-            restored = kind is K.SAVE and hypervisor is not None and begins(hypervisor) is not None
-            own = saved_as(image, restored=restored) if kind in GUEST else ""
+            own = saved_as(image, instant=kind is K.SAVE and spec.instant != "never") if kind in GUEST else ""
             rate = known.rate(kind, site, hypervisor, own)
             rates[named(kind, hypervisor)] = float(f"{rate.fixed:.4g}"), float(f"{rate.per_byte:.4g}")
 
@@ -266,6 +261,6 @@ def expected(
     ready = seconds(K.UPLOAD, missing) + seconds(K.PREPARE, 0) + (seconds(K.COPY, missing) if missing else 0.0)
     if may:
         likely = may[0]
-        held = begins(likely)
+        held = known.last(K.RESTORE, site, likely, image) if spec.instant != "never" else None
         ready += seconds(K.RESTORE, held, likely) if held is not None else seconds(K.BOOT, memory, likely)
     return Expected(missing, ready, rates)

@@ -69,11 +69,8 @@ class Suspension(Fate):
         saved = status.saved if status is not None else None
         if saved is None or saved.number < saving.number:
             self.want(a, sight, A.SAVE, after=saving.asked)  # what was done before was of an earlier one
-            self.waiting = self.waiting or (
-                DOING[saving.then].format(site=a.site)
-                if saving.then in PAUSES
-                else f"{_verb(saving)}: the guest is being saved at {a.site}"
-            )
+            leaving = f"leaving for {saving.to}: its guest is being saved at {a.site}" if saving.to else ""
+            self.waiting = self.waiting or leaving or DOING[saving.then].format(site=a.site)
         elif saving.then in PAUSES:
             self.put(replace(a, saving=replace(saving, answered=True), version=a.version + 1))
             words = f"it was not done: {saved.why}" if saved.why else DONE[saving.then]

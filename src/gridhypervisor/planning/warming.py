@@ -45,6 +45,7 @@ def spec(like: JobSpec, site: str, max_walltime: int | None) -> JobSpec:
         resources=msgspec.structs.replace(like.resources, walltime=f"{walltime}s"),
         network=like.network,
         hypervisor=like.hypervisor,
+        cpu=like.cpu,
         boot_timeout=f"{min(parse_duration(like.boot_timeout), walltime)}s",
         site=site,
         retry=RetrySpec(0),
