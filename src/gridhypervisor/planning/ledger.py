@@ -8,7 +8,6 @@ what is left of the interval is the site's queue (until the controller saw the p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,9 +34,11 @@ def ledger(job: Job, allocations: Sequence[Allocation], own_cpu: Mapping[str, fl
     attempts = sorted((a for a in allocations if not a.untold), key=lambda a: a.epoch)
     # The job has begun no other attempt after the last of them.
     final = attempts[-1].epoch if attempts and max(a.epoch for a in allocations) >= job.attempts else 0
-    nexts = [a.times.planned if not a.ahead else math.inf for a in attempts[1:]]
-    for a, until in zip(attempts, [*nexts, job.ended], strict=False):
-        t, attempt = _since(a, mark), a.epoch
+    for number, each in enumerate(attempts):
+        # Until the next one that was not asked for beside it.
+        until = next((b.times.planned for b in attempts[number + 1 :] if not b.ahead), job.ended)
+        a = replace(each, times=_since(each, mark))
+        t, attempt = a.times, a.epoch
         rows += _waited(job, attempt, mark, t.planned)
         submitting = t.submitting
         if submitting is None:
@@ -105,9 +106,14 @@ def _since(a: Allocation, mark: float) -> Times:
     if not a.ahead:
         return a.times
     t = a.times
-    submitting = None if t.submitting is None else max(mark, t.submitting)
-    running = None if t.running is None else max(mark, t.running)
-    return replace(t, planned=max(mark, t.planned), submitting=submitting, running=running)
+
+    def later(at: float | None) -> float | None:
+        return None if at is None else max(mark, at)
+
+    return replace(
+        t, planned=max(mark, t.planned), submitting=later(t.submitting), running=later(t.running),
+        ended=later(t.ended), collected=later(t.collected), since=max(mark, t.since),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
