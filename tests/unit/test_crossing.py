@@ -84,7 +84,9 @@ def test_what_does_not_fit_the_tables_goes_nowhere() -> None:
         ):  # fmt: skip
             crossing.take(wrong[0], wrong[1], b"x")
         crossing.take("b", note(2, 1, sent_by="e2"), b"x")  # to a site that is not connected
-        await settled(lambda: crossing.dropped == 8)
+        crossing.take("a", note() | {"network": []}, b"of no network: a site may say anything")
+        crossing.take("a", note() | {"source": {}}, b"of nobody")
+        await settled(lambda: crossing.dropped == 10)
         assert site.taken == []
 
     over(act)

@@ -42,8 +42,11 @@ class Crossing:
     def take(self, site: str, note: Mapping[str, Any], frames: bytes) -> None:
         """A relay's note FRAMES. One that does not fit the tables is dropped: a relay speaks for its own site alone."""
         network, source, destination = (note.get(name) for name in ("network", "source", "destination"))
-        to = self._members.get((network, destination))  # type: ignore[arg-type]
-        if to is None or self._members.get((network, source)) != (site, note.get("from")):  # type: ignore[arg-type]
+        if not (isinstance(network, int) and isinstance(source, int) and isinstance(destination, int)):
+            self.dropped += 1
+            return
+        to = self._members.get((network, destination))
+        if to is None or self._members.get((network, source)) != (site, note.get("from")):
             self.dropped += 1
             return
         queue = self._queues.setdefault(to[0], _Queue())

@@ -76,7 +76,8 @@ class InfrastructureJobs(GroupJobs):
             blueprint = self._blueprint(spec, title, standing)
             if standing is None:
                 return await self._create(request, blueprint, idempotency_key)
-            _, refused = differences(standing.blueprint.spec, spec)  # type: ignore[union-attr]
+            assert standing.blueprint is not None, "what is named so is an infrastructure"
+            _, refused = differences(standing.blueprint.spec, spec)
             if refused:
                 hint = (
                     f"`ghv delete {spec.name}`, wait for its end, and apply it again; or leave these fields as they are"
